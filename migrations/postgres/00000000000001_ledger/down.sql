@@ -1,0 +1,4 @@
+DROP TABLE points_probe;
+DROP TABLE points_balances;
+DROP TABLE points_adjustments;
+DROP TABLE points_credits;

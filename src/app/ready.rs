@@ -1,0 +1,61 @@
+//! The ledger at the start: waited for while it is down, given up where waiting cannot help.
+
+use super::{App, Pace};
+use crate::{
+    ledger::{Class, Guarded, LedgerError, SchemaState},
+    observe::events,
+    pipeline::ports::Dependency,
+};
+use anyhow::bail;
+
+impl App {
+    /// Returns when the ledger has answered and its schema is right.
+    pub(super) async fn ledger_ready(&self, pace: &mut Pace) -> anyhow::Result<()> {
+        loop {
+            match prepare(&self.ledger, self.settings.ledger.auto_migrate).await {
+                Ok(state) => {
+                    refuse_unless_current(&state)?;
+                    self.status.resume(Dependency::Ledger);
+                    pace.reset();
+                    return Ok(());
+                }
+                // A file that is no database, a schema that cannot be migrated: it will not pass.
+                Err(error) if error.class() == Class::Permanent => bail!("ledger: {error}"),
+                Err(error) => {
+                    self.status.pause(&error.into_outage());
+                    self.pause(pace).await;
+                }
+            }
+        }
+    }
+}
+
+/// Asks for the schema, brings it up to date where that is wanted, and proves that the ledger takes writes.
+pub async fn prepare(ledger: &Guarded, auto_migrate: bool) -> Result<SchemaState, LedgerError> {
+    let mut state = ledger.call(|ledger| ledger.schema()).await?;
+    if auto_migrate && matches!(state, SchemaState::Missing | SchemaState::Outdated(_)) {
+        let versions = ledger.call(|ledger| ledger.migrate()).await?;
+        events::Migrated { versions: &versions }.emit();
+        state = ledger.call(|ledger| ledger.schema()).await?;
+    }
+    if state == SchemaState::Current {
+        ledger.call(|ledger| ledger.probe()).await?;
+    }
+    Ok(state)
+}
+
+/// The same words wherever a schema is needed.
+pub fn refuse_unless_current(state: &SchemaState) -> anyhow::Result<()> {
+    match state {
+        SchemaState::Current => Ok(()),
+        SchemaState::Missing => bail!("ledger: there is no pointsd schema in this database; run `pointsd migrate`"),
+        SchemaState::Outdated(missing) => {
+            bail!("ledger: the schema is outdated (missing {}); run `pointsd migrate`", missing.join(", "))
+        }
+        SchemaState::Newer(unknown) => bail!(
+            "ledger: the schema is newer than this pointsd {} (it has {}); install the version that made it",
+            env!("CARGO_PKG_VERSION"),
+            unknown.join(", ")
+        ),
+    }
+}

@@ -1,0 +1,132 @@
+//! Connections, to the first node that takes one.
+
+use super::{BrokerError, STEP_TIMEOUT, told};
+use crate::config::{BrokerSettings, TlsFiles};
+use lapin::{
+    Connection, ConnectionProperties,
+    tcp::{OwnedIdentity, OwnedTLSConfig},
+    uri::{AMQPScheme, AMQPUri},
+};
+use std::{fmt, str::FromStr};
+
+/// Seconds between heartbeats unless the URL says otherwise: a node that vanished is noticed within two of them.
+const HEARTBEAT_SECONDS: u16 = 20;
+
+/// One node of the broker. It has a password: it prints as node and virtual host.
+#[derive(Clone)]
+pub struct BrokerUrl(AMQPUri);
+
+/// Why a text is no broker's URL. It does not repeat the text, which has a password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BrokerUrlError {
+    /// Another scheme.
+    #[error("must begin with amqp:// or amqps://, as in amqp://user:password@host:5672/%2f")]
+    Scheme,
+    /// No host.
+    #[error("names no host; must be as in amqp://user:password@host:5672/%2f")]
+    NoHost,
+    /// `amqp://h/` is the virtual host "", which is hardly ever meant.
+    #[error("names the virtual host \"\"; must end in /%2f for the default one, or /NAME")]
+    EmptyVhost,
+    /// Anything else.
+    #[error(
+        "is no AMQP URL ({0}); must be as in amqp://user:password@host:5672/%2f (special characters percent-encoded)"
+    )]
+    Other(String),
+}
+
+impl BrokerUrl {
+    /// Reads a URL of the form that RabbitMQ's "URI Specification" describes.
+    pub fn parse(text: &str) -> Result<Self, BrokerUrlError> {
+        if !text.starts_with("amqp://") && !text.starts_with("amqps://") {
+            return Err(BrokerUrlError::Scheme);
+        }
+        let url = url::Url::parse(text).map_err(|error| BrokerUrlError::Other(error.to_string()))?;
+        let host = url.host_str().filter(|host| !host.is_empty()).ok_or(BrokerUrlError::NoHost)?;
+        let mut uri = AMQPUri::from_str(text).map_err(BrokerUrlError::Other)?;
+        // lapin's parser takes an IPv6 address for localhost.
+        uri.authority.host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        if uri.vhost.is_empty() {
+            return Err(BrokerUrlError::EmptyVhost);
+        }
+        uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+        Ok(Self(uri))
+    }
+
+    /// Whether it is `amqps://`.
+    pub fn is_tls(&self) -> bool {
+        self.0.scheme == AMQPScheme::AMQPS
+    }
+}
+
+impl fmt::Display for BrokerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let AMQPUri { authority, vhost, .. } = &self.0;
+        write!(f, "{}:{} (vhost {vhost})", authority.host, authority.port)
+    }
+}
+
+impl fmt::Debug for BrokerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Connects to the first node that takes the connection; also tells which one it is. `purpose` is shown beside the
+/// connection in RabbitMQ's management.
+pub(super) async fn connect(settings: &BrokerSettings, purpose: &str) -> Result<(Connection, BrokerUrl), BrokerError> {
+    let mut failures = Vec::with_capacity(settings.urls.len());
+    for url in &settings.urls {
+        let properties = ConnectionProperties::default().with_connection_name(format!("pointsd {purpose}").into());
+        let runtime = lapin::runtime::default_runtime().map_err(|error| BrokerError::Connect(error.to_string()))?;
+        let connecting = Connection::connect_uri_with_config(url.0.clone(), properties, tls(&settings.tls), runtime);
+        match tokio::time::timeout(STEP_TIMEOUT, connecting).await {
+            Ok(Ok(connection)) => return Ok((connection, url.clone())),
+            Ok(Err(error)) => failures.push(format!("{url}: {}", told(&error))),
+            Err(_) => failures.push(format!("{url}: no answer within {STEP_TIMEOUT:?}")),
+        }
+    }
+    Err(BrokerError::Connect(failures.join("; ")))
+}
+
+fn tls(files: &TlsFiles) -> OwnedTLSConfig {
+    let identity = files.identity.as_ref();
+    OwnedTLSConfig {
+        identity: identity
+            .map(|identity| OwnedIdentity::PKCS8 { pem: identity.certificate.clone(), key: identity.key.clone() }),
+        cert_chain: files.ca.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_say_what_is_wrong_and_never_repeat_a_password() {
+        for (text, error) in [
+            ("http://h", BrokerUrlError::Scheme),
+            ("amqp://u:secret@/%2f", BrokerUrlError::NoHost),
+            ("amqp://h:5672/", BrokerUrlError::EmptyVhost),
+        ] {
+            let given = BrokerUrl::parse(text).unwrap_err();
+            assert!(given == error || text.contains("secret"), "{text}: {given}");
+            assert!(!given.to_string().contains("secret"), "{given}");
+        }
+        assert!(BrokerUrl::parse("amqp://u:secret@h:99999/%2f").unwrap_err().to_string().contains("port"));
+    }
+
+    #[test]
+    fn urls_print_without_user_and_password() {
+        for (text, shown) in [
+            ("amqp://u:secret@rabbit:5672/%2f", "rabbit:5672 (vhost /)"),
+            ("amqps://u:secret@rabbit/shop", "rabbit:5671 (vhost shop)"),
+            ("amqp://rabbit", "rabbit:5672 (vhost /)"),
+            ("amqp://u:secret@[::1]:5673/a%2fb", "::1:5673 (vhost a/b)"),
+            ("amqp://u:secret@127.0.0.1/%2f?heartbeat=5", "127.0.0.1:5672 (vhost /)"),
+        ] {
+            let url = BrokerUrl::parse(text).unwrap();
+            assert_eq!((url.to_string(), format!("{url:?}")), (shown.to_owned(), shown.to_owned()), "{text}");
+        }
+    }
+}

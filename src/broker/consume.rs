@@ -1,0 +1,231 @@
+//! Consuming with manual acknowledgement: natural batches in, prefixes of acknowledgements out.
+
+use super::{
+    BrokerError, STEP_TIMEOUT,
+    connect::{BrokerUrl, connect},
+    copy::{self, Marks},
+    publish::{Outgoing, Publisher},
+    topology::Topology,
+    within,
+};
+use crate::{
+    config::BrokerSettings,
+    domain::settlement::{Token, Tracker},
+    observe::events,
+    pipeline::ports::{DeadLetter, Decided, Deliveries, Message, Outage},
+};
+use async_trait::async_trait;
+use futures_util::{FutureExt, StreamExt};
+use lapin::{
+    Channel, Connection,
+    message::Delivery,
+    options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
+    types::FieldTable,
+};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+/// Our only consumer on its channel.
+const CONSUMER_TAG: &str = "pointsd";
+
+/// A delivery and the right to settle it.
+#[derive(Debug)]
+pub struct Delivered {
+    token: Token,
+    delivery: Delivery,
+}
+
+impl Message for Delivered {
+    fn body(&self) -> &[u8] {
+        &self.delivery.data
+    }
+
+    fn sent_at(&self) -> Option<SystemTime> {
+        let seconds = (*self.delivery.properties.timestamp())?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    }
+
+    fn label(&self) -> String {
+        // A message id is the producer's text: it may not break a log line.
+        let id = self.delivery.properties.message_id().as_ref().map_or("", |id| id.as_str());
+        id.chars().filter(|character| !character.is_control()).collect()
+    }
+}
+
+/// The consumed stream, and how it ended: its end is told once by lapin, and must be seen by every worker.
+struct Stream {
+    consumer: lapin::Consumer,
+    ended: Option<BrokerError>,
+}
+
+/// A session with the broker: consuming on one connection, parking on another. After any loss it is thrown away and
+/// opened anew.
+pub struct Consumer {
+    connection: Connection,
+    channel: Channel,
+    node: BrokerUrl,
+    queue: String,
+    dead_queue: String,
+    stream: tokio::sync::Mutex<Stream>,
+    tracker: Mutex<Tracker>,
+    /// Held while an acknowledgement is sent, so that prefixes leave in rising order.
+    acknowledging: tokio::sync::Mutex<()>,
+    publisher: Publisher,
+}
+
+impl Consumer {
+    /// Connects, declares (or requires) the topology and begins to consume the credit queue.
+    pub async fn open(settings: &BrokerSettings) -> Result<Self, BrokerError> {
+        let (connection, node) = connect(settings, "consumer").await?;
+        let topology = Topology::of(settings);
+        if settings.declare {
+            topology.declare_on(&connection).await?;
+        } else {
+            topology.require_on(&connection).await?;
+        }
+        let publisher = Publisher::open(settings).await?;
+        let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
+        // Before consuming: without it lapin's buffer has no bound. Per consumer, because a quorum queue refuses a
+        // limit for the whole channel.
+        let qos = channel.basic_qos(settings.prefetch, BasicQosOptions { global: false });
+        within(STEP_TIMEOUT, "basic.qos", qos).await?;
+        let mut tracker = Tracker::default();
+        tracker.channel_opened();
+        let consume = channel.basic_consume(
+            settings.credit_queue.as_str().into(),
+            CONSUMER_TAG.into(),
+            // Manual acknowledgement; shared with other daemons.
+            BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false },
+            FieldTable::default(),
+        );
+        let consumer = within(STEP_TIMEOUT, "basic.consume", consume).await?;
+        Ok(Self {
+            connection,
+            channel,
+            node,
+            queue: settings.credit_queue.clone(),
+            dead_queue: settings.dead_queue.clone(),
+            stream: tokio::sync::Mutex::new(Stream { consumer, ended: None }),
+            tracker: Mutex::new(tracker),
+            acknowledging: tokio::sync::Mutex::new(()),
+            publisher,
+        })
+    }
+
+    /// The node that it is connected to.
+    pub fn node(&self) -> &BrokerUrl {
+        &self.node
+    }
+
+    fn tracker(&self) -> MutexGuard<'_, Tracker> {
+        self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a delivery and takes it together with whatever else has arrived, up to `most`.
+    ///
+    /// Cancel safe: between taking a delivery and returning it nothing is awaited.
+    pub async fn next_batch(&self, most: usize) -> Result<Vec<Delivered>, BrokerError> {
+        let mut stream = self.stream.lock().await;
+        let first = stream.next().await?;
+        let mut batch = Vec::with_capacity(most.min(64));
+        let mut tracker = self.tracker();
+        let mut take = |delivery: Delivery| {
+            batch.push(Delivered { token: tracker.delivered(delivery.delivery_tag), delivery });
+            batch.len()
+        };
+        let mut taken = take(first);
+        while taken < most {
+            // Whatever ends the stream here is told to the next caller.
+            let Some(Ok(delivery)) = stream.next().now_or_never() else { break };
+            taken = take(delivery);
+        }
+        events::InFlight(tracker.in_flight()).emit();
+        Ok(batch)
+    }
+
+    /// Stops consuming and gives back whatever is not settled, one at a time: a requeue of many would count against
+    /// each of them at once. Returns how many. What cannot be given back is the broker's again when the channel ends.
+    pub async fn close(&self, unsettled: Vec<Delivered>) -> usize {
+        let given_back = tokio::time::timeout(STEP_TIMEOUT, self.give_back(unsettled)).await.unwrap_or(0);
+        self.publisher.close().await;
+        let _ = tokio::time::timeout(STEP_TIMEOUT, self.connection.close(200, "done".into())).await;
+        self.tracker().channel_opened();
+        events::InFlight(0).emit();
+        given_back
+    }
+
+    async fn give_back(&self, mut unsettled: Vec<Delivered>) -> usize {
+        if self.channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions { nowait: false }).await.is_err() {
+            return 0;
+        }
+        let mut stream = self.stream.lock().await;
+        while let Ok(delivery) = stream.next().await {
+            unsettled.push(Delivered { token: self.tracker().delivered(delivery.delivery_tag), delivery });
+        }
+        let _order = self.acknowledging.lock().await;
+        let mut given_back = 0;
+        for delivered in unsettled {
+            let Some(tag) = self.tracker().give_back(delivered.token) else { continue };
+            let nack = BasicNackOptions { multiple: false, requeue: true };
+            if self.channel.basic_nack(tag, nack).await.is_err() {
+                break;
+            }
+            given_back += 1;
+        }
+        given_back
+    }
+}
+
+impl Stream {
+    async fn next(&mut self) -> Result<Delivery, BrokerError> {
+        if let Some(ended) = &self.ended {
+            return Err(ended.clone());
+        }
+        let ended = match self.consumer.next().await {
+            Some(Ok(delivery)) => return Ok(delivery),
+            Some(Err(error)) => BrokerError::from(error),
+            None => BrokerError::Lost("the consumer was cancelled (its queue is gone, or a node left)".into()),
+        };
+        self.ended = Some(ended.clone());
+        Err(ended)
+    }
+}
+
+#[async_trait]
+impl Deliveries for Consumer {
+    type Message = Delivered;
+
+    async fn park(&self, dead_letters: &[DeadLetter<'_, Delivered>]) -> Result<(), Outage> {
+        let now = jiff::Timestamp::now().to_string();
+        let mut frame = self.publisher.header_frame();
+        let copies: Vec<Outgoing> = dead_letters
+            .iter()
+            .map(|dead_letter| {
+                let original = &dead_letter.message.delivery;
+                let marks = Marks::of(dead_letter, &self.queue, &now);
+                let properties = copy::parked(&original.properties, &marks, &mut frame);
+                Outgoing::to_queue(&self.dead_queue, &original.data, properties)
+            })
+            .collect();
+        self.publisher.publish(&copies).await.map_err(BrokerError::into_outage)
+    }
+
+    async fn settle(&self, done: Vec<Decided<Delivered>>) {
+        let _order = self.acknowledging.lock().await;
+        let prefix = {
+            let mut tracker = self.tracker();
+            for decided in done {
+                tracker.settle(decided.message.token);
+            }
+            events::InFlight(tracker.in_flight()).emit();
+            tracker.settled_prefix()
+        };
+        if let Some(tag) = prefix {
+            // A channel that does not take it has ended or will: the stream tells, and the messages come again.
+            let ack = self.channel.basic_ack(tag, BasicAckOptions { multiple: true });
+            let _ = tokio::time::timeout(STEP_TIMEOUT, ack).await;
+        }
+    }
+}

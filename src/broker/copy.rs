@@ -1,0 +1,278 @@
+//! The properties of a copy for the dead queue: the original's, less what the broker would act on, plus our own
+//! headers (`docs/headers.md` has the table).
+
+use crate::{domain::settlement::Reason, pipeline::ports::DeadLetter};
+use lapin::{
+    BasicProperties,
+    protocol::basic::gen_properties,
+    types::{AMQPValue, FieldTable, ShortString},
+};
+
+/// Persistent (AMQP 0-9-1, basic.delivery-mode): a copy survives a restart of the broker.
+pub(super) const PERSISTENT: u8 = 2;
+
+/// The most bytes of an error's text in a header.
+const MAX_ERROR_BYTES: usize = 1024;
+
+/// The same where little room is left: all our headers fit into the smallest frame that AMQP allows (4096 bytes).
+const SHORT_ERROR_BYTES: usize = 128;
+
+/// What surrounds the properties in a content header frame: frame header and end (8), class, weight, body size (12).
+const HEADER_FRAME_OVERHEAD: usize = 20;
+
+const SOURCE_QUEUE: &str = "x-pointsd-source-queue";
+const REASON: &str = "x-pointsd-reason";
+const ERROR: &str = "x-pointsd-error";
+const FIRST_FAILED_AT: &str = "x-pointsd-first-failed-at";
+const LEDGER_USER: &str = "x-pointsd-ledger-user";
+const LEDGER_POINTS: &str = "x-pointsd-ledger-points";
+const TRUNCATED: &str = "x-pointsd-truncated";
+
+/// Headers that the broker acts on: a kept `x-death` lets it drop the copy as a cycle, `CC` and `BCC` route it again.
+fn is_brokers(name: &str) -> bool {
+    matches!(name, "x-death" | "x-delivery-count" | "CC" | "BCC")
+        || name.starts_with("x-first-death-")
+        || name.starts_with("x-last-death-")
+}
+
+/// Our headers that belong to one stay in the dead queue; those of an earlier stay are out of date.
+fn is_of_one_stay(name: &str) -> bool {
+    matches!(name, SOURCE_QUEUE | REASON | ERROR | LEDGER_USER | LEDGER_POINTS | TRUNCATED)
+}
+
+/// What a copy says of the failure.
+pub(super) struct Marks<'a> {
+    pub(super) source_queue: &'a str,
+    pub(super) reason: Reason,
+    pub(super) error: &'a str,
+    /// RFC 3339.
+    pub(super) now: &'a str,
+    pub(super) ledger: Option<(&'a str, i64)>,
+}
+
+impl<'a> Marks<'a> {
+    pub(super) fn of<M>(dead_letter: &'a DeadLetter<'a, M>, source_queue: &'a str, now: &'a str) -> Self {
+        Self {
+            source_queue,
+            reason: dead_letter.reason,
+            error: &dead_letter.error,
+            now,
+            ledger: dead_letter.standing.map(|standing| (standing.user_id.as_str(), standing.points)),
+        }
+    }
+
+    fn headers(&self, max_error_bytes: usize) -> FieldTable {
+        let mut table = FieldTable::default();
+        let mut text = |name: &str, value: &str| {
+            table.insert(name.into(), AMQPValue::LongString(value.into()));
+        };
+        text(SOURCE_QUEUE, self.source_queue);
+        text(REASON, self.reason.label());
+        text(ERROR, at_most(self.error, max_error_bytes));
+        text(FIRST_FAILED_AT, self.now);
+        if let Some((user, points)) = self.ledger {
+            text(LEDGER_USER, user);
+            table.insert(LEDGER_POINTS.into(), AMQPValue::LongLongInt(points));
+        }
+        table
+    }
+}
+
+/// The beginning of a text, cut at a character.
+fn at_most(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
+}
+
+/// The properties of a copy that is parked. Where its content header would not fit into a `frame`
+/// (the broker closes the connection over one), foreign headers are left out and the copy says so.
+pub(super) fn parked(original: &BasicProperties, marks: &Marks<'_>, frame: &mut HeaderFrame) -> BasicProperties {
+    let foreign = original.headers().as_ref();
+    let kept = foreign.into_iter().flat_map(|table| table.inner());
+    let mut headers = FieldTable::default();
+    for (name, value) in kept.filter(|(name, _)| !is_brokers(name.as_str()) && !is_of_one_stay(name.as_str())) {
+        headers.insert(name.clone(), value.clone());
+    }
+    let first_failed_at = headers.inner().get(FIRST_FAILED_AT).cloned();
+    let own = |truncated: bool| {
+        let mut own = marks.headers(if truncated { SHORT_ERROR_BYTES } else { MAX_ERROR_BYTES });
+        if let Some(first) = first_failed_at.clone() {
+            own.insert(FIRST_FAILED_AT.into(), first);
+        }
+        if truncated {
+            own.insert(TRUNCATED.into(), AMQPValue::Boolean(true));
+        }
+        own
+    };
+    for (name, value) in own(false).inner() {
+        headers.insert(name.clone(), value.clone());
+    }
+    let whole = with_headers(original, headers);
+    if frame.fits(&whole) { whole } else { with_headers(original, own(true)) }
+}
+
+/// Every property but `expiration` (the copy would vanish) and `user_id` (the broker checks it against ours).
+fn with_headers(original: &BasicProperties, headers: FieldTable) -> BasicProperties {
+    type With = fn(BasicProperties, ShortString) -> BasicProperties;
+    let texts: [(&Option<ShortString>, With); 8] = [
+        (original.content_type(), BasicProperties::with_content_type),
+        (original.content_encoding(), BasicProperties::with_content_encoding),
+        (original.correlation_id(), BasicProperties::with_correlation_id),
+        (original.reply_to(), BasicProperties::with_reply_to),
+        (original.message_id(), BasicProperties::with_message_id),
+        (original.kind(), BasicProperties::with_type),
+        (original.app_id(), BasicProperties::with_app_id),
+        (original.cluster_id(), BasicProperties::with_cluster_id),
+    ];
+    let mut copy = BasicProperties::default().with_headers(headers).with_delivery_mode(PERSISTENT);
+    if let Some(priority) = original.priority() {
+        copy = copy.with_priority(*priority);
+    }
+    if let Some(timestamp) = original.timestamp() {
+        copy = copy.with_timestamp(*timestamp);
+    }
+    for (value, with) in texts {
+        if let Some(value) = value {
+            copy = with(copy, value.clone());
+        }
+    }
+    copy
+}
+
+/// Whether content headers stay within the negotiated frame size: tried by writing them into as much room.
+pub(super) struct HeaderFrame {
+    /// `None`: no limit.
+    room: Option<Vec<u8>>,
+}
+
+impl HeaderFrame {
+    /// For frames of at most `frame_max` bytes; 0 means no limit.
+    pub(super) fn of(frame_max: usize) -> Self {
+        Self { room: (frame_max > 0).then(|| vec![0; frame_max.saturating_sub(HEADER_FRAME_OVERHEAD)]) }
+    }
+
+    /// Whether these fit.
+    pub(super) fn fits(&mut self, properties: &BasicProperties) -> bool {
+        let Some(room) = &mut self.room else { return true };
+        cookie_factory::gen_simple(gen_properties(properties), std::io::Cursor::new(&mut room[..])).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRAME_MAX: usize = 131_072;
+
+    fn marks() -> Marks<'static> {
+        Marks {
+            source_queue: "q",
+            reason: Reason::Conflict,
+            error: "why",
+            now: "2026-01-01T00:00:00Z",
+            ledger: Some(("u", 7)),
+        }
+    }
+
+    fn text(value: &str) -> AMQPValue {
+        AMQPValue::LongString(value.into())
+    }
+
+    fn table(headers: &[(&str, AMQPValue)]) -> FieldTable {
+        let mut table = FieldTable::default();
+        for (name, value) in headers {
+            table.insert((*name).into(), value.clone());
+        }
+        table
+    }
+
+    #[test]
+    fn what_the_broker_acts_on_is_removed_and_the_rest_is_kept() {
+        let original = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_content_encoding("utf-8".into())
+            .with_correlation_id("c".into())
+            .with_reply_to("r".into())
+            .with_message_id("m".into())
+            .with_type("t".into())
+            .with_app_id("a".into())
+            .with_cluster_id("k".into())
+            .with_priority(3)
+            .with_timestamp(1_700_000_000)
+            .with_expiration("1000".into())
+            .with_user_id("guest".into())
+            .with_delivery_mode(1)
+            .with_headers(table(&[
+                ("x-death", AMQPValue::FieldArray(lapin::types::FieldArray::default())),
+                ("x-first-death-queue", text("q")),
+                ("x-last-death-reason", text("expired")),
+                ("x-delivery-count", AMQPValue::LongInt(3)),
+                ("CC", text("elsewhere")),
+                ("BCC", text("elsewhere")),
+                ("x-pointsd-reason", text("malformed")),
+                ("x-pointsd-ledger-user", text("stale")),
+                ("x-pointsd-requeue-id", text("r-1")),
+                ("x-pointsd-first-failed-at", text("2025-01-01T00:00:00Z")),
+                ("trace", text("t-1")),
+                ("n", AMQPValue::LongLongInt(5)),
+            ]));
+        let copy = parked(&original, &marks(), &mut HeaderFrame::of(FRAME_MAX));
+        let expected = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_content_encoding("utf-8".into())
+            .with_correlation_id("c".into())
+            .with_reply_to("r".into())
+            .with_message_id("m".into())
+            .with_type("t".into())
+            .with_app_id("a".into())
+            .with_cluster_id("k".into())
+            .with_priority(3)
+            .with_timestamp(1_700_000_000)
+            .with_delivery_mode(2)
+            .with_headers(table(&[
+                ("x-pointsd-source-queue", text("q")),
+                ("x-pointsd-reason", text("conflict")),
+                ("x-pointsd-error", text("why")),
+                ("x-pointsd-first-failed-at", text("2025-01-01T00:00:00Z")),
+                ("x-pointsd-ledger-user", text("u")),
+                ("x-pointsd-ledger-points", AMQPValue::LongLongInt(7)),
+                ("x-pointsd-requeue-id", text("r-1")),
+                ("trace", text("t-1")),
+                ("n", AMQPValue::LongLongInt(5)),
+            ]));
+        assert_eq!(copy, expected);
+    }
+
+    #[test]
+    fn headers_that_do_not_fit_are_dropped_and_the_copy_says_so() {
+        let long = "x".repeat(FRAME_MAX);
+        let original = BasicProperties::default().with_message_id("m".into()).with_headers(table(&[
+            ("trace", text(&long)),
+            ("x-pointsd-first-failed-at", text("2025-01-01T00:00:00Z")),
+        ]));
+        let copy = parked(&original, &marks(), &mut HeaderFrame::of(FRAME_MAX));
+        let headers = copy.headers().as_ref().unwrap();
+        assert!(!headers.contains_key("trace"));
+        assert_eq!(headers.inner().get("x-pointsd-truncated"), Some(&AMQPValue::Boolean(true)));
+        assert_eq!(headers.inner().get("x-pointsd-first-failed-at"), Some(&text("2025-01-01T00:00:00Z")));
+        assert_eq!(copy.message_id().as_ref().map(ShortString::as_str), Some("m"));
+        assert!(HeaderFrame::of(4096).fits(&copy), "our own headers fit into the smallest frame there is");
+    }
+
+    #[test]
+    fn a_header_frame_is_measured_to_the_byte() {
+        let of = |size: usize| BasicProperties::default().with_headers(table(&[("a", text(&"x".repeat(size)))]));
+        // Flags 2, table length 4, name 1 + 1, type 1, text length 4.
+        let rest = 2 + 4 + 2 + 1 + 4 + HEADER_FRAME_OVERHEAD;
+        assert!(HeaderFrame::of(4096).fits(&of(4096 - rest)));
+        assert!(!HeaderFrame::of(4096).fits(&of(4097 - rest)));
+    }
+
+    #[test]
+    fn errors_are_cut_at_a_character() {
+        let error = "支".repeat(1000);
+        let marks = Marks { error: &error, ..marks() };
+        let headers = marks.headers(MAX_ERROR_BYTES);
+        let AMQPValue::LongString(text) = &headers.inner()["x-pointsd-error"] else { panic!() };
+        assert_eq!(text.to_string(), "支".repeat(341));
+    }
+}

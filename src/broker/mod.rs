@@ -1,0 +1,104 @@
+//! RabbitMQ: connecting, the topology, consuming and publishing. Nothing outside this folder knows lapin.
+//!
+//! lapin's own recovery stays off: after any loss the whole session (connections, channels, consumer) is built again,
+//! because a channel that is half recovered can wait for ever (ADR 3).
+
+mod connect;
+mod consume;
+mod copy;
+mod publish;
+mod topology;
+
+pub use connect::{BrokerUrl, BrokerUrlError};
+pub use consume::{Consumer, Delivered};
+pub use publish::{Outgoing, Publisher};
+pub use topology::{Difference, QueueSpec, QueueType, Topology};
+
+use crate::pipeline::ports::{Dependency, Outage};
+use std::time::Duration;
+
+/// What can go wrong with the broker. Each of these is an outage: none is a message's fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BrokerError {
+    /// No node took the connection; what each said.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// A connection or channel ended.
+    #[error("lost: {0}")]
+    Lost(String),
+    /// A step was not answered in time.
+    #[error("no answer to {step} within {after:?}")]
+    Timeout {
+        /// Which.
+        step: &'static str,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// A queue or exchange is missing or different.
+    #[error("{0}")]
+    Topology(String),
+    /// A message that must reach a queue reached none.
+    #[error("{returned} of {sent} messages to {target} came back unroutable: {reason}")]
+    Unroutable {
+        /// How many came back.
+        returned: usize,
+        /// Of how many.
+        sent: usize,
+        /// Where to.
+        target: String,
+        /// What the broker says.
+        reason: String,
+    },
+    /// The broker refused to take responsibility for a message.
+    #[error("the broker did not take {nacked} of {sent} messages to {target}")]
+    Nacked {
+        /// How many.
+        nacked: usize,
+        /// Of how many.
+        sent: usize,
+        /// Where to.
+        target: String,
+    },
+    /// A message that cannot be sent at all.
+    #[error("{0}")]
+    Unsendable(String),
+}
+
+impl BrokerError {
+    /// As an outage.
+    pub fn into_outage(self) -> Outage {
+        Outage { dependency: Dependency::Broker, reason: self.to_string() }
+    }
+}
+
+impl From<lapin::Error> for BrokerError {
+    fn from(error: lapin::Error) -> Self {
+        Self::Lost(told(&error))
+    }
+}
+
+/// What the broker itself said, where it did; lapin's text otherwise.
+fn told(error: &lapin::Error) -> String {
+    match error.kind() {
+        lapin::ErrorKind::ProtocolError(amqp) => amqp.get_message().to_string(),
+        _ => error.to_string(),
+    }
+}
+
+/// Gives a step of the protocol its deadline: lapin has none of its own.
+async fn within<T, E: Into<BrokerError>>(
+    after: Duration,
+    step: &'static str,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, BrokerError> {
+    match tokio::time::timeout(after, work).await {
+        Ok(done) => done.map_err(Into::into),
+        Err(_) => Err(BrokerError::Timeout { step, after }),
+    }
+}
+
+/// For connecting, declaring, consuming and closing.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long publisher confirms are waited for: a quorum queue on a busy disk may take its time.
+pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);

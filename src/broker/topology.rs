@@ -1,0 +1,359 @@
+//! What must stand at the broker: an exchange, the credit queue, the dead queue. Printed, declared, checked.
+
+use super::{BrokerError, STEP_TIMEOUT, connect::connect, told, within};
+use crate::config::BrokerSettings;
+use lapin::{
+    Connection, ExchangeKind,
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable},
+};
+use serde::Serialize;
+
+/// The type of the queues that are declared (`broker.queue_type`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QueueType {
+    /// Replicated, for clusters; redelivery is counted and limited.
+    Quorum,
+    /// On one node.
+    Classic,
+}
+
+impl QueueType {
+    /// The value of `x-queue-type`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Quorum => "quorum",
+            Self::Classic => "classic",
+        }
+    }
+}
+
+/// An argument of a queue. Immutable once the queue exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Argument {
+    /// A text.
+    Text(String),
+    /// A number.
+    Number(i64),
+}
+
+/// A durable queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct QueueSpec {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub purpose: &'static str,
+    /// Its arguments, in order.
+    pub arguments: Vec<(&'static str, Argument)>,
+}
+
+/// Everything that is needed of the broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Topology {
+    /// The exchange that producers publish to: direct, durable.
+    pub exchange: String,
+    /// The queues.
+    pub queues: Vec<QueueSpec>,
+    /// The queue that is bound to the exchange, and with which key.
+    pub binding: (String, String),
+}
+
+/// Something that is not as [`Topology`] says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// The queue or exchange.
+    pub subject: String,
+    /// What is different, and what to do.
+    pub problem: String,
+    /// Whether the daemon works all the same: a queue that somebody else declared in his own way.
+    pub harmless: bool,
+}
+
+/// A dead queue is only browsed, and each look counts as a delivery: it must not be browsed to death.
+const DEAD_QUEUE_DELIVERY_LIMIT: i64 = 1_000_000;
+
+impl Topology {
+    /// From the configuration.
+    pub fn of(settings: &BrokerSettings) -> Self {
+        let text = |text: &str| Argument::Text(text.to_owned());
+        let queue_type = ("x-queue-type", text(settings.queue_type.as_str()));
+        let (credit_arguments, dead_arguments) = match settings.queue_type {
+            QueueType::Quorum => (
+                vec![
+                    queue_type.clone(),
+                    // Explicit, because the broker's default is none before 4.0 and 20 since.
+                    ("x-delivery-limit", Argument::Number(settings.delivery_limit)),
+                    // What reaches the limit goes to the dead queue through the default exchange, and is kept until
+                    // it is confirmed there; at-least-once asks for reject-publish (RabbitMQ, "Quorum Queues").
+                    ("x-dead-letter-exchange", text("")),
+                    ("x-dead-letter-routing-key", text(&settings.dead_queue)),
+                    ("x-dead-letter-strategy", text("at-least-once")),
+                    ("x-overflow", text("reject-publish")),
+                ],
+                vec![queue_type, ("x-delivery-limit", Argument::Number(DEAD_QUEUE_DELIVERY_LIMIT))],
+            ),
+            QueueType::Classic => (vec![queue_type.clone()], vec![queue_type]),
+        };
+        let queue = |name: &str, purpose, arguments| QueueSpec { name: name.to_owned(), purpose, arguments };
+        Self {
+            exchange: settings.exchange.clone(),
+            queues: vec![
+                queue(&settings.dead_queue, "parked for a person", dead_arguments),
+                queue(&settings.credit_queue, "points messages", credit_arguments),
+            ],
+            binding: (settings.credit_queue.clone(), settings.routing_key.clone()),
+        }
+    }
+
+    /// Declares everything: what is there already must be as it is here.
+    pub async fn declare(&self, settings: &BrokerSettings) -> Result<(), BrokerError> {
+        let (connection, _) = connect(settings, "topology").await?;
+        let declared = self.declare_on(&connection).await;
+        close(&connection).await;
+        declared
+    }
+
+    pub(super) async fn declare_on(&self, connection: &Connection) -> Result<(), BrokerError> {
+        let exchange = declare_exchange(connection, &self.exchange, false).await;
+        exchange.map_err(|error| BrokerError::Topology(explain_exchange(&self.exchange, &error)))?;
+        for queue in &self.queues {
+            let declared = declare_queue(connection, queue, false).await;
+            declared.map_err(|error| BrokerError::Topology(explain_queue(queue, &error)))?;
+        }
+        let (queue, key) = &self.binding;
+        let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
+        let bind = channel.queue_bind(
+            queue.as_str().into(),
+            self.exchange.as_str().into(),
+            key.as_str().into(),
+            QueueBindOptions { nowait: false },
+            FieldTable::default(),
+        );
+        within(STEP_TIMEOUT, "queue.bind", bind).await?;
+        Ok(())
+    }
+
+    /// That the queues are there, whatever they are like: enough to consume and to park.
+    pub(super) async fn require_on(&self, connection: &Connection) -> Result<(), BrokerError> {
+        let mut missing = Vec::new();
+        for queue in &self.queues {
+            match declare_queue(connection, queue, true).await {
+                Ok(()) => {}
+                Err(Failure::Broker(text)) if text.starts_with("NOT_FOUND") => missing.push(queue.name.as_str()),
+                Err(failure) => return Err(BrokerError::Topology(explain_queue(queue, &failure))),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(BrokerError::Topology(format!(
+            "missing at the broker, and broker.declare is false: queue {} \
+             (`pointsd topology print` shows what is needed)",
+            missing.join(", queue ")
+        )))
+    }
+
+    /// Compares the broker with this, changing nothing: first by passive declares, then, of what is there, by
+    /// declaring it as it should be, which the broker refuses with the argument that differs.
+    pub async fn check(&self, settings: &BrokerSettings) -> Result<Vec<Difference>, BrokerError> {
+        let (connection, _) = connect(settings, "topology").await?;
+        let mut differences = Vec::new();
+        let mut differ = |subject: String, problem: String, harmless: bool| {
+            differences.push(Difference { subject, problem, harmless });
+        };
+        let subject = format!("exchange {}", self.exchange);
+        match declare_exchange(&connection, &self.exchange, true).await {
+            Err(failure) => differ(subject, failure.into_broker(explain_missing)?, false),
+            Ok(()) => {
+                if let Err(failure) = declare_exchange(&connection, &self.exchange, false).await {
+                    let problem =
+                        failure.into_broker(|text| explain_exchange(&self.exchange, &Failure::Broker(text)))?;
+                    differ(subject, problem, !settings.declare);
+                }
+            }
+        }
+        for queue in &self.queues {
+            let subject = format!("queue {}", queue.name);
+            match declare_queue(&connection, queue, true).await {
+                Err(failure) => differ(subject, failure.into_broker(explain_missing)?, false),
+                Ok(()) => {
+                    if let Err(failure) = declare_queue(&connection, queue, false).await {
+                        let problem = failure.into_broker(|text| explain_queue(queue, &Failure::Broker(text)))?;
+                        differ(subject, problem, !settings.declare);
+                    }
+                }
+            }
+        }
+        close(&connection).await;
+        Ok(differences)
+    }
+}
+
+/// Why a declaration failed: the broker's word, or no word.
+#[derive(Debug)]
+enum Failure {
+    Broker(String),
+    Other(BrokerError),
+}
+
+impl Failure {
+    fn into_broker(self, explain: impl FnOnce(String) -> String) -> Result<String, BrokerError> {
+        match self {
+            Self::Broker(text) => Ok(explain(text)),
+            Self::Other(error) => Err(error),
+        }
+    }
+}
+
+impl From<lapin::Error> for Failure {
+    fn from(error: lapin::Error) -> Self {
+        match error.kind() {
+            lapin::ErrorKind::ProtocolError(_) => Self::Broker(told(&error)),
+            _ => Self::Other(error.into()),
+        }
+    }
+}
+
+/// On a channel of its own, because a refusal closes the channel.
+async fn on_channel<T>(
+    connection: &Connection,
+    step: &'static str,
+    work: impl AsyncFnOnce(&lapin::Channel) -> lapin::Result<T>,
+) -> Result<(), Failure> {
+    let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await.map_err(Failure::Other)?;
+    match tokio::time::timeout(STEP_TIMEOUT, work(&channel)).await {
+        Ok(done) => done.map(|_| ()).map_err(Failure::from),
+        Err(_) => Err(Failure::Other(BrokerError::Timeout { step, after: STEP_TIMEOUT })),
+    }
+}
+
+async fn declare_exchange(connection: &Connection, name: &str, passive: bool) -> Result<(), Failure> {
+    on_channel(connection, "exchange.declare", async |channel| {
+        let options =
+            ExchangeDeclareOptions { passive, durable: true, auto_delete: false, internal: false, nowait: false };
+        channel.exchange_declare(name.into(), ExchangeKind::Direct, options, FieldTable::default()).await
+    })
+    .await
+}
+
+async fn declare_queue(connection: &Connection, queue: &QueueSpec, passive: bool) -> Result<(), Failure> {
+    on_channel(connection, "queue.declare", async |channel| {
+        // Exclusive or auto-deleted queues would lose what they hold with their connection.
+        let options =
+            QueueDeclareOptions { passive, durable: true, exclusive: false, auto_delete: false, nowait: false };
+        channel.queue_declare(queue.name.as_str().into(), options, table(&queue.arguments)).await
+    })
+    .await
+}
+
+fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, argument) in arguments {
+        let value = match argument {
+            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
+            Argument::Number(number) => AMQPValue::LongLongInt(*number),
+        };
+        table.insert((*name).into(), value);
+    }
+    table
+}
+
+async fn close(connection: &Connection) {
+    // A connection that does not close in order is closed by being dropped.
+    let _ = tokio::time::timeout(STEP_TIMEOUT, connection.close(200, "done".into())).await;
+}
+
+fn explain_missing(text: String) -> String {
+    if text.starts_with("NOT_FOUND") { "is missing; `pointsd topology declare` makes it".to_owned() } else { text }
+}
+
+fn explain_exchange(name: &str, failure: &Failure) -> String {
+    match failure {
+        Failure::Other(error) => error.to_string(),
+        Failure::Broker(text) => match Inequivalence::parse(text) {
+            Some(Inequivalence { argument, wanted, found }) => format!(
+                "exchange {name} exists with another {argument}: {found} there, {wanted} here; name another one in \
+                 broker.exchange, or set broker.declare = false to use it as it is"
+            ),
+            None => format!("exchange {name}: {text}"),
+        },
+    }
+}
+
+fn explain_queue(queue: &QueueSpec, failure: &Failure) -> String {
+    let name = &queue.name;
+    let text = match failure {
+        Failure::Other(error) => return error.to_string(),
+        Failure::Broker(text) => text,
+    };
+    match Inequivalence::parse(text) {
+        Some(Inequivalence { argument, wanted, found }) if argument == "x-delivery-limit" => format!(
+            "queue {name} exists with another x-delivery-limit: {found} there, {wanted} here; with a lower limit \
+             (none means 20 since RabbitMQ 4.0) messages leave it after few redeliveries: set broker.delivery_limit, \
+             make the queue anew, or set broker.declare = false to use it as it is"
+        ),
+        Some(Inequivalence { argument, wanted, found }) => format!(
+            "queue {name} exists with another {argument}: {found} there, {wanted} here; arguments of a queue cannot be \
+             changed: make the queue anew, name another one, or set broker.declare = false to use it as it is"
+        ),
+        None => format!("queue {name}: {text}"),
+    }
+}
+
+/// What the broker says of a declaration that does not fit: "PRECONDITION_FAILED - inequivalent arg 'x-queue-type'
+/// for queue 'q' in vhost '/': received 'quorum' but current is 'classic'".
+struct Inequivalence<'a> {
+    argument: &'a str,
+    wanted: String,
+    found: String,
+}
+
+impl<'a> Inequivalence<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let (_, rest) = text.split_once("inequivalent arg '")?;
+        let (argument, rest) = rest.split_once('\'')?;
+        let (_, rest) = rest.split_once(": received ")?;
+        let (wanted, found) = rest.split_once(" but current is ")?;
+        let plain = |value: &str| {
+            let value = value.trim_start_matches("the value ").split(" of type ").next().unwrap_or(value);
+            value.trim_matches('\'').to_owned()
+        };
+        Some(Self { argument, wanted: plain(wanted), found: plain(found) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_brokers_refusals_are_understood() {
+        for (text, argument, wanted, found) in [
+            (
+                "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received 'quorum' but current is 'classic'",
+                "x-queue-type",
+                "quorum",
+                "classic",
+            ),
+            (
+                "PRECONDITION_FAILED - inequivalent arg 'x-delivery-limit' for queue 'q' in vhost '/': received the value '1000' of type 'signedint' but current is none",
+                "x-delivery-limit",
+                "1000",
+                "none",
+            ),
+            (
+                "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'",
+                "durable",
+                "true",
+                "false",
+            ),
+        ] {
+            let told = Inequivalence::parse(text).unwrap();
+            assert_eq!((told.argument, told.wanted.as_str(), told.found.as_str()), (argument, wanted, found));
+        }
+        assert!(Inequivalence::parse("NOT_FOUND - no queue 'q' in vhost '/'").is_none());
+    }
+}

@@ -1,0 +1,141 @@
+//! The command line: one file a subcommand.
+
+mod balance;
+mod check_config;
+mod input;
+mod migrate;
+mod output;
+mod payment;
+mod publish;
+mod replay;
+mod run;
+mod topology;
+mod verify;
+
+use crate::{
+    app,
+    config::{ConfigError, LedgerSettings, Settings},
+    ledger::{self, Access, Guarded, Ledger},
+};
+use clap::{Parser, Subcommand};
+use output::Output;
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+/// How a command ended: its exit status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    /// Done.
+    Done = 0,
+    /// Failed, or something was found that must not be.
+    Failed = 1,
+    /// The command line or the configuration is wrong.
+    Usage = 2,
+}
+
+/// Credits loyalty points from RabbitMQ payment messages, once per payment.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Every setting of the configuration can also be given as an environment variable: POINTSD_LEDGER__URL \
+                  for `url` in [ledger].\n\nExit status: 0 done; 1 failed; 2 wrong usage or configuration."
+)]
+struct Cli {
+    /// The configuration; without it ./pointsd.toml, else /etc/pointsd/pointsd.toml, else the defaults.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon: take messages from the credit queue and credit them, until a signal stops it.
+    Run,
+    /// Credit recorded messages straight into the ledger, without a broker.
+    ///
+    /// Each line goes the way that a message from the queue goes. Crediting a file twice changes nothing the second
+    /// time. Exit status 1 when a line was malformed, conflicting or rejected.
+    Replay(replay::Arguments),
+    /// Publish recorded messages to the exchange, each confirmed by the broker.
+    Publish(publish::Arguments),
+    /// Bring the ledger's schema up to date.
+    Migrate(Json),
+    /// Check the whole configuration and print what is in force, without secrets.
+    CheckConfig(Json),
+    /// Show, make or compare the exchange and queues that are needed at the broker.
+    Topology(topology::Arguments),
+    /// Print a user's points; 0 for a user that is not known.
+    Balance(balance::Arguments),
+    /// Print everything known about a payment. Exit status 1 when nothing is.
+    Payment(payment::Arguments),
+    /// Prove that the ledger is right: every balance is the sum of its entries. Exit status 1 when one is not.
+    Verify(Json),
+}
+
+/// For commands that print data and take nothing else.
+#[derive(Debug, clap::Args)]
+struct Json {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the program; the exit status is the only result.
+pub fn main() -> ExitCode {
+    // Once a process, before anything connects. A second call (a test's) finds it done.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let cli = Cli::parse();
+    let mut output = Output::default();
+    let exit = match dispatch(cli, &mut output) {
+        Ok(exit) => exit,
+        Err(error) => {
+            output.complain(&format!("{error:#}"));
+            if error.is::<ConfigError>() || error.is::<UsageError>() { Exit::Usage } else { Exit::Failed }
+        }
+    };
+    ExitCode::from(exit as u8)
+}
+
+/// The command line asks for something that cannot be.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct UsageError(String);
+
+fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
+    let settings = Settings::load(cli.config.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let done = runtime.block_on(async {
+        match cli.command {
+            Command::Run => run::run(settings).await,
+            Command::Replay(arguments) => replay::run(settings, &arguments, output).await,
+            Command::Publish(arguments) => publish::run(&settings, &arguments, output).await,
+            Command::Migrate(json) => migrate::run(&settings, json.json, output).await,
+            Command::CheckConfig(json) => check_config::run(&settings, json.json, output),
+            Command::Topology(arguments) => topology::run(&settings, &arguments, output).await,
+            Command::Balance(arguments) => balance::run(&settings, &arguments, output).await,
+            Command::Payment(arguments) => payment::run(&settings, &arguments, output).await,
+            Command::Verify(json) => verify::run(&settings, json.json, output).await,
+        }
+    });
+    // A thread that hangs in the database does not hold up the exit.
+    runtime.shutdown_background();
+    done
+}
+
+/// A ledger for a command that only reads, beside a daemon that may be writing.
+async fn reading(settings: &LedgerSettings) -> anyhow::Result<Guarded> {
+    let ledger = guarded(settings, Access::Read);
+    let state = ledger.call(|ledger| ledger.schema()).await.map_err(ledger_error)?;
+    app::refuse_unless_current(&state)?;
+    Ok(ledger)
+}
+
+fn guarded(settings: &LedgerSettings, access: Access) -> Guarded {
+    let options = ledger::Options { pool_size: settings.pool_size, timeout: settings.timeout, access };
+    let url = settings.url.clone();
+    Guarded::new(move || -> Arc<dyn Ledger> { ledger::open(&url, options) }, settings.timeout)
+}
+
+fn ledger_error(error: ledger::LedgerError) -> anyhow::Error {
+    anyhow::Error::new(error).context("ledger")
+}

@@ -1,0 +1,26 @@
+//! What commands print: data to standard output, everything else to standard error.
+
+use serde::Serialize;
+use std::io::{self, Write};
+
+/// Where a command prints to.
+#[derive(Debug, Default)]
+pub(super) struct Output(());
+
+impl Output {
+    /// A line of data.
+    pub(super) fn line(&mut self, text: &str) -> io::Result<()> {
+        writeln!(io::stdout(), "{text}")
+    }
+
+    /// Data as JSON.
+    pub(super) fn json(&mut self, data: &impl Serialize) -> anyhow::Result<()> {
+        let text = serde_json::to_string_pretty(data)?;
+        Ok(self.line(&text)?)
+    }
+
+    /// A line for the person. When standard error is gone there is nobody to tell.
+    pub(super) fn complain(&mut self, text: &str) {
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+}

@@ -1,0 +1,95 @@
+//! `pointsd publish FILE`
+
+use super::{Exit, Output, input::Input};
+use crate::{
+    broker::{BrokerError, Outgoing, Publisher},
+    config::Settings,
+    recorded::Line,
+};
+use anyhow::Context as _;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Messages that are read, sent and confirmed together.
+const CHUNK: usize = 500;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// JSON Lines, one message a line; - is standard input.
+    file: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What became of the lines.
+#[derive(Debug, Default, Serialize)]
+struct Account {
+    published: u64,
+    bad_lines: Vec<BadLine>,
+}
+
+#[derive(Debug, Serialize)]
+struct BadLine {
+    line: u64,
+    error: String,
+}
+
+pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
+    let mut input = Input::open(&arguments.file)?;
+    let publisher = Publisher::open(&settings.broker).await.context("broker")?;
+    let mut account = Account::default();
+    let stopped = loop {
+        let lines = input.lines(CHUNK)?;
+        let Some((first, last)) = lines.first().zip(lines.last()).map(|(first, last)| (first.number, last.number))
+        else {
+            break None;
+        };
+        let mut messages = Vec::with_capacity(lines.len());
+        for line in lines {
+            let number = line.number;
+            match outgoing(settings, line) {
+                Ok(message) => messages.push(message),
+                Err(error) => account.bad_lines.push(BadLine { line: number, error }),
+            }
+        }
+        match publisher.publish(&messages).await {
+            Ok(()) => account.published += messages.len() as u64,
+            Err(error) => break Some((first, last, error)),
+        }
+    };
+    input.finish();
+    publisher.close().await;
+    account.print(arguments.json, output)?;
+    if let Some((first, last, error)) = stopped {
+        let hint = match error {
+            BrokerError::Unroutable { .. } => "; no queue is bound there: `pointsd topology declare` makes ours",
+            _ => "",
+        };
+        return Err(error).with_context(|| {
+            format!("stopped: lines {first} to {last} are not all confirmed, the lines before them are{hint}")
+        });
+    }
+    Ok(if account.bad_lines.is_empty() { Exit::Done } else { Exit::Failed })
+}
+
+fn outgoing(settings: &Settings, line: Line) -> Result<Outgoing, String> {
+    let recorded = line.message.map_err(|error| error.to_string())?;
+    let routing_key = recorded.routing_key.as_deref().unwrap_or(&settings.broker.routing_key);
+    let message_id = recorded.message_id.as_deref();
+    let exchange = &settings.broker.exchange;
+    Outgoing::new(exchange, routing_key, recorded.body, message_id, &recorded.headers)
+        .map_err(|error| error.to_string())
+}
+
+impl Account {
+    fn print(&self, json: bool, output: &mut Output) -> anyhow::Result<()> {
+        if json {
+            return output.json(self);
+        }
+        for BadLine { line, error } in &self.bad_lines {
+            output.line(&format!("line {line}: not published: {error}"))?;
+        }
+        Ok(output.line(&format!("published {}, all confirmed", self.published))?)
+    }
+}

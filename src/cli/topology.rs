@@ -1,0 +1,72 @@
+//! `pointsd topology [print|declare|check]`
+
+use super::{Exit, Output};
+use crate::{
+    broker::{QueueSpec, Topology},
+    config::Settings,
+};
+use anyhow::Context as _;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    action: Option<Action>,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::Subcommand)]
+enum Action {
+    /// Show what is needed, without asking the broker (the default).
+    Print,
+    /// Make what is missing.
+    Declare,
+    /// Compare the broker with what is needed, changing nothing. Exit status 1 when something is missing or different.
+    Check,
+}
+
+pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
+    let topology = Topology::of(&settings.broker);
+    match arguments.action.unwrap_or(Action::Print) {
+        Action::Print => print(&topology, arguments.json, output),
+        Action::Declare => {
+            topology.declare(&settings.broker).await.context("broker")?;
+            print(&topology, arguments.json, output)
+        }
+        Action::Check => {
+            let differences = topology.check(&settings.broker).await.context("broker")?;
+            if arguments.json {
+                output.json(&differences)?;
+            } else {
+                for difference in &differences {
+                    let kind = if difference.harmless { "note" } else { "difference" };
+                    output.line(&format!("{kind}: {}: {}", difference.subject, difference.problem))?;
+                }
+                if differences.is_empty() {
+                    output.line("the exchange and the queues are as configured")?;
+                }
+                output.line("not checked, because AMQP does not show them: bindings and policies")?;
+            }
+            let harmless = differences.iter().all(|difference| difference.harmless);
+            Ok(if harmless { Exit::Done } else { Exit::Failed })
+        }
+    }
+}
+
+fn print(topology: &Topology, json: bool, output: &mut Output) -> anyhow::Result<Exit> {
+    if json {
+        output.json(topology)?;
+        return Ok(Exit::Done);
+    }
+    output.line(&format!("exchange {}: direct, durable", topology.exchange))?;
+    for QueueSpec { name, purpose, arguments } in &topology.queues {
+        output.line(&format!("queue {name}: durable; {purpose}"))?;
+        for (argument, value) in arguments {
+            output.line(&format!("    {argument} = {}", serde_json::to_string(value)?))?;
+        }
+    }
+    let (queue, key) = &topology.binding;
+    output.line(&format!("binding: exchange {} -> queue {queue}, key {key}", topology.exchange))?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,32 @@
+//! `pointsd verify`
+
+use super::{Exit, Output, ledger_error, reading};
+use crate::{
+    config::Settings,
+    ledger::{self, Access, Options},
+};
+
+pub(super) async fn run(settings: &Settings, json: bool, output: &mut Output) -> anyhow::Result<Exit> {
+    // That it is there and answers is asked with a deadline; the proof itself reads everything and has none.
+    reading(&settings.ledger).await?;
+    let options = Options { pool_size: 1, timeout: settings.ledger.timeout, access: Access::Read };
+    let ledger = ledger::open(&settings.ledger.url, options);
+    let report = tokio::task::spawn_blocking(move || ledger.verify()).await?.map_err(ledger_error)?;
+    if json {
+        output.json(&report)?;
+    } else {
+        for finding in &report.findings {
+            output.line(&format!("{}: must be {}, is {}", finding.subject, finding.expected, finding.found))?;
+        }
+        let verdict = match report.violations {
+            0 => "the ledger is right".to_owned(),
+            1 => "1 violation".to_owned(),
+            many => format!("{many} violations"),
+        };
+        output.line(&format!(
+            "{} credits, {} adjustments, {} users, {} points: {verdict}",
+            report.credits, report.adjustments, report.users, report.points
+        ))?;
+    }
+    Ok(if report.violations == 0 { Exit::Done } else { Exit::Failed })
+}

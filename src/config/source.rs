@@ -1,0 +1,388 @@
+//! Where settings come from: a TOML file below, environment variables above it, defaults under both. Every fault is
+//! kept with its place, so that all of them are told at once.
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use toml::{
+    Value,
+    de::{DeTable, DeValue},
+};
+
+/// The prefix of our environment variables: `POINTSD_LEDGER__URL` is `ledger.url`.
+const PREFIX: &str = "POINTSD_";
+
+/// Where a value was given.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Origin {
+    /// Nowhere in particular: the combination of several values, or the file as a whole.
+    Whole,
+    File {
+        name: String,
+        line: usize,
+    },
+    Environment {
+        variable: String,
+    },
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole => f.write_str("configuration"),
+            Self::File { name, line } => write!(f, "{name}:{line}"),
+            Self::Environment { variable } => write!(f, "environment variable {variable}"),
+        }
+    }
+}
+
+/// Something wrong with the configuration: where, what, and what would be right. It has no secret in it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fault {
+    origin: Origin,
+    text: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.origin, self.text)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Given {
+    origin: Origin,
+    value: Raw,
+}
+
+/// A value before it has a type.
+#[derive(Debug, Clone)]
+pub(super) enum Raw {
+    /// Of the file.
+    Toml(Value),
+    /// Of the environment: text, or TOML syntax where the setting is a list.
+    Text(String),
+}
+
+impl Raw {
+    /// For an error message.
+    fn shown(&self) -> String {
+        match self {
+            Self::Toml(value) => value.to_string(),
+            Self::Text(text) => format!("{text:?}"),
+        }
+    }
+}
+
+/// The type of a setting.
+pub(super) trait Setting: Sized {
+    /// What would be right, for an error message.
+    const WANTED: &'static str;
+    /// `None` when it is something else.
+    fn read(raw: &Raw) -> Option<Self>;
+    /// As `check-config` prints it.
+    fn show(&self) -> Value;
+}
+
+impl Setting for String {
+    const WANTED: &'static str = "a string";
+    fn read(raw: &Raw) -> Option<Self> {
+        match raw {
+            Raw::Toml(value) => value.as_str().map(str::to_owned),
+            Raw::Text(text) => Some(text.clone()),
+        }
+    }
+    fn show(&self) -> Value {
+        Value::String(self.clone())
+    }
+}
+
+impl Setting for i64 {
+    const WANTED: &'static str = "a whole number";
+    fn read(raw: &Raw) -> Option<Self> {
+        match raw {
+            Raw::Toml(value) => value.as_integer(),
+            Raw::Text(text) => text.trim().replace('_', "").parse().ok(),
+        }
+    }
+    fn show(&self) -> Value {
+        Value::Integer(*self)
+    }
+}
+
+impl Setting for bool {
+    const WANTED: &'static str = "true or false";
+    fn read(raw: &Raw) -> Option<Self> {
+        match raw {
+            Raw::Toml(value) => value.as_bool(),
+            Raw::Text(text) => text.trim().parse().ok(),
+        }
+    }
+    fn show(&self) -> Value {
+        Value::Boolean(*self)
+    }
+}
+
+impl Setting for Vec<String> {
+    const WANTED: &'static str = "a list of strings, as in [\"a\", \"b\"]";
+    fn read(raw: &Raw) -> Option<Self> {
+        let value = match raw {
+            Raw::Toml(value) => value.clone(),
+            Raw::Text(text) => toml::from_str::<toml::Table>(&format!("list = {text}")).ok()?.remove("list")?,
+        };
+        value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
+    }
+    fn show(&self) -> Value {
+        Value::Array(self.iter().map(Setting::show).collect())
+    }
+}
+
+impl Setting for Duration {
+    const WANTED: &'static str = "a duration, as in \"500ms\", \"25s\" or \"2m\"";
+    fn read(raw: &Raw) -> Option<Self> {
+        humantime::parse_duration(&String::read(raw)?).ok()
+    }
+    fn show(&self) -> Value {
+        Value::String(humantime::format_duration(*self).to_string().replace(' ', ""))
+    }
+}
+
+impl Setting for PathBuf {
+    const WANTED: &'static str = "a file's path";
+    fn read(raw: &Raw) -> Option<Self> {
+        String::read(raw).map(Self::from)
+    }
+    fn show(&self) -> Value {
+        Value::String(self.display().to_string())
+    }
+}
+
+impl Setting for SocketAddr {
+    const WANTED: &'static str = "an address and a port, as in \"127.0.0.1:9187\" or \"[::1]:9187\"";
+    fn read(raw: &Raw) -> Option<Self> {
+        String::read(raw)?.parse().ok()
+    }
+    fn show(&self) -> Value {
+        Value::String(self.to_string())
+    }
+}
+
+/// Settings on their way from text to types. Each key is taken once; what is left over is unknown.
+pub(super) struct Reader {
+    given: BTreeMap<String, Given>,
+    known: Vec<String>,
+    effective: BTreeMap<String, Value>,
+    faults: Vec<Fault>,
+}
+
+impl Reader {
+    /// Reads a file's text and the environment, whose variables win.
+    pub(super) fn new(file: Option<(&str, &str)>, environment: impl IntoIterator<Item = (String, String)>) -> Self {
+        let mut reader =
+            Self { given: BTreeMap::new(), known: Vec::new(), effective: BTreeMap::new(), faults: Vec::new() };
+        if let Some((name, text)) = file {
+            reader.read_file(name, text);
+        }
+        for (variable, value) in environment {
+            if let Some(name) = variable.strip_prefix(PREFIX) {
+                let key = name.to_lowercase().replace("__", ".");
+                let origin = Origin::Environment { variable: variable.clone() };
+                // Of `x` and `x_file` the environment's one stands for both.
+                let twin = key.strip_suffix("_file").map_or_else(|| format!("{key}_file"), str::to_owned);
+                if matches!(reader.given.get(&twin), Some(Given { origin: Origin::File { .. }, .. })) {
+                    reader.given.remove(&twin);
+                }
+                reader.given.insert(key, Given { origin, value: Raw::Text(value) });
+            }
+        }
+        reader
+    }
+
+    fn read_file(&mut self, name: &str, text: &str) {
+        let line = |offset: usize| 1 + text[..offset.min(text.len())].matches('\n').count();
+        let origin = |offset| Origin::File { name: name.to_owned(), line: line(offset) };
+        let (table, errors) = DeTable::parse_recoverable(text);
+        for error in errors {
+            let origin = origin(error.span().map_or(0, |span| span.start));
+            self.faults.push(Fault { origin, text: format!("not TOML: {}", error.message().replace('\n', " ")) });
+        }
+        self.flatten(table.get_ref(), "", &origin);
+    }
+
+    fn flatten(&mut self, table: &DeTable<'_>, prefix: &str, origin: &impl Fn(usize) -> Origin) {
+        for (key, value) in table {
+            let path = format!("{prefix}{}", key.get_ref());
+            let origin_here = origin(key.span().start);
+            match value.get_ref() {
+                DeValue::Table(inner) if !inner.is_empty() => self.flatten(inner, &format!("{path}."), origin),
+                DeValue::Table(_) => {
+                    // An empty section says nothing, but its name must be right.
+                    self.given.insert(
+                        path,
+                        Given { origin: origin_here, value: Raw::Toml(Value::Table(toml::Table::new())) },
+                    );
+                }
+                other => match Value::try_from(DeValueText(other)) {
+                    Ok(value) => {
+                        self.given.insert(path, Given { origin: origin_here, value: Raw::Toml(value) });
+                    }
+                    Err(_) => self.faults.push(Fault { origin: origin_here, text: format!("{path}: cannot be read") }),
+                },
+            }
+        }
+    }
+
+    fn fault_at(&mut self, origin: Origin, text: String) {
+        self.faults.push(Fault { origin, text });
+    }
+
+    /// A fault of a key that was taken, or of a combination.
+    pub(super) fn fault(&mut self, key: &str, text: impl fmt::Display) {
+        let origin = self.given.get(key).map_or(Origin::Whole, |given| given.origin.clone());
+        self.fault_at(origin, format!("{key}: {text}"));
+    }
+
+    /// Whether a key is given anywhere.
+    pub(super) fn is_given(&self, key: &str) -> bool {
+        self.given.contains_key(key)
+    }
+
+    /// A setting that may be absent.
+    pub(super) fn optional<T: Setting>(&mut self, key: &str) -> Option<T> {
+        let value = self.read(key, None, Raw::shown);
+        if let Some(value) = &value {
+            self.effective.insert(key.to_owned(), T::show(value));
+        }
+        value
+    }
+
+    /// A setting with a default.
+    pub(super) fn setting<T: Setting>(&mut self, key: &str, default: T) -> T {
+        self.checked(key, default, "", |_| true)
+    }
+
+    /// A setting with a default and a rule; `wanted` says what would be right.
+    pub(super) fn checked<T: Setting>(&mut self, key: &str, default: T, wanted: &str, rule: impl Fn(&T) -> bool) -> T {
+        let wanted = (!wanted.is_empty()).then_some(wanted);
+        let value = match self.read::<T>(key, wanted, Raw::shown) {
+            Some(value) if rule(&value) => value,
+            Some(value) => {
+                self.fault(key, format!("given {}; must be {}", value.show(), wanted.unwrap_or(T::WANTED)));
+                default
+            }
+            None => default,
+        };
+        self.effective.insert(key.to_owned(), value.show());
+        value
+    }
+
+    /// A secret, given as it is under `key` or as a file's name under `key_file`. `mask` makes it printable.
+    /// With what was given, so that it can be told where a fault lies.
+    pub(super) fn secret<T: Setting + Lines>(&mut self, key: &str, mask: impl Fn(&T) -> T) -> Option<(String, T)> {
+        let file_key = format!("{key}_file");
+        let inline = self.read::<T>(key, None, |_| "a value that is not shown".to_owned());
+        let file = self.optional::<PathBuf>(&file_key);
+        if self.is_given(key) && self.is_given(&file_key) {
+            self.fault(&file_key, format!("given together with {key}; must be one of them"));
+        }
+        let (key, secret) = match (inline, file) {
+            (Some(secret), _) => (key.to_owned(), secret),
+            (None, Some(file)) => match std::fs::read_to_string(&file) {
+                Ok(text) => (file_key, T::of_lines(&text)),
+                Err(error) => {
+                    self.fault(&file_key, format!("{} cannot be read: {error}", file.display()));
+                    return None;
+                }
+            },
+            (None, None) => return None,
+        };
+        if !self.is_given(&format!("{key}_file")) && !key.ends_with("_file") {
+            self.effective.insert(key.clone(), mask(&secret).show());
+        }
+        Some((key, secret))
+    }
+
+    fn read<T: Setting>(&mut self, key: &str, wanted: Option<&str>, shown: impl Fn(&Raw) -> String) -> Option<T> {
+        self.known.push(key.to_owned());
+        let given = self.given.get(key)?;
+        let value = T::read(&given.value);
+        if value.is_none() {
+            let text = format!("given {}; must be {}", shown(&given.value), wanted.unwrap_or(T::WANTED));
+            self.fault(key, text);
+        }
+        value
+    }
+
+    /// What `check-config` prints.
+    pub(super) fn show(&mut self, key: &str, value: Value) {
+        self.effective.insert(key.to_owned(), value);
+    }
+
+    /// All faults, or the effective values by key.
+    pub(super) fn finish(mut self) -> Result<BTreeMap<String, Value>, Vec<Fault>> {
+        for (key, given) in &self.given {
+            let section = format!("{key}.");
+            let is_section = self.known.iter().any(|known| known.starts_with(&section));
+            let empty = matches!(&given.value, Raw::Toml(Value::Table(table)) if table.is_empty());
+            if self.known.contains(key) || (is_section && empty) {
+                continue;
+            }
+            let text = if is_section {
+                format!("{key}: is a section; must be written as [{key}] with its keys below")
+            } else {
+                let nearest = self
+                    .known
+                    .iter()
+                    .max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)));
+                let hint = nearest
+                    .filter(|nearest| strsim::jaro_winkler(nearest, key) > 0.85)
+                    .map_or_else(String::new, |nearest| format!("; did you mean {nearest}?"));
+                format!("{key}: unknown key{hint}")
+            };
+            self.faults.push(Fault { origin: given.origin.clone(), text });
+        }
+        self.faults.sort();
+        self.faults.dedup();
+        if self.faults.is_empty() { Ok(self.effective) } else { Err(self.faults) }
+    }
+}
+
+/// A secret that a file holds.
+pub(super) trait Lines {
+    /// From the file's text, without its final newline.
+    fn of_lines(text: &str) -> Self;
+}
+
+impl Lines for String {
+    fn of_lines(text: &str) -> Self {
+        text.trim().to_owned()
+    }
+}
+
+impl Lines for Vec<String> {
+    fn of_lines(text: &str) -> Self {
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    }
+}
+
+/// Turns a value with spans into one without.
+struct DeValueText<'a, 'b>(&'a DeValue<'b>);
+
+impl serde::Serialize for DeValueText<'_, '_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::Error as _;
+        match self.0 {
+            DeValue::String(text) => serializer.serialize_str(text),
+            DeValue::Integer(number) => {
+                let digits = number.as_str();
+                let parsed = i64::from_str_radix(digits, number.radix()).map_err(S::Error::custom)?;
+                serializer.serialize_i64(parsed)
+            }
+            DeValue::Float(number) => serializer.serialize_f64(number.as_str().parse().map_err(S::Error::custom)?),
+            DeValue::Boolean(flag) => serializer.serialize_bool(*flag),
+            DeValue::Datetime(time) => time.serialize(serializer),
+            DeValue::Array(items) => serializer.collect_seq(items.iter().map(|item| DeValueText(item.get_ref()))),
+            DeValue::Table(table) => {
+                serializer.collect_map(table.iter().map(|(key, value)| (key.get_ref(), DeValueText(value.get_ref()))))
+            }
+        }
+    }
+}

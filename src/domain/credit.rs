@@ -1,0 +1,191 @@
+//! A credit, and what becomes of it: the table of outcomes (`docs/outcomes.md`).
+
+use super::{
+    ids::{PaymentId, UserId},
+    message::Malformed,
+    settlement::{Reason, Settlement},
+};
+
+/// The highest `message.max_points` that can be configured.
+///
+/// A whole batch ([`MAX_BATCH`] credits) of that size stays so far below the range of a balance that adding it up
+/// cannot overflow 64 bits before the ledger's own check refuses it.
+pub const MAX_POINTS_LIMIT: i64 = 1_000_000_000_000;
+
+/// The most credits one transaction may hold.
+pub const MAX_BATCH: usize = 10_000;
+
+/// The largest balance, and by its negative the smallest, that the ledger accepts. A constraint of the schema.
+pub const MAX_BALANCE: i64 = 9_000_000_000_000_000_000;
+
+/// A positive number of points, at most [`MAX_POINTS_LIMIT`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Points(i64);
+
+impl Points {
+    /// `None` when `points` is not within 1 to `max`, or `max` is above [`MAX_POINTS_LIMIT`] and `points` too.
+    pub fn new(points: i64, max: i64) -> Option<Self> {
+        (1..=max.min(MAX_POINTS_LIMIT)).contains(&points).then_some(Self(points))
+    }
+
+    /// The number.
+    pub fn get(self) -> i64 {
+        self.0
+    }
+}
+
+/// What a message asks for: `points` for `user_id`, because of `payment_id`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credit {
+    /// The payment: credited at most once, for ever.
+    pub payment_id: PaymentId,
+    /// Who gets the points.
+    pub user_id: UserId,
+    /// How many.
+    pub points: Points,
+}
+
+/// The version of a payment that stands in the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Whose credit it is.
+    pub user_id: String,
+    /// How many points it gave.
+    pub points: i64,
+}
+
+/// What the ledger says of one credit of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The payment was new and is credited now.
+    Credited,
+    /// The same payment, user and points stand there already.
+    Duplicate,
+    /// The payment stands there with another user or other points.
+    Conflict(Standing),
+}
+
+impl Verdict {
+    /// Compares a credit with what stands in the ledger under its payment id: a duplicate is found by comparing,
+    /// never assumed from a key that exists.
+    pub fn of_existing(given: &Credit, standing: &Standing) -> Self {
+        if given.user_id.as_str() == standing.user_id && given.points.get() == standing.points {
+            Self::Duplicate
+        } else {
+            Self::Conflict(standing.clone())
+        }
+    }
+}
+
+/// What became of one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// New payment id: credited.
+    Credited,
+    /// Same payment id, user and points as in the ledger.
+    Duplicate,
+    /// Same payment id, another user or other points: both versions are kept.
+    Conflict(Standing),
+    /// No credit can be read from the body.
+    Malformed(Malformed),
+    /// The ledger refuses this one message for good; why.
+    Rejected(String),
+}
+
+impl From<Verdict> for Outcome {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Credited => Self::Credited,
+            Verdict::Duplicate => Self::Duplicate,
+            Verdict::Conflict(standing) => Self::Conflict(standing),
+        }
+    }
+}
+
+impl Outcome {
+    /// Every label, in the order in which people want to read them.
+    pub const LABELS: [&'static str; 5] = ["credited", "duplicate", "conflict", "malformed", "rejected"];
+
+    /// The outcome's name in metrics, logs and counts: one of [`Outcome::LABELS`].
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Credited => "credited",
+            Self::Duplicate => "duplicate",
+            Self::Conflict(_) => "conflict",
+            Self::Malformed(_) => "malformed",
+            Self::Rejected(_) => "rejected",
+        }
+    }
+
+    /// How the message is settled: the whole table.
+    pub fn settlement(&self) -> Settlement {
+        match self {
+            Self::Credited | Self::Duplicate => Settlement::Ack,
+            Self::Conflict(_) => Settlement::Park(Reason::Conflict),
+            Self::Malformed(_) => Settlement::Park(Reason::Malformed),
+            Self::Rejected(_) => Settlement::Park(Reason::Rejected),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::message::{Field, Problem};
+
+    fn credit(user: &str, points: i64) -> Credit {
+        Credit {
+            payment_id: PaymentId::new("p").unwrap(),
+            user_id: UserId::new(user).unwrap(),
+            points: Points::new(points, MAX_POINTS_LIMIT).unwrap(),
+        }
+    }
+
+    #[test]
+    fn an_existing_payment_is_compared_field_by_field() {
+        let standing = Standing { user_id: "u".into(), points: 5 };
+        let conflict = Verdict::Conflict(standing.clone());
+        for (given, expected) in [
+            (credit("u", 5), Verdict::Duplicate),
+            (credit("v", 5), conflict.clone()),
+            (credit("u", 6), conflict.clone()),
+            (credit("U", 5), conflict),
+        ] {
+            assert_eq!(Verdict::of_existing(&given, &standing), expected, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn each_outcome_has_its_label_and_its_settlement() {
+        let standing = Standing { user_id: "u".into(), points: 5 };
+        let malformed = Malformed { field: Field::Body, problem: Problem::NotAnObject };
+        let table = [
+            (Outcome::Credited, "credited", Settlement::Ack),
+            (Outcome::Duplicate, "duplicate", Settlement::Ack),
+            (Outcome::Conflict(standing), "conflict", Settlement::Park(Reason::Conflict)),
+            (Outcome::Malformed(malformed), "malformed", Settlement::Park(Reason::Malformed)),
+            (Outcome::Rejected("no".into()), "rejected", Settlement::Park(Reason::Rejected)),
+        ];
+        for ((outcome, label, settlement), listed) in table.iter().zip(Outcome::LABELS) {
+            assert_eq!(outcome.label(), *label);
+            assert_eq!(outcome.label(), listed);
+            assert_eq!(outcome.settlement(), *settlement);
+        }
+    }
+
+    #[test]
+    fn points_keep_their_bounds() {
+        for (points, max, ok) in [
+            (1, 1, true),
+            (0, 10, false),
+            (-1, 10, false),
+            (11, 10, false),
+            (MAX_POINTS_LIMIT, i64::MAX, true),
+            (MAX_POINTS_LIMIT + 1, i64::MAX, false),
+        ] {
+            assert_eq!(Points::new(points, max).is_some(), ok, "{points} of {max}");
+        }
+        let whole_batch = MAX_POINTS_LIMIT * i64::try_from(MAX_BATCH).unwrap();
+        assert!(MAX_BALANCE.checked_add(whole_batch).is_some(), "a batch cannot overflow before the check");
+    }
+}

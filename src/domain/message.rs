@@ -1,0 +1,471 @@
+//! From a body to a credit: the wire format (`docs/messages.md`), exact and total.
+//!
+//! The body is read in one pass that copies nothing but the identifiers. Numbers are taken by their text, so an
+//! identifier of twenty digits keeps them all. Errors name the field and what would be right, never the content.
+
+use super::{
+    credit::{Credit, Points},
+    ids::{IdError, PaymentId, UserId},
+};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use std::fmt;
+
+/// A part of a message that an error can name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    /// The body as a whole.
+    Body,
+    /// `paymentId` or `payment_id`.
+    PaymentId,
+    /// `userId` or `user_id`.
+    UserId,
+    /// `integral` or `points`.
+    Points,
+}
+
+impl Field {
+    /// The fields that are looked for, in the order in which they are reported.
+    const WANTED: [Self; 3] = [Self::PaymentId, Self::UserId, Self::Points];
+
+    /// The accepted spellings at the top of a body, the first one being the field's name in errors.
+    pub fn spellings(self) -> &'static [&'static str] {
+        match self {
+            Self::Body => &["body"],
+            Self::PaymentId => &["paymentId", "payment_id"],
+            Self::UserId => &["userId", "user_id"],
+            Self::Points => &["integral", "points"],
+        }
+    }
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.spellings()[0])
+    }
+}
+
+/// What is wrong with a field.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// More bytes than `message.max_body_bytes`.
+    #[error("has {bytes} bytes; at most {max} are taken")]
+    TooLarge {
+        /// The body's size.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// Not UTF-8.
+    #[error("is not UTF-8 from byte {at} on")]
+    NotUtf8 {
+        /// The first byte that is not.
+        at: usize,
+    },
+    /// Not JSON; the parser's description has a position, and nothing of the content.
+    #[error("is not JSON: {0}")]
+    NotJson(String),
+    /// JSON, but no object.
+    #[error("is JSON but not an object")]
+    NotAnObject,
+    /// The field is not there.
+    #[error("is missing")]
+    Missing,
+    /// The field is there more than once, in one spelling or both.
+    #[error("is given twice")]
+    GivenTwice,
+    /// Another JSON type than the field has.
+    #[error("is {given}; must be {wanted}")]
+    WrongType {
+        /// The JSON type that stands there.
+        given: &'static str,
+        /// What would be right.
+        wanted: &'static str,
+    },
+    /// A string whose escapes mean no Unicode text.
+    #[error("is a string with an invalid escape; must be Unicode text")]
+    BadEscape,
+    /// No identifier.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// A whole number outside 1 to the limit.
+    #[error("is out of range; must be 1 to {max}")]
+    OutOfRange {
+        /// `message.max_points`.
+        max: i64,
+    },
+}
+
+/// Why no credit can be read from a body. Its text goes into headers and logs: it never quotes the body.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field} {problem}")]
+pub struct Malformed {
+    /// Where.
+    pub field: Field,
+    /// What, and what would be right.
+    pub problem: Problem,
+}
+
+impl Malformed {
+    fn new(field: Field, problem: impl Into<Problem>) -> Self {
+        Self { field, problem: problem.into() }
+    }
+}
+
+const ID_TYPES: &str = "a string or an integer";
+const POINTS_TYPES: &str = "an integer";
+
+/// How bodies look and what they may hold: `[message]` of the configuration.
+#[derive(Debug, Clone)]
+pub struct Format {
+    /// Where the fields are.
+    pub shape: Shape,
+    /// Larger bodies are malformed. Bytes.
+    pub max_body_bytes: usize,
+    /// More points in one message are malformed.
+    pub max_points: i64,
+}
+
+impl Format {
+    /// Reads one body.
+    pub fn parse(&self, body: &[u8]) -> Result<Credit, Malformed> {
+        let found = self.find(body)?;
+        let [payment_id, user_id, points] = found.values;
+        Ok(Credit {
+            payment_id: identifier(Field::PaymentId, payment_id, PaymentId::new)?,
+            user_id: identifier(Field::UserId, user_id, UserId::new)?,
+            points: self.points(points)?,
+        })
+    }
+
+    fn find<'b>(&self, body: &'b [u8]) -> Result<Found<'b>, Malformed> {
+        let malformed = |problem| Err(Malformed::new(Field::Body, problem));
+        if body.len() > self.max_body_bytes {
+            return malformed(Problem::TooLarge { bytes: body.len(), max: self.max_body_bytes });
+        }
+        let text = match std::str::from_utf8(body) {
+            Ok(text) => text,
+            Err(error) => return malformed(Problem::NotUtf8 { at: error.valid_up_to() }),
+        };
+        let mut found = Found::default();
+        let mut json = serde_json::Deserializer::from_str(text);
+        let read = Visit { node: &self.shape.root, found: &mut found }.deserialize(&mut json).and_then(|()| json.end());
+        if let Err(error) = read {
+            // Only the parser itself fails here, with a fixed phrase and a position: the visitor takes any type.
+            return malformed(Problem::NotJson(error.to_string()));
+        }
+        if !found.is_object {
+            return malformed(Problem::NotAnObject);
+        }
+        match found.given_twice {
+            Some(field) => Err(Malformed::new(field, Problem::GivenTwice)),
+            None => Ok(found),
+        }
+    }
+
+    fn points(&self, value: Option<&RawValue>) -> Result<Points, Malformed> {
+        let malformed = |problem| Malformed::new(Field::Points, problem);
+        let text = value.ok_or_else(|| malformed(Problem::Missing))?.get();
+        if !is_integer(text) {
+            return Err(malformed(Problem::WrongType { given: json_type(text), wanted: POINTS_TYPES }));
+        }
+        // Too long for 64 bits is as much out of range as zero is.
+        let number = text.parse::<i64>().ok();
+        number
+            .and_then(|number| Points::new(number, self.max_points))
+            .ok_or_else(|| malformed(Problem::OutOfRange { max: self.max_points }))
+    }
+}
+
+/// An identifier from its JSON text: a string's content, or an integer's digits as they stand.
+fn identifier<T>(
+    field: Field,
+    value: Option<&RawValue>,
+    new: impl Fn(&str) -> Result<T, IdError>,
+) -> Result<T, Malformed> {
+    let malformed = |problem| Malformed::new(field, problem);
+    let text = value.ok_or_else(|| malformed(Problem::Missing))?.get();
+    let checked = |id: &str| new(id).map_err(|error| Malformed::new(field, error));
+    if let Some(inner) = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        if !inner.contains('\\') {
+            return checked(inner);
+        }
+        let unescaped = serde_json::from_str::<String>(text).map_err(|_| malformed(Problem::BadEscape))?;
+        return checked(&unescaped);
+    }
+    match text {
+        "-0" => checked("0"),
+        _ if is_integer(text) => checked(text),
+        _ => Err(malformed(Problem::WrongType { given: json_type(text), wanted: ID_TYPES })),
+    }
+}
+
+/// Whether a JSON text is a number without fraction and exponent.
+fn is_integer(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// What a valid JSON text is, as a person would say it.
+fn json_type(text: &str) -> &'static str {
+    match text.as_bytes().first() {
+        Some(b'"') => "a string",
+        Some(b'{') => "an object",
+        Some(b'[') => "an array",
+        Some(b't' | b'f') => "a boolean",
+        Some(b'n') => "null",
+        _ if is_integer(text) => "an integer",
+        _ => "a number with a fraction or an exponent",
+    }
+}
+
+/// Where the fields stand in a body.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    root: Node,
+}
+
+/// One step of the way to the fields: an object (or array) that is entered, or a field itself.
+#[derive(Debug, Clone, Default)]
+struct Node {
+    /// Of the whole shape, counted; the bit in [`Found::seen`].
+    number: u32,
+    children: Vec<(String, Node)>,
+    field: Option<Field>,
+}
+
+/// Why a set of JSON Pointers is no shape.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ShapeError {
+    /// Not the form of RFC 6901.
+    #[error("must be a JSON Pointer such as \"/data/order/id\" (RFC 6901), at most 8 levels deep")]
+    NotAPointer,
+    /// Two fields at one place, or one inside the other.
+    #[error("points at or into the place of another field")]
+    Overlap,
+}
+
+impl Default for Shape {
+    /// The three fields at the top of the object, in either spelling.
+    fn default() -> Self {
+        Self::new([None, None, None]).unwrap_or(Self { root: Node::default() })
+    }
+}
+
+impl Shape {
+    /// The most levels a pointer may have.
+    const MAX_DEPTH: usize = 8;
+
+    /// A shape with the fields (payment, user, points) where the JSON Pointers say, or, without one, at the top in
+    /// either spelling. The error tells which of the three is wrong.
+    pub fn new(pointers: [Option<&str>; 3]) -> Result<Self, (Field, ShapeError)> {
+        let mut shape = Self { root: Node::default() };
+        let mut count = 0;
+        for (field, pointer) in Field::WANTED.into_iter().zip(pointers) {
+            match pointer {
+                Some(pointer) => {
+                    let path = Self::path(pointer).map_err(|error| (field, error))?;
+                    shape.root.place(&path, field, &mut count).map_err(|error| (field, error))?;
+                }
+                None => {
+                    for name in field.spellings() {
+                        let path = [(*name).to_owned()];
+                        shape.root.place(&path, field, &mut count).map_err(|error| (field, error))?;
+                    }
+                }
+            }
+        }
+        Ok(shape)
+    }
+
+    fn path(pointer: &str) -> Result<Vec<String>, ShapeError> {
+        let rest = pointer.strip_prefix('/').ok_or(ShapeError::NotAPointer)?;
+        let mut path = Vec::new();
+        for part in rest.split('/') {
+            let unescaped = part.replace("~1", "/").replace("~0", "~");
+            if part.replace("~0", "").replace("~1", "").contains('~') {
+                return Err(ShapeError::NotAPointer);
+            }
+            path.push(unescaped);
+        }
+        if path.len() > Self::MAX_DEPTH { Err(ShapeError::NotAPointer) } else { Ok(path) }
+    }
+}
+
+impl Node {
+    fn place(&mut self, path: &[String], field: Field, count: &mut u32) -> Result<(), ShapeError> {
+        let Some((name, rest)) = path.split_first() else {
+            if !self.children.is_empty() || self.field.is_some() {
+                return Err(ShapeError::Overlap);
+            }
+            self.field = Some(field);
+            return Ok(());
+        };
+        if self.field.is_some() {
+            return Err(ShapeError::Overlap);
+        }
+        let index = match self.children.iter().position(|(key, _)| key == name) {
+            Some(index) => index,
+            None => {
+                *count += 1;
+                self.children.push((name.clone(), Self { number: *count, ..Self::default() }));
+                self.children.len() - 1
+            }
+        };
+        self.children[index].1.place(rest, field, count)
+    }
+
+    fn child(&self, key: &str) -> Option<&Self> {
+        self.children.iter().find(|(name, _)| name == key).map(|(_, node)| node)
+    }
+
+    /// The field that stands here, or the first one below.
+    fn first_field(&self) -> Field {
+        self.field.or_else(|| self.children.first().map(|(_, child)| child.first_field())).unwrap_or(Field::Body)
+    }
+}
+
+/// What one pass over a body has found.
+#[derive(Default)]
+struct Found<'b> {
+    is_object: bool,
+    /// The JSON texts of the fields, in the order of [`Field::WANTED`].
+    values: [Option<&'b RawValue>; 3],
+    given_twice: Option<Field>,
+    /// The nodes met so far, a bit each: 3 pointers of at most 8 levels, or 6 spellings, fit.
+    seen: u64,
+}
+
+impl<'b> Found<'b> {
+    fn meet(&mut self, node: &Node) {
+        let bit = 1_u64 << node.number;
+        if self.seen & bit != 0 && self.given_twice.is_none() {
+            self.given_twice = Some(node.first_field());
+        }
+        self.seen |= bit;
+    }
+
+    fn keep(&mut self, field: Field, value: &'b RawValue) {
+        for (wanted, slot) in Field::WANTED.into_iter().zip(&mut self.values) {
+            // In two spellings, or in two objects of the same name: given twice.
+            if wanted == field && slot.replace(value).is_some() {
+                self.given_twice.get_or_insert(field);
+            }
+        }
+    }
+}
+
+/// Enters one JSON value on the way to the fields. A value of another type than the way needs is passed over: the
+/// fields below it are then missing.
+struct Visit<'s, 'f, 'b> {
+    node: &'s Node,
+    found: &'f mut Found<'b>,
+}
+
+impl<'b> DeserializeSeed<'b> for Visit<'_, '_, 'b> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'b>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'b> Visitor<'b> for Visit<'_, '_, 'b> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON value")
+    }
+
+    fn visit_map<A: MapAccess<'b>>(self, mut map: A) -> Result<(), A::Error> {
+        let Self { node, found } = self;
+        found.is_object |= node.number == 0;
+        while let Some(child) = map.next_key_seed(Key(node))? {
+            let Some(child) = child else {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            found.meet(child);
+            match child.field {
+                Some(field) => found.keep(field, map.next_value::<&'b RawValue>()?),
+                None => map.next_value_seed(Visit { node: child, found: &mut *found })?,
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'b>>(self, mut seq: A) -> Result<(), A::Error> {
+        let Self { node, found } = self;
+        let mut index = 0_usize;
+        loop {
+            let more = match node.child(&index.to_string()) {
+                None => seq.next_element::<IgnoredAny>()?.is_some(),
+                Some(child) => match child.field {
+                    Some(field) => {
+                        let value = seq.next_element::<&'b RawValue>()?;
+                        if let Some(value) = value {
+                            found.keep(field, value);
+                        }
+                        value.is_some()
+                    }
+                    None => seq.next_element_seed(Visit { node: child, found: &mut *found })?.is_some(),
+                },
+            };
+            if !more {
+                return Ok(());
+            }
+            index += 1;
+        }
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+/// Reads an object's key and looks it up, without keeping the key.
+struct Key<'s>(&'s Node);
+
+impl<'b, 's> DeserializeSeed<'b> for Key<'s> {
+    type Value = Option<&'s Node>;
+
+    fn deserialize<D: Deserializer<'b>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'s> Visitor<'_> for Key<'s> {
+    type Value = Option<&'s Node>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(self.0.child(key))
+    }
+}
+
+#[cfg(test)]
+#[path = "message_tests.rs"]
+mod tests;

@@ -1,0 +1,6 @@
+//! The decisions, pure: no I/O, no clock, no async, no database, no broker (`tests/tidy.rs` holds that).
+
+pub mod credit;
+pub mod ids;
+pub mod message;
+pub mod settlement;

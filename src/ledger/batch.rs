@@ -1,0 +1,67 @@
+//! What both databases need of a batch: each payment id once, in key order, and the way back to one verdict a message.
+
+use super::LedgerError;
+use crate::domain::credit::{Credit, Standing, Verdict};
+use std::collections::HashMap;
+
+/// A batch in the order in which its rows are written.
+pub(super) struct Sorted<'a> {
+    batch: &'a [Credit],
+    /// Indices into the batch, by payment id and then by position.
+    by_payment: Vec<usize>,
+}
+
+impl<'a> Sorted<'a> {
+    pub(super) fn new(batch: &'a [Credit]) -> Self {
+        let mut by_payment: Vec<usize> = (0..batch.len()).collect();
+        by_payment.sort_by(|a, b| batch[*a].payment_id.cmp(&batch[*b].payment_id));
+        Self { batch, by_payment }
+    }
+
+    /// The first credit of each payment id, by payment id.
+    pub(super) fn firsts(&self) -> impl Iterator<Item = &'a Credit> {
+        let mut previous: Option<&str> = None;
+        self.by_payment.iter().filter_map(move |index| {
+            let credit = &self.batch[*index];
+            let payment = credit.payment_id.as_str();
+            (previous.replace(payment) != Some(payment)).then_some(credit)
+        })
+    }
+
+    /// One verdict a credit, in the batch's own order.
+    ///
+    /// `inserted` are the payment ids of this batch that were new, `standing` what the ledger has under the others.
+    pub(super) fn verdicts(
+        &self,
+        mut inserted: impl FnMut(&str) -> bool,
+        standing: &HashMap<String, Standing>,
+    ) -> Result<Vec<Verdict>, LedgerError> {
+        let mut verdicts = vec![Verdict::Credited; self.batch.len()];
+        let mut first: Option<(&Credit, bool)> = None;
+        for index in &self.by_payment {
+            let credit = &self.batch[*index];
+            let (same, new) = match first {
+                Some((same, new)) if same.payment_id == credit.payment_id => (same, new),
+                _ => {
+                    let new = inserted(credit.payment_id.as_str());
+                    first = Some((credit, new));
+                    if new {
+                        continue;
+                    }
+                    (credit, false)
+                }
+            };
+            verdicts[*index] = if new {
+                let standing = Standing { user_id: same.user_id.to_string(), points: same.points.get() };
+                Verdict::of_existing(credit, &standing)
+            } else {
+                // No entry is ever deleted, so a payment id that was not new must be there.
+                let standing = standing.get(credit.payment_id.as_str()).ok_or_else(|| {
+                    LedgerError::Database(format!("payment {} vanished from the ledger", credit.payment_id))
+                })?;
+                Verdict::of_existing(credit, standing)
+            };
+        }
+        Ok(verdicts)
+    }
+}

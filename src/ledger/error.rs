@@ -1,0 +1,183 @@
+//! What can go wrong with the ledger, and whose fault it is.
+
+use crate::pipeline::ports::{CommitError, Dependency, Outage};
+use diesel::result::{ConnectionError, DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError};
+use std::time::Duration;
+
+/// An error of the ledger. No text in it has a password or a message's body.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LedgerError {
+    /// No connection, or it was lost.
+    #[error("not reachable: {0}")]
+    Unreachable(String),
+    /// It did not answer in time; the connection and its thread were abandoned.
+    #[error("no answer within {0:?} (ledger.timeout)")]
+    Deadline(Duration),
+    /// It takes no writes now.
+    #[error("read-only: {0}")]
+    ReadOnly(String),
+    /// There is no room for writes.
+    #[error("no space left: {0}")]
+    Full(String),
+    /// A constraint of the schema forbids the write, now and later.
+    #[error("{0}")]
+    Refused(String),
+    /// Anything else that the database says: a deadlock, a busy file, a statement that was cancelled, …
+    #[error("{0}")]
+    Database(String),
+    /// The code that talks to it panicked.
+    #[error("internal error: {0}")]
+    Panicked(String),
+}
+
+/// Whose fault an error is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Nobody's message: the ledger does not work.
+    Outage,
+    /// A message's, for good.
+    Permanent,
+    /// It may pass, or cannot be told: tried again, then split.
+    Transient,
+}
+
+impl LedgerError {
+    /// Decided here, for every error there is.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Unreachable(_) | Self::Deadline(_) | Self::ReadOnly(_) | Self::Full(_) => Class::Outage,
+            Self::Refused(_) => Class::Permanent,
+            Self::Database(_) | Self::Panicked(_) => Class::Transient,
+        }
+    }
+
+    /// As an outage, whatever it is: for calls that concern no message.
+    pub fn into_outage(self) -> Outage {
+        Outage { dependency: Dependency::Ledger, reason: self.to_string() }
+    }
+}
+
+impl From<LedgerError> for CommitError {
+    fn from(error: LedgerError) -> Self {
+        match error.class() {
+            Class::Outage => Self::Outage(error.into_outage()),
+            Class::Permanent => Self::Refused(error.to_string()),
+            Class::Transient => Self::Transient(error.to_string()),
+        }
+    }
+}
+
+impl From<DieselError> for LedgerError {
+    fn from(error: DieselError) -> Self {
+        match error {
+            DieselError::DatabaseError(kind, information) => of_database(kind, &*information),
+            DieselError::BrokenTransactionManager => Self::Unreachable("the connection broke in a transaction".into()),
+            other => Self::Database(other.to_string()),
+        }
+    }
+}
+
+impl From<ConnectionError> for LedgerError {
+    fn from(error: ConnectionError) -> Self {
+        Self::Unreachable(one_line(&error.to_string()))
+    }
+}
+
+impl From<r2d2::Error> for LedgerError {
+    fn from(error: r2d2::Error) -> Self {
+        Self::Unreachable(one_line(&error.to_string()))
+    }
+}
+
+fn of_database(kind: DatabaseErrorKind, information: &dyn DatabaseErrorInformation) -> LedgerError {
+    let message = one_line(information.message());
+    match kind {
+        DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand => {
+            LedgerError::Unreachable(message)
+        }
+        DatabaseErrorKind::ReadOnlyTransaction => LedgerError::ReadOnly(message),
+        DatabaseErrorKind::CheckViolation
+        | DatabaseErrorKind::NotNullViolation
+        | DatabaseErrorKind::ForeignKeyViolation
+        | DatabaseErrorKind::ExclusionViolation
+        | DatabaseErrorKind::RestrictViolation
+        | DatabaseErrorKind::UniqueViolation => LedgerError::Refused(refusal(&message)),
+        DatabaseErrorKind::SerializationFailure => LedgerError::Database(message),
+        // Diesel hides the SQLSTATE of everything else, and is free to add kinds: the text must do.
+        _ => of_text(message),
+    }
+}
+
+fn refusal(message: &str) -> String {
+    if message.contains("points_balances_range") {
+        "the user's balance would leave its range of 9000000000000000000 points".into()
+    } else {
+        message.into()
+    }
+}
+
+/// SQLite's texts are constants of its source; PostgreSQL's are those of an English server (its SQLSTATE classes 53
+/// and 57). An outage that is not recognised here is found by the probe that follows a transient error.
+fn of_text(message: String) -> LedgerError {
+    let any = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+    if any(&["database or disk is full", "No space left on device", "disk I/O error"]) {
+        LedgerError::Full(message)
+    } else if any(&["readonly database", "read-only transaction", "recovery is in progress"]) {
+        LedgerError::ReadOnly(message)
+    } else if any(&[
+        "unable to open database file",
+        "no connection to the server",
+        "server closed the connection",
+        "terminating connection",
+        "the database system is",
+        "could not receive data from server",
+        "SSL connection has been closed",
+    ]) {
+        LedgerError::Unreachable(message)
+    } else {
+        LedgerError::Database(message)
+    }
+}
+
+/// libpq's messages have several lines; a log event has one.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_has_its_class() {
+        let text = || "x".to_owned();
+        for (error, class) in [
+            (LedgerError::Unreachable(text()), Class::Outage),
+            (LedgerError::Deadline(Duration::from_secs(1)), Class::Outage),
+            (LedgerError::ReadOnly(text()), Class::Outage),
+            (LedgerError::Full(text()), Class::Outage),
+            (LedgerError::Refused(text()), Class::Permanent),
+            (LedgerError::Database(text()), Class::Transient),
+            (LedgerError::Panicked(text()), Class::Transient),
+        ] {
+            assert_eq!(error.class(), class, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn errors_that_diesel_does_not_tell_apart_are_known_by_their_text() {
+        for (text, class) in [
+            ("database or disk is full", Class::Outage),
+            ("could not extend file \"base/5/1\": No space left on device\n", Class::Outage),
+            ("attempt to write a readonly database", Class::Outage),
+            ("terminating connection due to administrator command", Class::Outage),
+            ("the database system is starting up", Class::Outage),
+            ("deadlock detected", Class::Transient),
+            ("database is locked", Class::Transient),
+            ("canceling statement due to statement timeout", Class::Transient),
+        ] {
+            let error = DieselError::DatabaseError(DatabaseErrorKind::Unknown, Box::new(text.to_owned()));
+            assert_eq!(LedgerError::from(error).class(), class, "{text}");
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! The ledger: credits, adjustments and balances in a SQL database, behind one trait.
+//!
+//! Every writer takes rows in one order (all credit rows by payment id, then adjustments, then balances by user id),
+//! so that two writers cannot deadlock. In every committed state a user's balance is the sum of its credits and
+//! adjustments; [`Ledger::verify`] proves it.
+
+mod batch;
+mod error;
+mod guarded;
+mod lock;
+mod migrations;
+mod open;
+mod postgres;
+mod records;
+mod sqlite;
+mod verify;
+
+pub use error::{Class, LedgerError};
+pub use guarded::Guarded;
+pub use lock::{LockError, WriterLock};
+pub use migrations::SchemaState;
+pub use open::{Access, LedgerUrl, LedgerUrlError, Options, open};
+pub use records::{Adjustment, PaymentRecord};
+pub use verify::{Finding, Verification};
+
+use crate::domain::credit::{Credit, Verdict};
+
+/// A ledger. Its calls block the thread; [`Guarded`] gives them a deadline.
+pub trait Ledger: Send + Sync {
+    /// Credits a batch in one transaction: all or nothing. Answers for each credit, in order, the same as if it had
+    /// come alone; of two with one payment id the first is credited and the second compared with it.
+    fn credit(&self, batch: &[Credit]) -> Result<Vec<Verdict>, LedgerError>;
+
+    /// Commits a write that concerns no credit, over a connection of its own.
+    fn probe(&self) -> Result<(), LedgerError>;
+
+    /// How the schema stands to what this program needs. Writes nothing.
+    fn schema(&self) -> Result<SchemaState, LedgerError>;
+
+    /// Brings the schema up to date, once, however many do it at a time; the names of the migrations that it ran.
+    fn migrate(&self) -> Result<Vec<String>, LedgerError>;
+
+    /// A user's points; 0 for one that is not known.
+    fn balance(&self, user_id: &str) -> Result<i64, LedgerError>;
+
+    /// Everything that the ledger knows of a payment.
+    fn payment(&self, payment_id: &str) -> Result<Option<PaymentRecord>, LedgerError>;
+
+    /// Checks the ledger's invariants in one consistent snapshot.
+    fn verify(&self) -> Result<Verification, LedgerError>;
+}

@@ -1,0 +1,127 @@
+//! The SQL of a credit on PostgreSQL. Statements that run for every batch are query fragments with a static id, so
+//! that they are prepared once a connection (`sql_query` never is).
+
+use crate::domain::credit::{Credit, Standing};
+use diesel::{
+    PgConnection, QueryResult, RunQueryDsl,
+    pg::Pg,
+    query_builder::{AstPass, Query, QueryFragment, QueryId},
+    query_dsl::methods::LoadQuery,
+    sql_types::{Array, BigInt, Text},
+};
+use std::collections::HashMap;
+
+/// Credits what is new and adds it to the balances: one statement and one round trip a batch.
+///
+/// `unnest` keeps the order of the arrays, so credits are taken by payment id; `GROUP BY` reads all of them before
+/// the first balance is written, by user id.
+pub(super) struct InsertCredits<'a> {
+    payment_ids: Vec<&'a str>,
+    user_ids: Vec<&'a str>,
+    points: Vec<i64>,
+}
+
+impl QueryId for InsertCredits<'_> {
+    type QueryId = InsertCredits<'static>;
+    const HAS_STATIC_QUERY_ID: bool = true;
+}
+
+impl<'a> InsertCredits<'a> {
+    /// `credits` must be in the order of their payment ids, each id once.
+    pub(super) fn new(credits: impl Iterator<Item = &'a Credit>) -> Self {
+        let size = credits.size_hint().1.unwrap_or(0);
+        let (mut payment_ids, mut user_ids, mut points) =
+            (Vec::with_capacity(size), Vec::with_capacity(size), Vec::with_capacity(size));
+        for credit in credits {
+            payment_ids.push(credit.payment_id.as_str());
+            user_ids.push(credit.user_id.as_str());
+            points.push(credit.points.get());
+        }
+        Self { payment_ids, user_ids, points }
+    }
+
+    /// The payment ids that were new.
+    pub(super) fn load(&self, connection: &mut PgConnection) -> QueryResult<Vec<String>> {
+        <&Self as LoadQuery<'_, PgConnection, String>>::internal_load(self, connection)?.collect()
+    }
+}
+
+impl Query for InsertCredits<'_> {
+    type SqlType = Text;
+}
+
+impl RunQueryDsl<PgConnection> for &InsertCredits<'_> {}
+
+impl QueryFragment<Pg> for InsertCredits<'_> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql(
+            "WITH credited AS (\
+                INSERT INTO points_credits (payment_id, user_id, points) SELECT * FROM unnest(",
+        );
+        out.push_bind_param::<Array<Text>, _>(&self.payment_ids)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<Text>, _>(&self.user_ids)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<BigInt>, _>(&self.points)?;
+        out.push_sql(
+            ") ON CONFLICT (payment_id) DO NOTHING RETURNING payment_id, user_id, points\
+            ), balanced AS (\
+                INSERT INTO points_balances AS b (user_id, balance) \
+                SELECT user_id, sum(points)::bigint FROM credited GROUP BY user_id ORDER BY user_id \
+                ON CONFLICT (user_id) DO UPDATE SET balance = b.balance + excluded.balance, updated_at = now()\
+            ) SELECT payment_id FROM credited",
+        );
+        Ok(())
+    }
+}
+
+/// What stands in the ledger under payment ids that were not new.
+pub(super) struct CompareExisting<'a> {
+    payment_ids: Vec<&'a str>,
+}
+
+impl QueryId for CompareExisting<'_> {
+    type QueryId = CompareExisting<'static>;
+    const HAS_STATIC_QUERY_ID: bool = true;
+}
+
+impl<'a> CompareExisting<'a> {
+    pub(super) fn new(payment_ids: impl Iterator<Item = &'a str>) -> Self {
+        Self { payment_ids: payment_ids.collect() }
+    }
+
+    /// By payment id.
+    pub(super) fn load(&self, connection: &mut PgConnection) -> QueryResult<HashMap<String, Standing>> {
+        <&Self as LoadQuery<'_, PgConnection, (String, String, i64)>>::internal_load(self, connection)?
+            .map(|row| row.map(|(payment_id, user_id, points)| (payment_id, Standing { user_id, points })))
+            .collect()
+    }
+}
+
+impl Query for CompareExisting<'_> {
+    type SqlType = (Text, Text, BigInt);
+}
+
+impl RunQueryDsl<PgConnection> for &CompareExisting<'_> {}
+
+impl QueryFragment<Pg> for CompareExisting<'_> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql("SELECT payment_id, user_id, points FROM points_credits WHERE payment_id = ANY (");
+        out.push_bind_param::<Array<Text>, _>(&self.payment_ids)?;
+        out.push_sql(")");
+        Ok(())
+    }
+}
+
+/// One payment's credit, times as RFC 3339.
+pub(super) const PAYMENT: &str = r#"
+    SELECT payment_id, user_id, points, state,
+           to_char(credited_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS credited_at,
+           to_char(verified_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS verified_at
+      FROM points_credits WHERE payment_id = $1"#;
+
+/// One payment's adjustments, in order.
+pub(super) const ADJUSTMENTS: &str = r#"
+    SELECT seq, kind, points, reason,
+           to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS created_at
+      FROM points_adjustments WHERE payment_id = $1 ORDER BY seq"#;

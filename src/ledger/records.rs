@@ -1,0 +1,104 @@
+//! What the ledger shows to people.
+
+use serde::Serialize;
+
+/// Everything that the ledger knows of one payment. Times are RFC 3339 in UTC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PaymentRecord {
+    /// The payment.
+    pub payment_id: String,
+    /// Whose points.
+    pub user_id: String,
+    /// How many.
+    pub points: i64,
+    /// `credited` or `reversed`.
+    pub state: String,
+    /// When the credit was committed.
+    pub credited_at: String,
+    /// When a check last found the payment paid.
+    pub verified_at: Option<String>,
+    /// What was appended since, in order.
+    pub adjustments: Vec<Adjustment>,
+}
+
+/// An appended correction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Adjustment {
+    /// Counted from 1 for each payment.
+    pub seq: i32,
+    /// `reversal` or `reinstatement`.
+    pub kind: String,
+    /// Signed.
+    pub points: i64,
+    /// Why.
+    pub reason: String,
+    /// When.
+    pub created_at: String,
+}
+
+/// A row of `points_credits`, with times as text.
+#[derive(diesel::QueryableByName)]
+pub(super) struct CreditRow {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    payment_id: String,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    user_id: String,
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    points: i64,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    state: String,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    credited_at: String,
+    #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
+    verified_at: Option<String>,
+}
+
+/// A row of `points_adjustments`, with its time as text.
+#[derive(diesel::QueryableByName)]
+pub(super) struct AdjustmentRow {
+    #[diesel(sql_type = diesel::sql_types::Integer)]
+    seq: i32,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    kind: String,
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    points: i64,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    reason: String,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    created_at: String,
+}
+
+/// A user's balance.
+#[derive(diesel::QueryableByName)]
+pub(super) struct BalanceRow {
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    pub(super) balance: i64,
+}
+
+/// A version of the schema.
+#[derive(diesel::QueryableByName)]
+pub(super) struct VersionRow {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    pub(super) version: String,
+}
+
+impl CreditRow {
+    pub(super) fn with(self, adjustments: Vec<AdjustmentRow>) -> PaymentRecord {
+        let adjustments = adjustments.into_iter().map(|row| Adjustment {
+            seq: row.seq,
+            kind: row.kind,
+            points: row.points,
+            reason: row.reason,
+            created_at: row.created_at,
+        });
+        PaymentRecord {
+            payment_id: self.payment_id,
+            user_id: self.user_id,
+            points: self.points,
+            state: self.state,
+            credited_at: self.credited_at,
+            verified_at: self.verified_at,
+            adjustments: adjustments.collect(),
+        }
+    }
+}

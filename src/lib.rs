@@ -1,0 +1,15 @@
+//! `pointsd` credits loyalty points from RabbitMQ payment messages, once per payment.
+//!
+//! `ARCHITECTURE.md` is the map; start reading at [`pipeline::credit`].
+
+pub mod app;
+pub mod backoff;
+pub mod broker;
+pub mod cli;
+pub mod config;
+pub mod domain;
+pub mod http;
+pub mod ledger;
+pub mod observe;
+pub mod pipeline;
+pub mod recorded;

@@ -1,0 +1,90 @@
+//! Every metric there is: its name and its help text. Nothing else names one.
+
+#![allow(clippy::disallowed_macros, reason = "this is the place for them")]
+
+use crate::{
+    domain::{credit::Outcome, settlement::Reason},
+    pipeline::ports::Dependency,
+};
+use ::metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Messages settled, by `queue` and `outcome`.
+pub const MESSAGES: &str = "pointsd_messages_total";
+/// Points credited.
+pub const POINTS_CREDITED: &str = "pointsd_points_credited_total";
+/// Copies confirmed in the dead queue, by `reason`.
+pub const DEAD_LETTERED: &str = "pointsd_dead_lettered_total";
+/// Seconds a ledger transaction took.
+pub const COMMIT_SECONDS: &str = "pointsd_commit_seconds";
+/// Credits in a ledger transaction.
+pub const BATCH_SIZE: &str = "pointsd_batch_size";
+/// Seconds from a message's timestamp to its settlement.
+pub const END_TO_END_SECONDS: &str = "pointsd_end_to_end_seconds";
+/// Deliveries taken and not yet settled, by `queue`.
+pub const IN_FLIGHT: &str = "pointsd_in_flight";
+/// Whether the daemon waits for a `dependency`.
+pub const PAUSED: &str = "pointsd_paused";
+/// Whether the connections to the broker stand.
+pub const BROKER_CONNECTED: &str = "pointsd_broker_connected";
+/// Always 1; the version is a label.
+pub const BUILD_INFO: &str = "pointsd_build_info";
+
+/// The `queue` label of the credit queue, whatever the queue is called.
+pub const CREDIT_QUEUE: &str = "credit";
+
+/// Seconds: from a commit on a fast disk to the longest wait before a deadline.
+const SECONDS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Seconds: from the idle path to a backlog of hours.
+const AGES: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0, 21_600.0];
+/// Credits.
+const SIZES: [f64; 11] = [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 10_000.0];
+
+/// Installs the recorder of this process and describes every metric. Once a process.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(COMMIT_SECONDS.into()), &SECONDS)?
+        .set_buckets_for_metric(Matcher::Full(END_TO_END_SECONDS.into()), &AGES)?
+        .set_buckets_for_metric(Matcher::Full(BATCH_SIZE.into()), &SIZES)?
+        .install_recorder()?;
+    describe();
+    begin_at_zero();
+    Ok(handle)
+}
+
+fn describe() {
+    describe_counter!(MESSAGES, "Messages settled, by queue and outcome.");
+    describe_counter!(POINTS_CREDITED, "Points credited.");
+    describe_counter!(DEAD_LETTERED, "Messages parked in the dead queue, by reason.");
+    describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "Time that a transaction of the ledger took.");
+    describe_histogram!(BATCH_SIZE, "Credits in one transaction of the ledger.");
+    describe_histogram!(END_TO_END_SECONDS, Unit::Seconds, "Age of a message, by its timestamp, when it was settled.");
+    describe_gauge!(IN_FLIGHT, "Deliveries taken and not yet settled, by queue.");
+    describe_gauge!(PAUSED, "1 while the daemon waits for a dependency, else 0.");
+    describe_gauge!(BROKER_CONNECTED, "1 while connected to the broker, else 0.");
+    describe_gauge!(BUILD_INFO, "Always 1; the version is a label.");
+    metrics_process::Collector::default().describe();
+}
+
+/// A counter that begins with its first event hides that event from `rate()`.
+fn begin_at_zero() {
+    for outcome in Outcome::LABELS {
+        ::metrics::counter!(MESSAGES, "queue" => CREDIT_QUEUE, "outcome" => outcome).absolute(0);
+    }
+    for reason in Reason::ALL {
+        ::metrics::counter!(DEAD_LETTERED, "reason" => reason.label()).absolute(0);
+    }
+    for dependency in Dependency::ALL {
+        ::metrics::gauge!(PAUSED, "dependency" => dependency.label()).set(0.0);
+    }
+    ::metrics::counter!(POINTS_CREDITED).absolute(0);
+    ::metrics::gauge!(IN_FLIGHT, "queue" => CREDIT_QUEUE).set(0.0);
+    ::metrics::gauge!(BROKER_CONNECTED).set(0.0);
+    ::metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+/// The text that Prometheus scrapes.
+pub fn render(handle: &PrometheusHandle) -> String {
+    metrics_process::Collector::default().collect();
+    handle.render()
+}

@@ -1,0 +1,8 @@
+//! What operators see: every metric's name ([`metrics`]), every event ([`events`]), the daemon's state ([`status`]),
+//! whether its loops turn ([`pulse`]), and the log ([`logging`]).
+
+pub mod events;
+pub mod logging;
+pub mod metrics;
+pub mod pulse;
+pub mod status;

@@ -1,0 +1,4 @@
+//! A message's way: parse, commit, park, settle ([`credit`]), and what that way needs of the world ([`ports`]).
+
+pub mod credit;
+pub mod ports;

@@ -1,0 +1,263 @@
+//! Recorded messages: JSON Lines, one message a line, bare or in an envelope (`docs/recorded.md`).
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+use std::{
+    fmt,
+    io::{self, BufRead, Read},
+};
+
+/// The longest line that is read. Bytes.
+const MAX_LINE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// A message as it was recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// The body to send or to process, byte for byte.
+    pub body: Vec<u8>,
+    /// Its message id.
+    pub message_id: Option<String>,
+    /// Its headers.
+    pub headers: serde_json::Map<String, serde_json::Value>,
+    /// Its routing key, where it is not the configured one.
+    pub routing_key: Option<String>,
+}
+
+/// Why a line is no recorded message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordedError {
+    /// A member of the envelope has the wrong type.
+    #[error("{member}: must be {wanted}")]
+    WrongType {
+        /// Which.
+        member: &'static str,
+        /// What would be right.
+        wanted: &'static str,
+    },
+    /// A member of the envelope is there twice.
+    #[error("{0}: is given twice")]
+    GivenTwice(String),
+    /// The line is longer than is read.
+    #[error("the line has more than {MAX_LINE_BYTES} bytes")]
+    TooLong,
+}
+
+/// One line that is not blank.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Counted from 1.
+    pub number: u64,
+    /// How many bytes of the input it took, with its end.
+    pub bytes: u64,
+    /// What it says.
+    pub message: Result<Recorded, RecordedError>,
+}
+
+/// Reads lines one at a time; blank ones are passed over.
+pub struct Lines<R> {
+    input: R,
+    number: u64,
+}
+
+impl<R: BufRead> Lines<R> {
+    /// From the beginning of `input`.
+    pub fn new(input: R) -> Self {
+        Self { input, number: 0 }
+    }
+
+    /// The next line, or `None` at the end. An error is one of reading.
+    pub fn next_line(&mut self) -> io::Result<Option<Line>> {
+        loop {
+            let mut line = Vec::new();
+            let read = Read::take(&mut self.input, MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
+            if read == 0 {
+                return Ok(None);
+            }
+            self.number += 1;
+            let mut bytes = read as u64;
+            let message = if bytes == MAX_LINE_BYTES && line.last() != Some(&b'\n') {
+                bytes += self.skip_line()?;
+                Err(RecordedError::TooLong)
+            } else {
+                let end = line.iter().rposition(|byte| !matches!(byte, b'\n' | b'\r'));
+                line.truncate(end.map_or(0, |end| end + 1));
+                if line.iter().all(u8::is_ascii_whitespace) {
+                    continue;
+                }
+                parse(line)
+            };
+            return Ok(Some(Line { number: self.number, bytes, message }));
+        }
+    }
+
+    fn skip_line(&mut self) -> io::Result<u64> {
+        let mut skipped = 0;
+        loop {
+            let buffer = self.input.fill_buf()?;
+            let end = buffer.iter().position(|byte| *byte == b'\n');
+            let length = end.map_or(buffer.len(), |end| end + 1);
+            let done = end.is_some() || buffer.is_empty();
+            self.input.consume(length);
+            skipped += length as u64;
+            if done {
+                return Ok(skipped);
+            }
+        }
+    }
+}
+
+/// An envelope has a `body` and nothing but the members of an envelope; any other line is a body itself.
+fn parse(line: Vec<u8>) -> Result<Recorded, RecordedError> {
+    match serde_json::from_slice::<Members<'_>>(&line) {
+        Ok(members) if members.are_an_envelope() => members.into_recorded(),
+        _ => Ok(Recorded { body: line, message_id: None, headers: serde_json::Map::new(), routing_key: None }),
+    }
+}
+
+const BODY: &str = "body";
+const MESSAGE_ID: &str = "message_id";
+const HEADERS: &str = "headers";
+const ROUTING_KEY: &str = "routing_key";
+
+/// The members of an object, also those that come twice.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'a> Members<'a> {
+    fn are_an_envelope(&self) -> bool {
+        let members = || self.0.iter().map(|(name, _)| name.as_str());
+        members().any(|name| name == BODY)
+            && members().all(|name| [BODY, MESSAGE_ID, HEADERS, ROUTING_KEY].contains(&name))
+    }
+
+    fn into_recorded(self) -> Result<Recorded, RecordedError> {
+        let body = self.one(BODY)?.ok_or(RecordedError::WrongType { member: BODY, wanted: "given" })?;
+        // A string stands for its text, so that any text can be recorded; anything else for its JSON.
+        let body = match serde_json::from_str::<String>(body.get()) {
+            Ok(text) => text.into_bytes(),
+            Err(_) => body.get().as_bytes().to_vec(),
+        };
+        Ok(Recorded {
+            body,
+            message_id: self.typed(MESSAGE_ID, "a string")?,
+            headers: self.typed(HEADERS, "an object")?.unwrap_or_default(),
+            routing_key: self.typed(ROUTING_KEY, "a string")?,
+        })
+    }
+
+    fn one(&self, name: &'static str) -> Result<Option<&'a RawValue>, RecordedError> {
+        let mut of_name = self.0.iter().filter(|(member, _)| member == name).map(|(_, value)| *value);
+        let first = of_name.next();
+        if of_name.next().is_some() { Err(RecordedError::GivenTwice(name.to_owned())) } else { Ok(first) }
+    }
+
+    fn typed<T: Deserialize<'a>>(
+        &self,
+        member: &'static str,
+        wanted: &'static str,
+    ) -> Result<Option<T>, RecordedError> {
+        let Some(value) = self.one(member)?.filter(|value| value.get() != "null") else { return Ok(None) };
+        serde_json::from_str(value.get()).map(Some).map_err(|_| RecordedError::WrongType { member, wanted })
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry::<String, &RawValue>()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Collect)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &[u8]) -> Vec<(u64, Result<Recorded, RecordedError>)> {
+        let mut lines = Lines::new(text);
+        std::iter::from_fn(|| lines.next_line().unwrap()).map(|line| (line.number, line.message)).collect()
+    }
+
+    fn bare(body: &[u8]) -> Result<Recorded, RecordedError> {
+        Ok(Recorded { body: body.to_vec(), message_id: None, headers: serde_json::Map::new(), routing_key: None })
+    }
+
+    #[test]
+    fn lines_that_are_no_envelope_are_bodies_byte_for_byte() {
+        let text = b"{\"paymentId\": 1}\r\n\n  \nnot json\n\xff\xfe\n{\"body\":1,\"paymentId\":2}\n[1]";
+        assert_eq!(
+            lines(text),
+            [
+                (1, bare(b"{\"paymentId\": 1}")),
+                (4, bare(b"not json")),
+                (5, bare(b"\xff\xfe")),
+                (6, bare(b"{\"body\":1,\"paymentId\":2}")),
+                (7, bare(b"[1]")),
+            ]
+        );
+    }
+
+    #[test]
+    fn envelopes_carry_what_stands_beside_the_body() {
+        let line =
+            br#"{"body":{"paymentId": 12345678901234567890},"message_id":"m","headers":{"a":1},"routing_key":"k"}"#;
+        let mut headers = serde_json::Map::new();
+        headers.insert("a".into(), 1.into());
+        let recorded = Recorded {
+            body: br#"{"paymentId": 12345678901234567890}"#.to_vec(),
+            message_id: Some("m".into()),
+            headers,
+            routing_key: Some("k".into()),
+        };
+        assert_eq!(lines(line), [(1, Ok(recorded))]);
+        assert_eq!(lines(br#"{"body":"{\"a\":1} x","message_id":null}"#), [(1, bare(b"{\"a\":1} x"))]);
+        assert_eq!(lines(br#"{"body":17}"#), [(1, bare(b"17"))]);
+    }
+
+    #[test]
+    fn envelopes_with_a_fault_name_the_member() {
+        for (line, error) in [
+            (r#"{"body":1,"headers":[]}"#, "headers: must be an object"),
+            (r#"{"body":1,"message_id":5}"#, "message_id: must be a string"),
+            (r#"{"body":1,"routing_key":{}}"#, "routing_key: must be a string"),
+            (r#"{"body":1,"body":2}"#, "body: is given twice"),
+        ] {
+            let read = lines(line.as_bytes());
+            assert_eq!(read[0].1.as_ref().unwrap_err().to_string(), error, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_line_without_end_is_passed_over() {
+        struct Endless(u64);
+        impl Read for Endless {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let length = buffer.len().min(usize::try_from(self.0).unwrap_or(usize::MAX));
+                buffer[..length].fill(b'x');
+                self.0 -= length as u64;
+                Ok(length)
+            }
+        }
+        let input = Endless(MAX_LINE_BYTES + 10).chain(&b"\n{}\n"[..]);
+        let mut lines = Lines::new(io::BufReader::new(input));
+        let first = lines.next_line().unwrap().unwrap();
+        assert_eq!((first.number, first.bytes, first.message), (1, MAX_LINE_BYTES + 11, Err(RecordedError::TooLong)));
+        assert_eq!(lines.next_line().unwrap().unwrap().message, bare(b"{}"));
+    }
+}

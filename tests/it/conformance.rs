@@ -1,0 +1,307 @@
+//! One suite for every ledger: whatever holds for one database holds for the other.
+
+use crate::support::ledger::{Kind, Place};
+use pointsd::{
+    domain::{
+        credit::{Credit, MAX_BALANCE, MAX_POINTS_LIMIT, Points, Standing, Verdict},
+        ids::{PaymentId, UserId},
+    },
+    ledger::{Class, Ledger, LedgerUrl, SchemaState},
+};
+use std::sync::Arc;
+
+/// Every case below, for each kind of ledger.
+macro_rules! suite {
+    ($($case:ident),+ $(,)?) => {
+        mod sqlite {
+            $(#[test] fn $case() { super::$case(super::Kind::Sqlite); })+
+        }
+        mod postgres {
+            $(#[test] fn $case() { super::$case(super::Kind::Postgres); })+
+        }
+    };
+}
+
+suite!(
+    a_table_of_batches,
+    ten_thousand_in_a_batch,
+    identifiers_of_every_length_and_kind,
+    two_writers_with_overlapping_batches,
+    a_balance_out_of_range_refuses_the_batch_and_leaves_no_trace,
+    the_schema_is_told_and_migrated_once,
+    a_broken_ledger_is_found,
+    a_payment_tells_its_story,
+    reading_makes_no_ledger,
+);
+
+fn credit(payment: &str, user: &str, points: i64) -> Credit {
+    Credit {
+        payment_id: PaymentId::new(payment).unwrap(),
+        user_id: UserId::new(user).unwrap(),
+        points: Points::new(points, MAX_POINTS_LIMIT).unwrap(),
+    }
+}
+
+fn conflict(user: &str, points: i64) -> Verdict {
+    Verdict::Conflict(Standing { user_id: user.into(), points })
+}
+
+/// An empty ledger with its schema.
+fn ledger(kind: Kind) -> (Place, Arc<dyn Ledger>) {
+    let place = Place::new(kind);
+    let ledger = place.open();
+    ledger.migrate().unwrap();
+    (place, ledger)
+}
+
+/// The invariants hold, and there are this many credits.
+fn assert_right(ledger: &dyn Ledger, credits: i64) {
+    let report = ledger.verify().unwrap();
+    assert_eq!((report.violations, report.credits), (0, credits), "{report:?}");
+}
+
+/// A batch and what is expected of each of its credits.
+type Row = Vec<(Credit, Verdict)>;
+
+fn a_table_of_batches(kind: Kind) {
+    use Verdict::{Credited, Duplicate};
+    let (_place, ledger) = ledger(kind);
+    let batches: Vec<(&str, Row)> = vec![
+        ("nothing", vec![]),
+        ("new", vec![(credit("1", "a", 10), Credited), (credit("2", "b", 5), Credited)]),
+        ("duplicate", vec![(credit("1", "a", 10), Duplicate)]),
+        ("conflict by user", vec![(credit("1", "b", 10), conflict("a", 10))]),
+        ("conflict by points", vec![(credit("2", "b", 6), conflict("b", 5))]),
+        (
+            "new, duplicate and conflict side by side, in no order",
+            vec![
+                (credit("9", "a", 1), Credited),
+                (credit("2", "b", 5), Duplicate),
+                (credit("1", "a", 11), conflict("a", 10)),
+                (credit("3", "a", 2), Credited),
+            ],
+        ),
+        ("the same id twice, the same", vec![(credit("4", "c", 7), Credited), (credit("4", "c", 7), Duplicate)]),
+        (
+            "the same id three times, the first one counts",
+            vec![
+                (credit("5", "c", 8), Credited),
+                (credit("5", "d", 8), conflict("c", 8)),
+                (credit("5", "c", 8), Duplicate),
+                (credit("5", "c", 9), conflict("c", 8)),
+            ],
+        ),
+        (
+            "the same id twice, known already with other points",
+            vec![(credit("5", "c", 1), conflict("c", 8)), (credit("5", "c", 8), Duplicate)],
+        ),
+        (
+            "ids differ by case, blank and leading zero",
+            vec![
+                (credit("A1", "x", 1), Credited),
+                (credit("a1", "x", 1), Credited),
+                (credit("a 1", "x", 1), Credited),
+                (credit("01", "x", 1), Credited),
+            ],
+        ),
+        ("another user by case", vec![(credit("A1", "X", 1), conflict("x", 1))]),
+    ];
+    for (name, row) in batches {
+        let (batch, expected): (Vec<_>, Vec<_>) = row.into_iter().unzip();
+        assert_eq!(ledger.credit(&batch).unwrap(), expected, "{name}");
+    }
+    for (user, balance) in [("a", 13), ("b", 5), ("c", 15), ("d", 0), ("x", 4), ("nobody", 0)] {
+        assert_eq!(ledger.balance(user).unwrap(), balance, "{user}");
+    }
+    assert_right(&*ledger, 10);
+}
+
+fn ten_thousand_in_a_batch(kind: Kind) {
+    let (_place, ledger) = ledger(kind);
+    let batch: Vec<Credit> =
+        (0..10_000).map(|n| credit(&format!("p{}", n * 7919 % 10_000), &format!("u{}", n % 100), 3)).collect();
+    assert_eq!(ledger.credit(&batch).unwrap(), vec![Verdict::Credited; 10_000]);
+    assert_eq!(ledger.credit(&batch).unwrap(), vec![Verdict::Duplicate; 10_000]);
+    assert_eq!(ledger.balance("u42").unwrap(), 300);
+    assert_right(&*ledger, 10_000);
+}
+
+fn identifiers_of_every_length_and_kind(kind: Kind) {
+    let (_place, ledger) = ledger(kind);
+    let mut ids: Vec<String> = (1..=128).map(|length| "x".repeat(length)).collect();
+    ids.extend([1, 64, 127, 128].map(|length| "支".repeat(length)));
+    ids.extend([1, 128].map(|length| "🧾".repeat(length)));
+    ids.extend(
+        [
+            "'; DROP TABLE points_credits; --",
+            "\" OR 1=1",
+            "$1",
+            "?1",
+            "%s\\",
+            "{a,b}",
+            "NULL",
+            "null",
+            "a\u{200b}",
+            "Straße",
+            "ﬁ",
+        ]
+        .map(str::to_owned),
+    );
+    ids.push("é".into());
+    ids.push("e\u{301}".into());
+    let batch: Vec<Credit> = ids.iter().map(|id| credit(id, id, 1)).collect();
+    assert_eq!(ledger.credit(&batch).unwrap(), vec![Verdict::Credited; ids.len()]);
+    assert_eq!(ledger.credit(&batch).unwrap(), vec![Verdict::Duplicate; ids.len()]);
+    for id in &ids {
+        assert_eq!(ledger.balance(id).unwrap(), 1, "{id}");
+        assert_eq!(ledger.payment(id).unwrap().unwrap().payment_id, *id);
+    }
+    assert_right(&*ledger, i64::try_from(ids.len()).unwrap());
+}
+
+fn two_writers_with_overlapping_batches(kind: Kind) {
+    let (place, ledger) = ledger(kind);
+    // Each payment comes from every writer, in another order, together with payments of the writer alone.
+    let writers = 3;
+    let credited: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..writers)
+            .map(|writer| {
+                // The first two share a pool, the third is another daemon.
+                let ledger = if writer < 2 || kind == Kind::Sqlite { Arc::clone(&ledger) } else { place.open() };
+                scope.spawn(move || {
+                    let mut credited = 0;
+                    for round in 0..30 {
+                        let mut batch: Vec<Credit> =
+                            (0..100).map(|n| credit(&format!("{round}-{n}"), &format!("u{}", n % 7), 2)).collect();
+                        if writer % 2 == 1 {
+                            batch.reverse();
+                        }
+                        batch.push(credit(&format!("{round}-own-{writer}"), "u3", 1));
+                        let verdicts = ledger.credit(&batch).unwrap();
+                        assert!(verdicts.iter().all(|verdict| !matches!(verdict, Verdict::Conflict(_))));
+                        credited += verdicts.iter().filter(|verdict| **verdict == Verdict::Credited).count();
+                    }
+                    credited
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(credited, 30 * (100 + writers), "each payment was new to one writer only");
+    assert_right(&*ledger, 30 * (100 + i64::try_from(writers).unwrap()));
+}
+
+fn a_balance_out_of_range_refuses_the_batch_and_leaves_no_trace(kind: Kind) {
+    let (place, ledger) = ledger(kind);
+    ledger.credit(&[credit("first", "rich", 5)]).unwrap();
+    let nearly = MAX_BALANCE - 9;
+    place.execute(&format!("UPDATE points_balances SET balance = {nearly} WHERE user_id = 'rich'"));
+    let error = ledger.credit(&[credit("ok", "poor", 1), credit("too-much", "rich", 10)]).unwrap_err();
+    assert_eq!(error.class(), Class::Permanent, "{error}");
+    assert_eq!(error.to_string(), "the user's balance would leave its range of 9000000000000000000 points");
+    assert!(ledger.payment("ok").unwrap().is_none() && ledger.balance("poor").unwrap() == 0, "nothing of it");
+    assert_eq!(ledger.credit(&[credit("ok", "poor", 1)]).unwrap(), [Verdict::Credited]);
+    assert_eq!(ledger.credit(&[credit("just", "rich", 9)]).unwrap(), [Verdict::Credited]);
+    assert_eq!(ledger.balance("rich").unwrap(), MAX_BALANCE);
+    let error = ledger.credit(&[credit("one", "rich", 1)]).unwrap_err();
+    assert_eq!(error.class(), Class::Permanent, "{error}");
+}
+
+fn the_schema_is_told_and_migrated_once(kind: Kind) {
+    let place = Place::new(kind);
+    let ledger = place.open();
+    assert_eq!(ledger.schema().unwrap(), SchemaState::Missing);
+    // However many do it at a time. SQLite's own writers are kept apart by the lock file.
+    let writers = if kind == Kind::Postgres { 4 } else { 1 };
+    let ran: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..writers).map(|_| scope.spawn(|| place.open().migrate().unwrap().len())).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(ran, 1);
+    assert_eq!(ledger.schema().unwrap(), SchemaState::Current);
+    assert!(ledger.migrate().unwrap().is_empty());
+    ledger.probe().unwrap();
+    place.execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('99990101')");
+    assert_eq!(ledger.schema().unwrap(), SchemaState::Newer(vec!["99990101".into()]));
+    place.execute("DELETE FROM __diesel_schema_migrations WHERE version = '00000000000001'");
+    place.execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('00000000000000')");
+    assert!(matches!(ledger.schema().unwrap(), SchemaState::Newer(_)));
+}
+
+fn a_broken_ledger_is_found(kind: Kind) {
+    let breaks = [
+        ("UPDATE points_balances SET balance = balance + 1 WHERE user_id = 'a'", "balance of user a", "10", "11"),
+        ("DELETE FROM points_balances WHERE user_id = 'a'", "balance of user a", "10", "no balance"),
+        ("INSERT INTO points_balances (user_id, balance) VALUES ('ghost', 3)", "balance of user ghost", "0", "3"),
+        (
+            "UPDATE points_credits SET state = 'reversed' WHERE payment_id = '1'",
+            "adjustments of payment 1",
+            "a sum of -10 because it is reversed",
+            "0 in 0 numbered to 0",
+        ),
+    ];
+    for (sql, subject, expected, found) in breaks {
+        let (place, ledger) = ledger(kind);
+        ledger.credit(&[credit("1", "a", 10), credit("2", "b", 5)]).unwrap();
+        assert_right(&*ledger, 2);
+        place.execute(sql);
+        let report = ledger.verify().unwrap();
+        assert_eq!(report.violations, 1, "{sql}: {report:?}");
+        let finding = &report.findings[0];
+        assert_eq!(
+            (finding.subject.as_str(), finding.expected.as_str(), finding.found.as_str()),
+            (subject, expected, found)
+        );
+    }
+
+    // A reversal as it should be, then one of another user's points.
+    let (place, ledger) = ledger(kind);
+    ledger.credit(&[credit("1", "a", 10), credit("2", "b", 5)]).unwrap();
+    let adjust = |payment: &str, user: &str, points: i64| {
+        place.execute(&format!(
+            "UPDATE points_credits SET state = 'reversed' WHERE payment_id = '{payment}';
+             INSERT INTO points_adjustments (payment_id, seq, user_id, kind, points, reason)
+                 VALUES ('{payment}', 1, '{user}', 'reversal', {points}, 'test');
+             UPDATE points_balances SET balance = balance + {points} WHERE user_id = '{user}'"
+        ));
+    };
+    adjust("1", "a", -10);
+    assert_right(&*ledger, 2);
+    adjust("2", "a", -5);
+    let report = ledger.verify().unwrap();
+    assert_eq!(report.violations, 1, "{report:?}");
+    assert_eq!(report.findings[0].subject, "adjustment 1 of payment 2");
+}
+
+fn a_payment_tells_its_story(kind: Kind) {
+    let (place, ledger) = ledger(kind);
+    ledger.credit(&[credit("1", "a", 10)]).unwrap();
+    assert_eq!(ledger.payment("2").unwrap(), None);
+    let new = ledger.payment("1").unwrap().unwrap();
+    assert_eq!((new.user_id.as_str(), new.points, new.state.as_str()), ("a", 10, "credited"));
+    assert!(new.credited_at.starts_with("20") && new.credited_at.ends_with('Z') && new.verified_at.is_none());
+    assert!(new.adjustments.is_empty());
+    place.execute(
+        "INSERT INTO points_adjustments (payment_id, seq, user_id, kind, points, reason)
+             VALUES ('1', 1, 'a', 'reversal', -10, 'closed'), ('1', 2, 'a', 'reinstatement', 10, 'paid')",
+    );
+    let later = ledger.payment("1").unwrap().unwrap();
+    let told: Vec<_> =
+        later.adjustments.iter().map(|a| (a.seq, a.kind.as_str(), a.points, a.reason.as_str())).collect();
+    assert_eq!(told, [(1, "reversal", -10, "closed"), (2, "reinstatement", 10, "paid")]);
+}
+
+fn reading_makes_no_ledger(kind: Kind) {
+    if let LedgerUrl::Sqlite(file) = Place::new(kind).parsed() {
+        let options = pointsd::ledger::Options {
+            pool_size: 1,
+            timeout: std::time::Duration::from_secs(1),
+            access: pointsd::ledger::Access::Read,
+        };
+        let missing = file.with_file_name("missing.db");
+        let ledger = pointsd::ledger::open(&LedgerUrl::Sqlite(missing.clone()), options);
+        let error = ledger.schema().unwrap_err();
+        assert!(error.to_string().contains("there is no ledger"), "{error}");
+        assert!(!missing.exists());
+    }
+}

@@ -1,0 +1,149 @@
+//! A foreign AMQP client, on a runtime of its own, so that tests read as plain steps.
+
+use super::PATIENCE;
+use lapin::{
+    BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind,
+    message::BasicGetMessage,
+    options::*,
+    types::{AMQPValue, FieldTable},
+};
+use std::{future::Future, time::Duration};
+use tokio::runtime::Runtime;
+
+/// A connection with a channel in confirm mode.
+pub struct Client {
+    runtime: Runtime,
+    connection: Connection,
+    channel: Channel,
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+async fn connect(url: &str) -> lapin::Result<Connection> {
+    Connection::connect(url, ConnectionProperties::default()).await
+}
+
+/// Waits until a node that has just opened its port lets somebody in.
+pub fn wait_for_login(url: &str) {
+    let runtime = runtime();
+    super::eventually("RabbitMQ lets a client in", || {
+        runtime.block_on(async {
+            let connection = connect(url).await.ok()?;
+            let _ = connection.close(200, "done".into()).await;
+            Some(())
+        })
+    });
+}
+
+impl Client {
+    pub fn connect(url: &str) -> Self {
+        let runtime = runtime();
+        let (connection, channel) = runtime.block_on(async {
+            let connection = connect(url).await.unwrap();
+            let channel = connection.create_channel().await.unwrap();
+            channel.confirm_select(ConfirmSelectOptions { nowait: false }).await.unwrap();
+            (connection, channel)
+        });
+        Self { runtime, connection, channel }
+    }
+
+    fn wait<T>(&self, work: impl Future<Output = lapin::Result<T>>) -> lapin::Result<T> {
+        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, work).await.expect("the broker answers") })
+    }
+
+    /// Declares a durable queue with these arguments.
+    pub fn declare_queue(&self, name: &str, arguments: &[(&str, AMQPValue)]) {
+        let mut table = FieldTable::default();
+        for (name, value) in arguments {
+            table.insert((*name).into(), value.clone());
+        }
+        let options =
+            QueueDeclareOptions { passive: false, durable: true, exclusive: false, auto_delete: false, nowait: false };
+        self.wait(self.channel.queue_declare(name.into(), options, table)).unwrap();
+    }
+
+    /// Declares a durable exchange.
+    pub fn declare_exchange(&self, name: &str, kind: ExchangeKind) {
+        let options = ExchangeDeclareOptions {
+            passive: false,
+            durable: true,
+            auto_delete: false,
+            internal: false,
+            nowait: false,
+        };
+        self.wait(self.channel.exchange_declare(name.into(), kind, options, FieldTable::default())).unwrap();
+    }
+
+    pub fn bind(&self, queue: &str, exchange: &str, key: &str) {
+        let options = QueueBindOptions { nowait: false };
+        let bind = self.channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default());
+        self.wait(bind).unwrap();
+    }
+
+    pub fn delete_queue(&self, name: &str) {
+        let options = QueueDeleteOptions { if_unused: false, if_empty: false, nowait: false };
+        self.wait(self.channel.queue_delete(name.into(), options)).unwrap();
+    }
+
+    /// Publishes and waits for the confirms.
+    pub fn publish(&self, exchange: &str, key: &str, messages: impl IntoIterator<Item = (Vec<u8>, BasicProperties)>) {
+        self.runtime.block_on(async {
+            let mut confirms = Vec::new();
+            for (body, properties) in messages {
+                let options = BasicPublishOptions { mandatory: true, immediate: false };
+                let publish = self.channel.basic_publish(exchange.into(), key.into(), options, &body, properties);
+                confirms.push(publish.await.unwrap());
+            }
+            for confirm in confirms {
+                let confirmation = confirm.await.unwrap();
+                assert!(confirmation.is_ack() && confirmation.take_message().is_none(), "routed and confirmed");
+            }
+        });
+    }
+
+    /// How many messages are ready in a queue: neither delivered nor gone. `None` when there is no such queue.
+    pub fn ready(&self, queue: &str) -> Option<u32> {
+        self.runtime.block_on(async {
+            let channel = self.connection.create_channel().await.unwrap();
+            let options = QueueDeclareOptions {
+                passive: true,
+                durable: true,
+                exclusive: false,
+                auto_delete: false,
+                nowait: false,
+            };
+            let declared = channel.queue_declare(queue.into(), options, FieldTable::default()).await.ok()?;
+            let _ = channel.close(200, "done".into()).await;
+            Some(declared.message_count())
+        })
+    }
+
+    /// Takes a message out of a queue for good.
+    pub fn take(&self, queue: &str) -> Option<BasicGetMessage> {
+        self.wait(self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: true })).unwrap()
+    }
+
+    /// Takes everything out of a queue.
+    pub fn drain(&self, queue: &str) -> Vec<BasicGetMessage> {
+        std::iter::from_fn(|| self.take(queue)).collect()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let close = async {
+            let _ = tokio::time::timeout(Duration::from_secs(2), self.connection.close(200, "done".into())).await;
+        };
+        self.runtime.block_on(close);
+    }
+}
+
+/// A header's text.
+pub fn text(message: &BasicGetMessage, header: &str) -> Option<String> {
+    match message.delivery.properties.headers().as_ref()?.inner().get(header)? {
+        AMQPValue::LongString(text) => Some(text.to_string()),
+        other => Some(format!("{other:?}")),
+    }
+}

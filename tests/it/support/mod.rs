@@ -1,0 +1,84 @@
+//! Real servers, the real daemon, and a foreign AMQP client: what the integration tests stand on.
+
+pub mod amqp;
+pub mod daemon;
+pub mod flow;
+pub mod ledger;
+pub mod postgres;
+pub mod rabbit;
+
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+/// How long anything may take that must happen at all. Generous: it is only reached by a failure.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Waits until `check` gives a value.
+pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(value) = check() {
+            return value;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A port that is free now.
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// A name that no other test uses.
+pub fn unique(name: &str) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The first of these programs that is installed.
+pub fn program(name: &str, candidates: &[&str], package: &str) -> String {
+    candidates.iter().find(|candidate| std::path::Path::new(candidate).exists()).map_or_else(
+        || panic!("{name} is not installed: apt-get install {package} (dev/test does it)"),
+        ToString::to_string,
+    )
+}
+
+/// A server that ends with the test process, however that ends: a shell holds it, and stops it when its standard
+/// input closes.
+pub struct Held {
+    shell: Child,
+    stdin: Option<ChildStdin>,
+}
+
+impl Held {
+    /// Runs `start` in the background and `stop` (with `$pid` set) at the end.
+    pub fn start(start: &str, stop: &str, configure: impl FnOnce(&mut Command)) -> Self {
+        let script = format!("{start} </dev/null & pid=$!; cat >/dev/null; {stop}; wait $pid 2>/dev/null; true");
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(script).stdin(Stdio::piped());
+        // A group of its own: a Ctrl-C at the tests' terminal must not reach the servers before the tests.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        configure(&mut command);
+        let mut shell = command.spawn().unwrap();
+        let stdin = shell.stdin.take();
+        Self { shell, stdin }
+    }
+
+    /// Stops it in the way that was agreed, and waits.
+    pub fn stop(&mut self) {
+        if self.stdin.take().is_some() {
+            let _ = self.shell.wait();
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,130 @@
+//! A private RabbitMQ node from Debian's package: own ports, own folder, own epmd.
+
+use super::{Held, free_port, program};
+use std::{
+    fmt::Write as _,
+    net::TcpStream,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+/// A node that ends when it is dropped.
+pub struct Rabbit {
+    folder: tempfile::TempDir,
+    pub port: u16,
+    pub tls_port: Option<u16>,
+    dist_port: u16,
+    epmd_port: u16,
+    server: Option<Held>,
+}
+
+/// The node that tests share which do not stop it: they use queues of their own.
+pub fn shared() -> &'static Rabbit {
+    static SHARED: OnceLock<Rabbit> = OnceLock::new();
+    SHARED.get_or_init(|| Rabbit::start(None))
+}
+
+/// Certificates for `amqps://`, as PEM files.
+pub struct Tls {
+    pub ca: PathBuf,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Rabbit {
+    /// Starts a node and waits until it takes connections.
+    pub fn start(tls: Option<&Tls>) -> Self {
+        let folder = tempfile::Builder::new().prefix("pointsd-rabbit-").tempdir().unwrap();
+        let (port, dist_port, epmd_port) = (free_port(), free_port(), free_port());
+        let tls_port = tls.map(|_| free_port());
+        let mut config =
+            format!("listeners.tcp.1 = 127.0.0.1:{port}\nloopback_users = none\nlog.file.level = warning\n");
+        if let (Some(tls), Some(port)) = (tls, tls_port) {
+            write!(
+                config,
+                "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {}\nssl_options.certfile = {}\n\
+                 ssl_options.keyfile = {}\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n",
+                tls.ca.display(),
+                tls.certificate.display(),
+                tls.key.display()
+            )
+            .unwrap();
+        }
+        std::fs::write(folder.path().join("rabbitmq.conf"), config).unwrap();
+        std::fs::write(folder.path().join("enabled_plugins"), "[].\n").unwrap();
+        // Erlang refuses a cookie that others can read; its folder may not be open either.
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let mut rabbit = Self { folder, port, tls_port, dist_port, epmd_port, server: None };
+        rabbit.boot();
+        rabbit
+    }
+
+    fn environment(&self, command: &mut Command) {
+        let at = |name: &str| self.folder.path().join(name);
+        command
+            .env("HOME", self.folder.path())
+            .env("RABBITMQ_NODENAME", format!("pointsd{}@localhost", self.port))
+            .env("RABBITMQ_NODE_PORT", self.port.to_string())
+            .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
+            .env("ERL_EPMD_PORT", self.epmd_port.to_string())
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_MNESIA_BASE", at("mnesia"))
+            .env("RABBITMQ_LOG_BASE", at("log"))
+            .env("RABBITMQ_PID_FILE", at("pid"))
+            .env("RABBITMQ_CONFIG_FILE", at("rabbitmq.conf"))
+            .env("RABBITMQ_CONF_ENV_FILE", at("no-env-file"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", at("enabled_plugins"))
+            // One scheduler: the test's machine has few cores, and busy waiting would take them.
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none");
+    }
+
+    /// Starts the node (again, on the same data) and waits until it takes connections.
+    pub fn boot(&mut self) {
+        let server = program("RabbitMQ", &["/usr/lib/rabbitmq/bin/rabbitmq-server"], "rabbitmq-server");
+        let epmd = program("epmd", &["/usr/bin/epmd"], "erlang-base");
+        let log = std::fs::File::create(self.folder.path().join("console")).unwrap();
+        let stop = format!("kill -TERM $pid; wait $pid; {epmd} -port {} -kill >/dev/null 2>&1", self.epmd_port);
+        self.server = Some(Held::start(&format!("exec {server}"), &stop, |command| {
+            self.environment(command);
+            command.stdout(log.try_clone().unwrap()).stderr(log);
+        }));
+        let begun = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "RabbitMQ did not start:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // The listener opens a moment before the node takes logins.
+        super::amqp::wait_for_login(&self.url());
+    }
+
+    /// Stops the node in order; its data stay.
+    pub fn stop(&mut self) {
+        self.server = None;
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("console")).unwrap_or_default()
+    }
+
+    /// For a client.
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
+    }
+
+    /// `rabbitmqctl` against this node.
+    pub fn ctl(&self, arguments: &[&str]) {
+        let ctl = program("rabbitmqctl", &["/usr/lib/rabbitmq/bin/rabbitmqctl"], "rabbitmq-server");
+        let mut command = Command::new(ctl);
+        self.environment(&mut command);
+        let output = command.arg("-q").args(arguments).output().unwrap();
+        assert!(output.status.success(), "rabbitmqctl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Where its files are.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
