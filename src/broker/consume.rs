@@ -174,6 +174,11 @@ impl Consumer {
             }
             given_back += 1;
         }
+        // What was settled behind a delivery that has just gone back can be acknowledged now.
+        let prefix = self.tracker().settled_prefix();
+        if let Some(tag) = prefix {
+            let _ = self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await;
+        }
         given_back
     }
 }

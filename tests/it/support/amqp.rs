@@ -8,7 +8,7 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use std::{future::Future, time::Duration};
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, task::JoinHandle};
 
 /// A connection with a channel in confirm mode.
 pub struct Client {
@@ -89,18 +89,29 @@ impl Client {
 
     /// Publishes and waits for the confirms.
     pub fn publish(&self, exchange: &str, key: &str, messages: impl IntoIterator<Item = (Vec<u8>, BasicProperties)>) {
-        self.runtime.block_on(async {
+        self.finish(self.begin(exchange, key, messages.into_iter().collect()));
+    }
+
+    /// Begins to publish, in the background.
+    pub fn begin(&self, exchange: &str, key: &str, messages: Vec<(Vec<u8>, BasicProperties)>) -> JoinHandle<()> {
+        let (channel, exchange, key) = (self.channel.clone(), exchange.to_owned(), key.to_owned());
+        self.runtime.spawn(async move {
             let mut confirms = Vec::new();
             for (body, properties) in messages {
                 let options = BasicPublishOptions { mandatory: true, immediate: false };
-                let publish = self.channel.basic_publish(exchange.into(), key.into(), options, &body, properties);
-                confirms.push(publish.await.unwrap());
+                let (exchange, key) = (exchange.as_str().into(), key.as_str().into());
+                confirms.push(channel.basic_publish(exchange, key, options, &body, properties).await.unwrap());
             }
             for confirm in confirms {
                 let confirmation = confirm.await.unwrap();
                 assert!(confirmation.is_ack() && confirmation.take_message().is_none(), "routed and confirmed");
             }
-        });
+        })
+    }
+
+    /// Waits until everything that was begun is confirmed.
+    pub fn finish(&self, begun: JoinHandle<()>) {
+        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, begun).await.expect("confirmed").unwrap() });
     }
 
     /// How many messages are ready in a queue: neither delivered nor gone. `None` when there is no such queue.

@@ -7,7 +7,7 @@ use std::{
     fs::File,
     io::{Read, Write},
     net::TcpStream,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
 };
@@ -76,12 +76,23 @@ impl Setup {
 
     /// Starts the daemon, with more said about its process.
     pub fn start_with(&self, configure: impl FnOnce(&mut Command)) -> Daemon {
+        let mut command = self.command(&["run"]);
+        configure(&mut command);
+        self.spawn(command)
+    }
+
+    /// Starts another program, which becomes the daemon.
+    pub fn start_as(&self, program: &str, arguments: &[&str]) -> Daemon {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null());
+        self.spawn(command)
+    }
+
+    fn spawn(&self, mut command: Command) -> Daemon {
         let log = self.folder.path().join(unique("log"));
         let port = free_port();
-        let mut command = self.command(&["run"]);
         command.env("POINTSD_HTTP__LISTEN", format!("127.0.0.1:{port}"));
         command.stdout(Stdio::null()).stderr(File::create(&log).unwrap());
-        configure(&mut command);
         Daemon { child: command.spawn().unwrap(), port, log }
     }
 }
@@ -113,10 +124,6 @@ pub struct Daemon {
 impl Daemon {
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    pub fn log_file(&self) -> &Path {
-        &self.log
     }
 
     /// Status and body of one of its endpoints; `None` while nobody listens.

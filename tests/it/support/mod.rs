@@ -8,7 +8,9 @@ pub mod postgres;
 pub mod rabbit;
 
 use std::{
+    io::Write,
     net::{Ipv4Addr, TcpListener},
+    path::Path,
     process::{Child, ChildStdin, Command, Stdio},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -49,7 +51,7 @@ pub fn program(name: &str, candidates: &[&str], package: &str) -> String {
 }
 
 /// A server that ends with the test process, however that ends: a shell holds it, and stops it when its standard
-/// input closes.
+/// input closes. Its folder goes with it, unless it was stopped to be started again.
 pub struct Held {
     shell: Child,
     stdin: Option<ChildStdin>,
@@ -57,8 +59,12 @@ pub struct Held {
 
 impl Held {
     /// Runs `start` in the background and `stop` (with `$pid` set) at the end.
-    pub fn start(start: &str, stop: &str, configure: impl FnOnce(&mut Command)) -> Self {
-        let script = format!("{start} </dev/null & pid=$!; cat >/dev/null; {stop}; wait $pid 2>/dev/null; true");
+    pub fn start(folder: &Path, start: &str, stop: &str, configure: impl FnOnce(&mut Command)) -> Self {
+        let folder = folder.display();
+        let script = format!(
+            "{start} </dev/null & pid=$!; word=$(cat); {stop}; wait $pid 2>/dev/null; \
+             [ \"$word\" = keep ] || rm -rf {folder}"
+        );
         let mut command = Command::new("sh");
         command.arg("-c").arg(script).stdin(Stdio::piped());
         // A group of its own: a Ctrl-C at the tests' terminal must not reach the servers before the tests.
@@ -69,16 +75,15 @@ impl Held {
         Self { shell, stdin }
     }
 
-    /// Stops it in the way that was agreed, and waits.
-    pub fn stop(&mut self) {
-        if self.stdin.take().is_some() {
-            let _ = self.shell.wait();
-        }
+    /// Stops it in the way that was agreed, keeps its folder, and waits.
+    pub fn stop(mut self) {
+        self.stdin.as_mut().unwrap().write_all(b"keep").unwrap();
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.stop();
+        drop(self.stdin.take());
+        let _ = self.shell.wait();
     }
 }

@@ -6,7 +6,7 @@ use std::{path::PathBuf, process::Command, sync::OnceLock};
 
 /// A cluster that ends when it is dropped.
 pub struct Postgres {
-    folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
     port: u16,
     _server: Held,
 }
@@ -49,10 +49,15 @@ impl Postgres {
              -c unix_socket_directories={at} -c max_connections=60 -c log_min_messages=fatal >{at}/log 2>&1"
         );
         // SIGINT: fast shutdown. `runuser` passes signals on.
-        let server = Held::start(&server, &format!("kill -INT $(head -n 1 {at}/data/postmaster.pid)"), |command| {
-            command.current_dir("/");
-        });
-        let postgres = Self { folder, port, _server: server };
+        let server = Held::start(
+            folder.path(),
+            &server,
+            &format!("kill -INT $(head -n 1 {at}/data/postmaster.pid)"),
+            |command| {
+                command.current_dir("/");
+            },
+        );
+        let postgres = Self { _folder: folder, port, _server: server };
         eventually("PostgreSQL answers", || PgConnection::establish(&postgres.url_of("postgres")).ok());
         postgres
     }
@@ -72,10 +77,5 @@ impl Postgres {
 
     fn url_of(&self, database: &str) -> String {
         format!("postgres://points@127.0.0.1:{}/{database}", self.port)
-    }
-
-    /// Where its files are.
-    pub fn folder(&self) -> &std::path::Path {
-        self.folder.path()
     }
 }

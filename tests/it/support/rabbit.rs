@@ -5,7 +5,7 @@ use std::{
     fmt::Write as _,
     net::TcpStream,
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     sync::OnceLock,
     time::{Duration, Instant},
@@ -87,7 +87,7 @@ impl Rabbit {
         let epmd = program("epmd", &["/usr/bin/epmd"], "erlang-base");
         let log = std::fs::File::create(self.folder.path().join("console")).unwrap();
         let stop = format!("kill -TERM $pid; wait $pid; {epmd} -port {} -kill >/dev/null 2>&1", self.epmd_port);
-        self.server = Some(Held::start(&format!("exec {server}"), &stop, |command| {
+        self.server = Some(Held::start(self.folder.path(), &format!("exec {server}"), &stop, |command| {
             self.environment(command);
             command.stdout(log.try_clone().unwrap()).stderr(log);
         }));
@@ -102,7 +102,7 @@ impl Rabbit {
 
     /// Stops the node in order; its data stay.
     pub fn stop(&mut self) {
-        self.server = None;
+        self.server.take().unwrap().stop();
     }
 
     fn log(&self) -> String {
@@ -112,19 +112,5 @@ impl Rabbit {
     /// For a client.
     pub fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
-    }
-
-    /// `rabbitmqctl` against this node.
-    pub fn ctl(&self, arguments: &[&str]) {
-        let ctl = program("rabbitmqctl", &["/usr/lib/rabbitmq/bin/rabbitmqctl"], "rabbitmq-server");
-        let mut command = Command::new(ctl);
-        self.environment(&mut command);
-        let output = command.arg("-q").args(arguments).output().unwrap();
-        assert!(output.status.success(), "rabbitmqctl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    /// Where its files are.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
     }
 }
