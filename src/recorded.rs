@@ -194,6 +194,7 @@ mod tests {
         std::iter::from_fn(|| lines.next_line().unwrap()).map(|line| (line.number, line.message)).collect()
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "compared with what is read")]
     fn bare(body: &[u8]) -> Result<Recorded, RecordedError> {
         Ok(Recorded { body: body.to_vec(), message_id: None, headers: serde_json::Map::new(), routing_key: None })
     }

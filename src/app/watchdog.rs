@@ -1,6 +1,10 @@
 //! systemd's watchdog (`WatchdogSec=`): fed as long as every loop turns.
 
-use crate::observe::{events, pulse::Pulses};
+use crate::observe::{
+    events,
+    pulse::Pulses,
+    systemd::{self, News},
+};
 
 /// Starts to feed the watchdog, where systemd has asked for it.
 pub(super) fn start(pulses: Pulses) {
@@ -11,9 +15,9 @@ pub(super) fn start(pulses: Pulses) {
         loop {
             turns.tick().await;
             match pulses.stuck() {
+                // What is not taken was not heard, and systemd decides.
                 None => {
-                    // Without the socket there is nobody to tell, and systemd decides.
-                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+                    systemd::tell(News::Alive);
                 }
                 Some((name, late)) => events::LoopStuck { name, late }.emit(),
             }

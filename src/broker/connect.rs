@@ -45,7 +45,7 @@ impl BrokerUrl {
         let host = url.host_str().filter(|host| !host.is_empty()).ok_or(BrokerUrlError::NoHost)?;
         let mut uri = AMQPUri::from_str(text).map_err(BrokerUrlError::Other)?;
         // lapin's parser takes an IPv6 address for localhost.
-        uri.authority.host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        host.trim_start_matches('[').trim_end_matches(']').clone_into(&mut uri.authority.host);
         if uri.vhost.is_empty() {
             return Err(BrokerUrlError::EmptyVhost);
         }

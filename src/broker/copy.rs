@@ -87,7 +87,7 @@ fn at_most(text: &str, bytes: usize) -> &str {
 /// (the broker closes the connection over one), foreign headers are left out and the copy says so.
 pub(super) fn parked(original: &BasicProperties, marks: &Marks<'_>, frame: &mut HeaderFrame) -> BasicProperties {
     let foreign = original.headers().as_ref();
-    let kept = foreign.into_iter().flat_map(|table| table.inner());
+    let kept = foreign.into_iter().flat_map(FieldTable::inner);
     let mut headers = FieldTable::default();
     for (name, value) in kept.filter(|(name, _)| !is_brokers(name.as_str()) && !is_of_one_stay(name.as_str())) {
         headers.insert(name.clone(), value.clone());

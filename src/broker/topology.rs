@@ -116,12 +116,16 @@ impl Topology {
         declared
     }
 
+    fn items(&self) -> impl Iterator<Item = Item<'_>> {
+        std::iter::once(Item::Exchange(&self.exchange)).chain(self.queues.iter().map(Item::Queue))
+    }
+
     pub(super) async fn declare_on(&self, connection: &Connection) -> Result<(), BrokerError> {
-        let exchange = declare_exchange(connection, &self.exchange, false).await;
-        exchange.map_err(|error| BrokerError::Topology(explain_exchange(&self.exchange, &error)))?;
-        for queue in &self.queues {
-            let declared = declare_queue(connection, queue, false).await;
-            declared.map_err(|error| BrokerError::Topology(explain_queue(queue, &error)))?;
+        for item in self.items() {
+            item.declare(connection, false).await.map_err(|failure| match failure {
+                Failure::Broker(text) => BrokerError::Topology(format!("{} {}", item.subject(), item.explain(&text))),
+                Failure::Other(error) => error,
+            })?;
         }
         let (queue, key) = &self.binding;
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
@@ -139,20 +143,22 @@ impl Topology {
     /// That the queues are there, whatever they are like: enough to consume and to park.
     pub(super) async fn require_on(&self, connection: &Connection) -> Result<(), BrokerError> {
         let mut missing = Vec::new();
-        for queue in &self.queues {
-            match declare_queue(connection, queue, true).await {
+        for item in self.queues.iter().map(Item::Queue) {
+            match item.declare(connection, true).await {
                 Ok(()) => {}
-                Err(Failure::Broker(text)) if text.starts_with("NOT_FOUND") => missing.push(queue.name.as_str()),
-                Err(failure) => return Err(BrokerError::Topology(explain_queue(queue, &failure))),
+                Err(Failure::Broker(text)) if text.starts_with(NOT_FOUND) => missing.push(item.subject()),
+                Err(Failure::Broker(text)) => {
+                    return Err(BrokerError::Topology(format!("{} {}", item.subject(), item.explain(&text))));
+                }
+                Err(Failure::Other(error)) => return Err(error),
             }
         }
         if missing.is_empty() {
             return Ok(());
         }
         Err(BrokerError::Topology(format!(
-            "missing at the broker, and broker.declare is false: queue {} \
-             (`pointsd topology print` shows what is needed)",
-            missing.join(", queue ")
+            "missing at the broker, and broker.declare is false: {} (`pointsd topology print` shows what is needed)",
+            missing.join(", ")
         )))
     }
 
@@ -161,34 +167,99 @@ impl Topology {
     pub async fn check(&self, settings: &BrokerSettings) -> Result<Vec<Difference>, BrokerError> {
         let (connection, _) = connect(settings, "topology").await?;
         let mut differences = Vec::new();
-        let mut differ = |subject: String, problem: String, harmless: bool| {
-            differences.push(Difference { subject, problem, harmless });
-        };
-        let subject = format!("exchange {}", self.exchange);
-        match declare_exchange(&connection, &self.exchange, true).await {
-            Err(failure) => differ(subject, failure.into_broker(explain_missing)?, false),
-            Ok(()) => {
-                if let Err(failure) = declare_exchange(&connection, &self.exchange, false).await {
-                    let problem =
-                        failure.into_broker(|text| explain_exchange(&self.exchange, &Failure::Broker(text)))?;
-                    differ(subject, problem, !settings.declare);
-                }
-            }
-        }
-        for queue in &self.queues {
-            let subject = format!("queue {}", queue.name);
-            match declare_queue(&connection, queue, true).await {
-                Err(failure) => differ(subject, failure.into_broker(explain_missing)?, false),
-                Ok(()) => {
-                    if let Err(failure) = declare_queue(&connection, queue, false).await {
-                        let problem = failure.into_broker(|text| explain_queue(queue, &Failure::Broker(text)))?;
-                        differ(subject, problem, !settings.declare);
-                    }
-                }
+        for item in self.items() {
+            let (refusal, there) = match item.declare(&connection, true).await {
+                Ok(()) => (item.declare(&connection, false).await, true),
+                missing => (missing, false),
+            };
+            match refusal {
+                Ok(()) => {}
+                Err(Failure::Other(error)) => return Err(error),
+                Err(Failure::Broker(text)) => differences.push(Difference {
+                    subject: item.subject(),
+                    problem: item.explain(&text),
+                    harmless: there && !settings.declare,
+                }),
             }
         }
         close(&connection).await;
         Ok(differences)
+    }
+}
+
+/// What the broker's refusal of something that is not there begins with.
+const NOT_FOUND: &str = "NOT_FOUND";
+
+/// An exchange or a queue.
+enum Item<'a> {
+    Exchange(&'a str),
+    Queue(&'a QueueSpec),
+}
+
+impl Item<'_> {
+    fn subject(&self) -> String {
+        match self {
+            Self::Exchange(name) => format!("exchange {name}"),
+            Self::Queue(queue) => format!("queue {}", queue.name),
+        }
+    }
+
+    /// Passively: that it is there. Otherwise: that it is there just so, and made if it is not.
+    async fn declare(&self, connection: &Connection, passive: bool) -> Result<(), Failure> {
+        match self {
+            Self::Exchange(name) => {
+                on_channel(connection, "exchange.declare", async |channel| {
+                    let options = ExchangeDeclareOptions {
+                        passive,
+                        durable: true,
+                        auto_delete: false,
+                        internal: false,
+                        nowait: false,
+                    };
+                    let name = (*name).into();
+                    channel.exchange_declare(name, ExchangeKind::Direct, options, FieldTable::default()).await
+                })
+                .await
+            }
+            Self::Queue(queue) => {
+                on_channel(connection, "queue.declare", async |channel| {
+                    // Exclusive or auto-deleted queues would lose what they hold with their connection.
+                    let options = QueueDeclareOptions {
+                        passive,
+                        durable: true,
+                        exclusive: false,
+                        auto_delete: false,
+                        nowait: false,
+                    };
+                    channel.queue_declare(queue.name.as_str().into(), options, table(&queue.arguments)).await
+                })
+                .await
+            }
+        }
+    }
+
+    /// What the broker's refusal means, and what to do.
+    fn explain(&self, text: &str) -> String {
+        if text.starts_with(NOT_FOUND) {
+            return "is missing; `pointsd topology declare` makes it".to_owned();
+        }
+        let Some(Inequivalence { argument, wanted, found }) = Inequivalence::parse(text) else {
+            return text.to_owned();
+        };
+        let advice = match (self, argument) {
+            (Self::Exchange(_), _) => {
+                "name another one in broker.exchange, or set broker.declare = false to use it as it is"
+            }
+            (Self::Queue(_), "x-delivery-limit") => {
+                "with a lower limit (none means 20 since RabbitMQ 4.0) messages leave it after few redeliveries: \
+                 set broker.delivery_limit, make the queue anew, or set broker.declare = false to use it as it is"
+            }
+            (Self::Queue(_), _) => {
+                "arguments of a queue cannot be changed: make the queue anew, name another one, or set \
+                 broker.declare = false to use it as it is"
+            }
+        };
+        format!("exists with another {argument}: {found} there, {wanted} here; {advice}")
     }
 }
 
@@ -197,15 +268,6 @@ impl Topology {
 enum Failure {
     Broker(String),
     Other(BrokerError),
-}
-
-impl Failure {
-    fn into_broker(self, explain: impl FnOnce(String) -> String) -> Result<String, BrokerError> {
-        match self {
-            Self::Broker(text) => Ok(explain(text)),
-            Self::Other(error) => Err(error),
-        }
-    }
 }
 
 impl From<lapin::Error> for Failure {
@@ -230,25 +292,6 @@ async fn on_channel<T>(
     }
 }
 
-async fn declare_exchange(connection: &Connection, name: &str, passive: bool) -> Result<(), Failure> {
-    on_channel(connection, "exchange.declare", async |channel| {
-        let options =
-            ExchangeDeclareOptions { passive, durable: true, auto_delete: false, internal: false, nowait: false };
-        channel.exchange_declare(name.into(), ExchangeKind::Direct, options, FieldTable::default()).await
-    })
-    .await
-}
-
-async fn declare_queue(connection: &Connection, queue: &QueueSpec, passive: bool) -> Result<(), Failure> {
-    on_channel(connection, "queue.declare", async |channel| {
-        // Exclusive or auto-deleted queues would lose what they hold with their connection.
-        let options =
-            QueueDeclareOptions { passive, durable: true, exclusive: false, auto_delete: false, nowait: false };
-        channel.queue_declare(queue.name.as_str().into(), options, table(&queue.arguments)).await
-    })
-    .await
-}
-
 fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, argument) in arguments {
@@ -266,45 +309,8 @@ async fn close(connection: &Connection) {
     let _ = tokio::time::timeout(STEP_TIMEOUT, connection.close(200, "done".into())).await;
 }
 
-fn explain_missing(text: String) -> String {
-    if text.starts_with("NOT_FOUND") { "is missing; `pointsd topology declare` makes it".to_owned() } else { text }
-}
-
-fn explain_exchange(name: &str, failure: &Failure) -> String {
-    match failure {
-        Failure::Other(error) => error.to_string(),
-        Failure::Broker(text) => match Inequivalence::parse(text) {
-            Some(Inequivalence { argument, wanted, found }) => format!(
-                "exchange {name} exists with another {argument}: {found} there, {wanted} here; name another one in \
-                 broker.exchange, or set broker.declare = false to use it as it is"
-            ),
-            None => format!("exchange {name}: {text}"),
-        },
-    }
-}
-
-fn explain_queue(queue: &QueueSpec, failure: &Failure) -> String {
-    let name = &queue.name;
-    let text = match failure {
-        Failure::Other(error) => return error.to_string(),
-        Failure::Broker(text) => text,
-    };
-    match Inequivalence::parse(text) {
-        Some(Inequivalence { argument, wanted, found }) if argument == "x-delivery-limit" => format!(
-            "queue {name} exists with another x-delivery-limit: {found} there, {wanted} here; with a lower limit \
-             (none means 20 since RabbitMQ 4.0) messages leave it after few redeliveries: set broker.delivery_limit, \
-             make the queue anew, or set broker.declare = false to use it as it is"
-        ),
-        Some(Inequivalence { argument, wanted, found }) => format!(
-            "queue {name} exists with another {argument}: {found} there, {wanted} here; arguments of a queue cannot be \
-             changed: make the queue anew, name another one, or set broker.declare = false to use it as it is"
-        ),
-        None => format!("queue {name}: {text}"),
-    }
-}
-
-/// What the broker says of a declaration that does not fit: "PRECONDITION_FAILED - inequivalent arg 'x-queue-type'
-/// for queue 'q' in vhost '/': received 'quorum' but current is 'classic'".
+/// What the broker says of a declaration that does not fit: `PRECONDITION_FAILED - inequivalent arg 'x-queue-type'
+/// for queue 'q' in vhost '/': received 'quorum' but current is 'classic'`.
 struct Inequivalence<'a> {
     argument: &'a str,
     wanted: String,
@@ -319,7 +325,8 @@ impl<'a> Inequivalence<'a> {
         let (wanted, found) = rest.split_once(" but current is ")?;
         let plain = |value: &str| {
             let value = value.trim_start_matches("the value ").split(" of type ").next().unwrap_or(value);
-            value.trim_matches('\'').to_owned()
+            let value = value.trim_matches('\'');
+            if value.trim().is_empty() { "\"\"".to_owned() } else { value.to_owned() }
         };
         Some(Self { argument, wanted: plain(wanted), found: plain(found) })
     }

@@ -4,13 +4,21 @@ use serde::Serialize;
 use std::io::{self, Write};
 
 /// Where a command prints to.
-#[derive(Debug, Default)]
-pub(super) struct Output(());
+pub(super) struct Output {
+    data: io::Stdout,
+    remarks: io::Stderr,
+}
+
+impl Default for Output {
+    fn default() -> Self {
+        Self { data: io::stdout(), remarks: io::stderr() }
+    }
+}
 
 impl Output {
     /// A line of data.
     pub(super) fn line(&mut self, text: &str) -> io::Result<()> {
-        writeln!(io::stdout(), "{text}")
+        writeln!(self.data, "{text}")
     }
 
     /// Data as JSON.
@@ -21,6 +29,6 @@ impl Output {
 
     /// A line for the person. When standard error is gone there is nobody to tell.
     pub(super) fn complain(&mut self, text: &str) {
-        let _ = writeln!(io::stderr(), "{text}");
+        let _ = writeln!(self.remarks, "{text}");
     }
 }

@@ -328,13 +328,11 @@ impl Reader {
             let text = if is_section {
                 format!("{key}: is a section; must be written as [{key}] with its keys below")
             } else {
-                let nearest = self
-                    .known
-                    .iter()
-                    .max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)));
-                let hint = nearest
-                    .filter(|nearest| strsim::jaro_winkler(nearest, key) > 0.85)
-                    .map_or_else(String::new, |nearest| format!("; did you mean {nearest}?"));
+                let sections = self.known.iter().filter_map(|known| known.rsplit_once('.').map(|(section, _)| section));
+                let known = self.known.iter().map(String::as_str).chain(sections);
+                let alike = known.map(|known| (strsim::jaro_winkler(known, key), known));
+                let nearest = alike.max_by(|(a, _), (b, _)| a.total_cmp(b)).filter(|(likeness, _)| *likeness > 0.85);
+                let hint = nearest.map_or_else(String::new, |(_, nearest)| format!("; did you mean {nearest}?"));
                 format!("{key}: unknown key{hint}")
             };
             self.faults.push(Fault { origin: given.origin.clone(), text });
@@ -385,4 +383,12 @@ impl serde::Serialize for DeValueText<'_, '_> {
             }
         }
     }
+}
+
+/// Every key that `read` asks for.
+#[cfg(test)]
+pub(super) fn known_keys(read: impl FnOnce(&mut Reader)) -> Vec<String> {
+    let mut reader = Reader::new(None, []);
+    read(&mut reader);
+    reader.known
 }

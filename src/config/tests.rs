@@ -1,1 +1,188 @@
+use super::{read::masked, *};
 
+fn settings(text: &str) -> Result<Settings, Vec<Fault>> {
+    Settings::read(Some(("pointsd.toml", text)), [], None)
+}
+
+fn read_with(text: &str, environment: &[(&str, &str)]) -> Result<Settings, Vec<Fault>> {
+    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Settings::read(Some(("pointsd.toml", text)), environment, None)
+}
+
+fn faults(result: Result<Settings, Vec<Fault>>) -> Vec<String> {
+    result.expect_err("it has faults").iter().map(ToString::to_string).collect()
+}
+
+const EXAMPLE: &str = include_str!("../../pointsd.example.toml");
+
+#[test]
+fn the_example_is_equal_to_the_defaults() {
+    let example = settings(EXAMPLE).unwrap();
+    let defaults = Settings::read(None, [], None).unwrap();
+    assert_eq!(example.effective_toml(), defaults.effective_toml());
+}
+
+#[test]
+fn the_example_has_every_key() {
+    // With every optional key uncommented it still has no unknown key, so each is one that is read …
+    let uncommented: String = EXAMPLE
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(key) if key.split_once(" = ").is_some_and(|(key, _)| !key.contains(' ')) => format!("{key}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let told = faults(settings(&uncommented));
+    assert!(told.iter().all(|fault| !fault.contains("unknown key")), "{told:?}");
+    // … and it is complete: every key that is read stands in it.
+    for key in source::known_keys(|reader| {
+        read::all(reader, None);
+    }) {
+        let name = key.rsplit('.').next().unwrap();
+        let there = uncommented.lines().any(|line| line.starts_with(&format!("{name} = ")));
+        assert!(there, "{key} is not in pointsd.example.toml");
+    }
+}
+
+#[test]
+fn all_faults_are_told_at_once_with_file_line_key_and_what_would_be_right() {
+    let text = r#"
+shutdown_timeout = 25
+[broker]
+url = "http://u:secret@h"
+prefech = 5
+prefetch = -5
+queue_type = "mirrored"
+dead_queue = "points.credit"
+exchange = "amq.direct"
+[ledger]
+url = "mysql://u:secret@h/db"
+pool_size = "two"
+timeout = "fast"
+batch_max = 10001
+[message]
+payment_id = "data.id"
+max_points = 0
+[log]
+level = "loud"
+[http]
+listen = "localhost"
+[brokr]
+"#;
+    assert_eq!(
+        faults(settings(text)),
+        [
+            "pointsd.toml:2: shutdown_timeout: given 25; must be a duration from 1s to 1h, as in \"25s\"",
+            "pointsd.toml:4: broker.url: must begin with amqp:// or amqps://, as in amqp://user:password@host:5672/%2f",
+            "pointsd.toml:5: broker.prefech: unknown key; did you mean broker.prefetch?",
+            "pointsd.toml:6: broker.prefetch: given -5; must be a whole number from 1 to 2000",
+            "pointsd.toml:7: broker.queue_type: given \"mirrored\"; must be \"quorum\" or \"classic\"",
+            "pointsd.toml:8: broker.dead_queue: is the credit queue; must be another queue, or what is parked is consumed again",
+            "pointsd.toml:9: broker.exchange: given \"amq.direct\"; must be 1 to 255 bytes, not beginning with \"amq.\" (reserved by the broker)",
+            "pointsd.toml:11: ledger.url: must be sqlite:FILE, postgres://… or postgresql://…",
+            "pointsd.toml:12: ledger.pool_size: given \"two\"; must be a whole number from 1 to 64",
+            "pointsd.toml:13: ledger.timeout: given \"fast\"; must be a duration from 1s to 1h, as in \"25s\"",
+            "pointsd.toml:14: ledger.batch_max: given 10001; must be a whole number from 1 to 10000",
+            "pointsd.toml:16: message.payment_id: given \"data.id\"; must be a JSON Pointer such as \"/data/order/id\" (RFC 6901), at most 8 levels deep",
+            "pointsd.toml:17: message.max_points: given 0; must be a whole number from 1 to 1000000000000",
+            "pointsd.toml:19: log.level: given \"loud\"; must be \"error\", \"warn\", \"info\", \"debug\" or \"trace\"",
+            "pointsd.toml:21: http.listen: given \"localhost\"; must be an address and a port, as in \"127.0.0.1:9187\" or \"[::1]:9187\"",
+            "pointsd.toml:22: brokr: unknown key; did you mean broker?",
+        ]
+    );
+}
+
+#[test]
+fn combinations_that_are_dangerous_are_refused() {
+    for (text, fault) in [
+        ("[broker]\nurl = \"amqp://h\"\nurls = [\"amqp://h\"]", "given together with broker.url"),
+        ("[broker]\nurls = []", "is an empty list"),
+        ("[broker]\nurls = [\"amqp://a\", \"amqps://b\"]", "would drop encryption"),
+        ("[broker]\nurls = [\"amqp://a\", \"amqp://b/\"]", "URL 2 of 2: names the virtual host \"\""),
+        ("[broker]\nurl = \"amqp://h/\"", "names the virtual host \"\""),
+        ("[broker]\nca_file = \"/etc/hostname\"", "is used only with amqps://"),
+        ("[broker]\nurl = \"amqps://h\"\ncert_file = \"/nonexistent\"", "must be given together"),
+        ("[broker]\nurl_file = \"/nonexistent\"", "/nonexistent cannot be read: No such file"),
+        ("[broker]\nurl_file = \"/etc/hostname\"\nurl = \"amqp://h\"", "given together with broker.url"),
+        ("[broker]\nqueue_type = \"quorum\"\nprefetch = 3000", "must be a whole number from 1 to 2000"),
+        ("[ledger]\nurl = \"sqlite::memory:\"", "would lose every credit"),
+        ("[message]\nuser_id = \"/a\"\npayment_id = \"/a\"", "points at or into the place of another field"),
+        ("broker = 5", "broker: is a section"),
+        ("[broker]\nprefetch = 5\nprefetch = 6", "not TOML: duplicate key"),
+        ("[broker\n", "not TOML"),
+    ] {
+        let told = faults(settings(text));
+        assert!(told.iter().any(|told| told.contains(fault)), "{text}: {told:?}");
+    }
+    let classic = settings("[broker]\nqueue_type = \"classic\"\nprefetch = 3000").unwrap();
+    assert_eq!(classic.broker.prefetch, 3000);
+}
+
+#[test]
+fn the_environment_wins_and_is_checked_as_the_file_is() {
+    let text = "[broker]\nprefetch = 5\nurl_file = \"/nonexistent\"";
+    let environment = [
+        ("POINTSD_BROKER__PREFETCH", "7"),
+        ("POINTSD_BROKER__URLS", "[\"amqp://a\", \"amqp://b\"]"),
+        ("POINTSD_BROKER__DECLARE", "false"),
+        ("POINTSD_SHUTDOWN_TIMEOUT", "90s"),
+        ("HOME", "/nowhere"),
+    ];
+    // The file's url_file stands, and does not fit together with the environment's urls.
+    let told = faults(read_with(text, &environment));
+    assert_eq!(
+        told,
+        ["pointsd.toml:3: broker.url_file: /nonexistent cannot be read: No such file or directory (os error 2)"]
+    );
+    let settings = read_with("[broker]\nprefetch = 5", &environment).unwrap();
+    assert_eq!((settings.broker.prefetch, settings.broker.urls.len(), settings.broker.declare), (7, 2, false));
+    assert_eq!(settings.shutdown_timeout, Duration::from_secs(90));
+    // Of a secret and its file the environment's one stands for both.
+    let settings = read_with(text, &[("POINTSD_BROKER__URL", "amqp://u:p@h")]).unwrap();
+    assert_eq!(settings.broker.urls[0].to_string(), "h:5672 (vhost /)");
+
+    let told = faults(read_with("", &[("POINTSD_BROKER__PREFETCH", "many"), ("POINTSD_LEGDER__URL", "x")]));
+    assert_eq!(
+        told,
+        [
+            "environment variable POINTSD_BROKER__PREFETCH: broker.prefetch: given \"many\"; must be a whole number from 1 to 2000",
+            "environment variable POINTSD_LEGDER__URL: legder.url: unknown key; did you mean ledger.url?",
+        ]
+    );
+}
+
+#[test]
+fn secrets_are_masked_wherever_settings_are_shown() {
+    for url in [
+        "amqp://user:s3cret@h:5672/%2f",
+        "amqp://user:s3cret@h",
+        "postgres://user:s3cret@a,b/db?sslmode=require",
+        "postgres://user@h/db?password=s3cret&x=1",
+        "postgres://user:s3/cr@et:s3cret@h/db",
+        "postgres://:s3cret@h/db?sslpassword=s3cret",
+    ] {
+        let shown = masked(url);
+        assert!(
+            !shown.contains("s3") && shown.contains("***") && shown.contains('h') | shown.contains("a,b"),
+            "{shown}"
+        );
+    }
+    assert_eq!(masked("sqlite:pointsd.db"), "sqlite:pointsd.db");
+
+    let text = "[broker]\nurl = \"amqp://u:s3cret@h\"\n[ledger]\nurl = \"postgres://u:s3cret@h/db\"";
+    let read = settings(text).unwrap();
+    let shown = format!("{read:?}{}", read.effective_toml());
+    assert!(!shown.contains("s3cret") && shown.contains("amqp://u:***@h"), "{shown}");
+    // Nor in an error.
+    let told = faults(settings("[broker]\nurl = [\"amqp://u:s3cret@h\"]\n[ledger]\nurl = \"oracle://u:s3cret@h\""));
+    assert!(told.iter().all(|told| !told.contains("s3cret")), "{told:?}");
+}
+
+#[test]
+fn defaults_that_depend_on_the_ledger() {
+    let postgres = settings("[ledger]\nurl = \"postgres://h/db\"").unwrap();
+    assert!(!postgres.ledger.auto_migrate);
+    assert!(settings("").unwrap().ledger.auto_migrate);
+    let state = Settings::read(None, [], Some(Path::new("/var/lib/pointsd"))).unwrap();
+    assert_eq!(state.ledger.url.describe(), "SQLite /var/lib/pointsd/pointsd.db");
+}

@@ -1,6 +1,7 @@
 use super::*;
-use crate::domain::credit::MAX_POINTS_LIMIT;
+use crate::domain::{credit::MAX_POINTS_LIMIT, shape::ShapeError};
 use proptest::prelude::*;
+use std::fmt::Write as _;
 
 fn format() -> Format {
     Format { shape: Shape::default(), max_body_bytes: 65_536, max_points: 1_000_000_000 }
@@ -193,7 +194,7 @@ fn escaped(text: &str, escape: &[bool]) -> String {
         if *escape || matches!(character, '"' | '\\') {
             let mut units = [0_u16; 2];
             for unit in character.encode_utf16(&mut units) {
-                json.push_str(&format!("\\u{unit:04x}"));
+                write!(json, "\\u{unit:04x}").unwrap();
             }
         } else {
             json.push(character);

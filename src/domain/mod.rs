@@ -4,3 +4,4 @@ pub mod credit;
 pub mod ids;
 pub mod message;
 pub mod settlement;
+pub mod shape;

@@ -103,6 +103,7 @@ impl Tracker {
         self.close(token, Slot::Gone)
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "a token is used up by settling")]
     fn close(&mut self, token: Token, to: Slot) -> Option<u64> {
         let Token { epoch, tag } = token;
         if epoch != self.epoch {
@@ -221,7 +222,7 @@ mod tests {
             let mut held: Vec<(u64, Token)> = Vec::new();
             let mut open: BTreeSet<u64> = BTreeSet::new();
             let mut settled: BTreeSet<u64> = BTreeSet::new();
-            let mut acknowledge = |tracker: &mut Tracker, open: &BTreeSet<u64>, settled: &mut BTreeSet<u64>, acked: &mut u64| {
+            let acknowledge = |tracker: &mut Tracker, open: &BTreeSet<u64>, settled: &mut BTreeSet<u64>, acked: &mut u64| {
                 let prefix = tracker.settled_prefix();
                 if let Some(tag) = prefix {
                     assert!(tag > *acked, "tags rise");

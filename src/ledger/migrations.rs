@@ -26,7 +26,7 @@ pub enum SchemaState {
 }
 
 /// Compares the versions that a database has with the embedded ones.
-pub(super) fn state<DB: Backend>(source: EmbeddedMigrations, applied: &[String]) -> Result<SchemaState, LedgerError> {
+pub(super) fn state<DB: Backend>(source: &EmbeddedMigrations, applied: &[String]) -> Result<SchemaState, LedgerError> {
     let known = versions::<DB>(source)?;
     let of = |these: &[String], without: &[String]| -> Vec<String> {
         these.iter().filter(|version| !without.contains(version)).cloned().collect()
@@ -43,7 +43,7 @@ pub(super) fn state<DB: Backend>(source: EmbeddedMigrations, applied: &[String])
     })
 }
 
-fn versions<DB: Backend>(source: EmbeddedMigrations) -> Result<Vec<String>, LedgerError> {
+fn versions<DB: Backend>(source: &EmbeddedMigrations) -> Result<Vec<String>, LedgerError> {
     let migrations: Vec<Box<dyn Migration<DB>>> = source.migrations().map_err(|error| failed(&*error))?;
     let mut versions: Vec<String> =
         migrations.iter().map(|migration| migration.name().version().as_owned().to_string()).collect();

@@ -1,8 +1,9 @@
 //! What operators see: every metric's name ([`metrics`]), every event ([`events`]), the daemon's state ([`status`]),
-//! whether its loops turn ([`pulse`]), and the log ([`logging`]).
+//! whether its loops turn ([`pulse`]), what systemd is told ([`systemd`]), and the log ([`logging`]).
 
 pub mod events;
 pub mod logging;
 pub mod metrics;
 pub mod pulse;
 pub mod status;
+pub mod systemd;

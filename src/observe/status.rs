@@ -1,6 +1,9 @@
 //! The daemon's state, as `/readyz`, systemd and the gauges tell it.
 
-use super::events;
+use super::{
+    events,
+    systemd::{self, News},
+};
 use crate::pipeline::ports::{Dependency, Outage};
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -95,20 +98,16 @@ impl State {
         (!self.consuming).then(|| "starting".into())
     }
 
-    /// Tells systemd. Without systemd (no `NOTIFY_SOCKET`) there is nobody to tell, and a socket that does not take
-    /// the message is no reason to stop crediting.
+    /// Tells systemd.
     fn tell(&mut self) {
-        use sd_notify::NotifyState::{Ready, Status, Stopping};
         let reason = self.not_ready();
-        let text = reason.as_deref().map_or_else(|| "consuming".to_owned(), |reason| format!("waiting: {reason}"));
-        let mut news = vec![Status(&text)];
+        let ready = reason.is_none();
+        systemd::tell(News::Status(reason.map_or_else(|| "consuming".into(), |reason| format!("waiting: {reason}"))));
         if self.stopping {
-            news.push(Stopping);
-        } else if reason.is_none() && !self.ready_told {
-            self.ready_told = true;
-            news.push(Ready);
+            systemd::tell(News::Stopping);
+        } else if ready && !self.ready_told {
+            self.ready_told = systemd::tell(News::Ready);
         }
-        let _ = sd_notify::notify(&news);
     }
 }
 

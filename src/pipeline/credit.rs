@@ -98,7 +98,7 @@ impl CreditPipeline {
     /// committed in order, so that of two messages with one id still the first one is credited.
     async fn commit_credits(&self, credits: &Arc<[Credit]>, pulse: &Pulse) -> (Vec<Outcome>, Option<Outage>) {
         let mut outcomes = Vec::with_capacity(credits.len());
-        let mut parts: Vec<Range<usize>> = Vec::from([0..credits.len()]);
+        let mut parts = vec![Range { start: 0, end: credits.len() }];
         while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
             pulse.beat();
             let failure = match self.attempt(credits, part.clone()).await {

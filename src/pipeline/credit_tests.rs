@@ -1,1 +1,196 @@
+use super::*;
+use crate::{
+    domain::{
+        credit::{Standing, Verdict},
+        message::Format,
+        shape::Shape,
+    },
+    observe::pulse::Pulses,
+    pipeline::ports::{Dependency, Outage},
+};
+use async_trait::async_trait;
+use std::{
+    collections::HashMap,
+    sync::Mutex,
+    time::{Duration, SystemTime},
+};
 
+/// A body, by its text.
+#[derive(Debug, PartialEq)]
+struct Text(String);
+
+impl Message for Text {
+    fn body(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+    fn sent_at(&self) -> Option<SystemTime> {
+        None
+    }
+    fn label(&self) -> String {
+        String::new()
+    }
+}
+
+/// Logic only: a ledger in memory that fails as it is told by the payment's id.
+#[derive(Default)]
+struct Script {
+    rows: Mutex<HashMap<String, Standing>>,
+    calls: Mutex<Vec<usize>>,
+    probe_fails: bool,
+}
+
+fn outage(dependency: Dependency) -> Outage {
+    Outage { dependency, reason: "down".into() }
+}
+
+#[async_trait]
+impl CreditLedger for Script {
+    async fn credit(&self, batch: Arc<[Credit]>) -> Result<Vec<Verdict>, CommitError> {
+        self.calls.lock().unwrap().push(batch.len());
+        for credit in &*batch {
+            match credit.payment_id.as_str() {
+                "refused" => return Err(CommitError::Refused("never".into())),
+                "transient" => return Err(CommitError::Transient("perhaps".into())),
+                "down" => return Err(outage(Dependency::Ledger).into()),
+                _ => {}
+            }
+        }
+        let mut rows = self.rows.lock().unwrap();
+        let verdict = |credit: &Credit| {
+            let new = Standing { user_id: credit.user_id.to_string(), points: credit.points.get() };
+            if let Some(standing) = rows.get(credit.payment_id.as_str()) {
+                return Verdict::of_existing(credit, standing);
+            }
+            rows.insert(credit.payment_id.to_string(), new);
+            Verdict::Credited
+        };
+        Ok(batch.iter().map(verdict).collect())
+    }
+
+    async fn probe(&self) -> Result<(), Outage> {
+        if self.probe_fails { Err(outage(Dependency::Ledger)) } else { Ok(()) }
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    settled: Mutex<Vec<(String, &'static str)>>,
+    parked: Mutex<Vec<String>>,
+    parking_fails: bool,
+}
+
+#[async_trait]
+impl Deliveries for Queue {
+    type Message = Text;
+
+    async fn park(&self, dead_letters: &[DeadLetter<'_, Text>]) -> Result<(), Outage> {
+        assert!(self.settled.lock().unwrap().is_empty(), "nothing is settled before it is parked");
+        if self.parking_fails {
+            return Err(outage(Dependency::Broker));
+        }
+        self.parked
+            .lock()
+            .unwrap()
+            .extend(dead_letters.iter().map(|dead| format!("{}: {}", dead.message.0, dead.error)));
+        Ok(())
+    }
+
+    async fn settle(&self, done: Vec<Decided<Text>>) {
+        let mut settled = self.settled.lock().unwrap();
+        settled.extend(done.into_iter().map(|decided| (decided.message.0, decided.outcome.label())));
+    }
+}
+
+fn body(payment: &str, user: &str) -> String {
+    format!(r#"{{"paymentId":"{payment}","userId":"{user}","integral":1}}"#)
+}
+
+async fn process(ledger: Script, queue: &Queue, bodies: &[String]) -> (Result<(), Interrupted<Text>>, Vec<usize>) {
+    let ledger = Arc::new(ledger);
+    let format = Format { shape: Shape::default(), max_body_bytes: 1000, max_points: 100 };
+    let pipeline =
+        CreditPipeline { format, ledger: Arc::clone(&ledger) as Arc<dyn CreditLedger>, immediate_attempts: 3 };
+    let pulse = Pulses::default().begin("test", Duration::from_secs(60));
+    let batch = bodies.iter().cloned().map(Text).collect();
+    let done = pipeline.process(queue, batch, &pulse).await;
+    let calls = ledger.calls.lock().unwrap().clone();
+    (done, calls)
+}
+
+fn settled(queue: &Queue) -> Vec<(String, &'static str)> {
+    let mut settled = queue.settled.lock().unwrap().clone();
+    settled.sort();
+    settled
+}
+
+#[tokio::test]
+async fn a_batch_is_split_until_the_message_that_fails_is_alone() {
+    let mut bodies: Vec<String> = (0..7).map(|n| body(&format!("p{n}"), "u")).collect();
+    bodies.insert(3, body("refused", "u"));
+    // The first of two with one id is credited, also when they end up in different parts.
+    bodies.push(body("p0", "v"));
+    bodies.push("garbage".into());
+    let queue = Queue::default();
+    let (done, calls) = process(Script::default(), &queue, &bodies).await;
+    assert!(done.is_ok());
+    assert_eq!(calls, [9, 4, 2, 2, 1, 1, 5], "halved in order, the rest whole");
+    let of = |label: &str| settled(&queue).iter().filter(|(_, outcome)| *outcome == label).count();
+    assert_eq!((of("credited"), of("rejected"), of("conflict"), of("malformed")), (7, 1, 1, 1));
+    assert!(settled(&queue).contains(&(body("p0", "v"), "conflict")));
+    assert_eq!(queue.parked.lock().unwrap().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reason_that_may_pass_is_charged_to_a_message_only_when_a_probe_commits() {
+    let bodies = [body("a", "u"), body("transient", "u"), body("b", "u")];
+    let queue = Queue::default();
+    let (done, calls) = process(Script::default(), &queue, &bodies).await;
+    assert!(done.is_ok());
+    assert_eq!(calls, [3, 3, 3, 1, 2, 2, 2, 1, 1, 1, 1], "three attempts each, then split");
+    assert_eq!(*queue.parked.lock().unwrap(), [format!("{}: perhaps", bodies[1])]);
+
+    let queue = Queue::default();
+    let (done, calls) = process(Script { probe_fails: true, ..Script::default() }, &queue, &bodies).await;
+    let interrupted = done.unwrap_err();
+    assert_eq!(interrupted.outage, outage(Dependency::Ledger));
+    assert_eq!(interrupted.unsettled.len(), 3);
+    assert_eq!(calls, [3, 3, 3], "not split: nobody's message is to blame");
+    assert!(settled(&queue).is_empty() && queue.parked.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_outage_gives_back_what_is_not_committed_and_settles_the_rest() {
+    // Splitting commits the first half; then the ledger goes down.
+    let bodies = [body("a", "u"), body("refused", "u"), body("down", "u"), body("b", "u"), "garbage".into()];
+    let queue = Queue::default();
+    let (done, _) = process(Script::default(), &queue, &bodies).await;
+    let interrupted = done.unwrap_err();
+    assert_eq!(interrupted.outage.dependency, Dependency::Ledger);
+    // `refused` stands first in the whole batch's failure, so the batch is halved; the second half meets the outage.
+    assert_eq!(interrupted.unsettled, [Text(bodies[2].clone()), Text(bodies[3].clone())]);
+    assert_eq!(
+        settled(&queue),
+        [("garbage".to_owned(), "malformed"), (bodies[0].clone(), "credited"), (bodies[1].clone(), "rejected"),]
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_parked_is_given_back_and_the_rest_is_settled() {
+    let bodies = [body("a", "u"), "garbage".into(), body("a", "v"), body("b", "u")];
+    let queue = Queue { parking_fails: true, ..Queue::default() };
+    let (done, _) = process(Script::default(), &queue, &bodies).await;
+    let interrupted = done.unwrap_err();
+    assert_eq!(interrupted.outage.dependency, Dependency::Broker);
+    let mut unsettled: Vec<_> = interrupted.unsettled.into_iter().map(|text| text.0).collect();
+    unsettled.sort();
+    assert_eq!(unsettled, ["garbage".to_owned(), bodies[2].clone()]);
+    assert_eq!(settled(&queue), [(bodies[0].clone(), "credited"), (bodies[3].clone(), "credited")]);
+}
+
+#[tokio::test]
+async fn an_empty_batch_asks_nothing_of_the_ledger() {
+    let queue = Queue::default();
+    let (done, calls) = process(Script::default(), &queue, &["garbage".into()]).await;
+    assert!(done.is_ok() && calls.is_empty());
+    assert_eq!(settled(&queue).len(), 1);
+}

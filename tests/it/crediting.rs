@@ -11,7 +11,7 @@ use crate::support::{
 use lapin::{
     BasicProperties,
     message::BasicGetMessage,
-    types::{AMQPValue, FieldArray, FieldTable},
+    types::{AMQPValue, FieldArray, FieldTable, ShortString},
 };
 use pointsd::domain::credit::MAX_BALANCE;
 
@@ -182,7 +182,7 @@ fn a_parked_copy_keeps_what_is_foreign_and_loses_what_the_broker_would_act_on() 
     let headers = kept.headers().as_ref().unwrap().inner();
     // The dead queue counts for itself again.
     assert_ne!(headers.get("x-delivery-count"), Some(&AMQPValue::LongLongInt(900)));
-    let mut names: Vec<&str> = headers.keys().map(|name| name.as_str()).collect();
+    let mut names: Vec<&str> = headers.keys().map(ShortString::as_str).collect();
     names.retain(|name| *name != "x-delivery-count");
     names.sort_unstable();
     assert_eq!(

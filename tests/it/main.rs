@@ -1,9 +1,18 @@
 //! Integration tests: the real daemon against a real RabbitMQ, PostgreSQL and SQLite, which the tests start themselves.
 
 #![allow(missing_docs, unreachable_pub, reason = "nobody but these tests uses them")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::float_cmp,
+    reason = "a test fails by panicking, and a count is exact"
+)]
 
 mod support;
 
+mod cli;
 mod conformance;
 mod crediting;
+mod operations;
 mod recovery;

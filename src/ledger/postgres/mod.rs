@@ -107,7 +107,7 @@ impl Ledger for PostgresLedger {
             applied = sql_query("SELECT version::text FROM __diesel_schema_migrations ORDER BY 1").load(connection)?;
         }
         let applied: Vec<String> = applied.into_iter().map(|row| row.version).collect();
-        migrations::state::<Pg>(migrations::POSTGRES, &applied)
+        migrations::state::<Pg>(&migrations::POSTGRES, &applied)
     }
 
     fn migrate(&self) -> Result<Vec<String>, LedgerError> {
@@ -182,7 +182,9 @@ fn with_parameters(uri: &str, timeout: Duration) -> String {
             query.is_some_and(|query| query.split('&').any(|parameter| parameter.split('=').next() == Some(name)));
         if !given {
             uri.push(if query.is_some() { '&' } else { '?' });
-            uri.push_str(&format!("{name}={value}"));
+            uri.push_str(name);
+            uri.push('=');
+            uri.push_str(&value);
         }
     }
     uri

@@ -107,7 +107,7 @@ impl Ledger for SqliteLedger {
             applied = sql_query("SELECT version FROM __diesel_schema_migrations ORDER BY 1").load(connection)?;
         }
         let applied: Vec<String> = applied.into_iter().map(|row| row.version).collect();
-        migrations::state::<Sqlite>(migrations::SQLITE, &applied)
+        migrations::state::<Sqlite>(&migrations::SQLITE, &applied)
     }
 
     fn migrate(&self) -> Result<Vec<String>, LedgerError> {

@@ -44,7 +44,7 @@ pub fn unique(name: &str) -> String {
 
 /// The first of these programs that is installed.
 pub fn program(name: &str, candidates: &[&str], package: &str) -> String {
-    candidates.iter().find(|candidate| std::path::Path::new(candidate).exists()).map_or_else(
+    candidates.iter().find(|candidate| Path::new(candidate).exists()).map_or_else(
         || panic!("{name} is not installed: apt-get install {package} (dev/test does it)"),
         ToString::to_string,
     )

@@ -1,0 +1,229 @@
+//! Key by key: its default, its rule, and the combinations that are refused.
+
+use super::{
+    BrokerSettings, HttpSettings, Identity, LedgerSettings, LogFormat, LogLevel, LogSettings, RetrySettings, Settings,
+    TlsFiles,
+    source::{Reader, Setting},
+};
+use crate::{
+    broker::{BrokerUrl, QueueType},
+    domain::{
+        credit::{MAX_BATCH, MAX_POINTS_LIMIT},
+        message::{Field, Format},
+        shape::Shape,
+    },
+    ledger::LedgerUrl,
+};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Takes every key there is. `None` when something is missing; then a fault is told.
+pub(super) fn all(reader: &mut Reader, state_directory: Option<&Path>) -> Option<Settings> {
+    let shutdown_timeout = duration(reader, "shutdown_timeout", 25);
+    let broker = broker(reader);
+    let message = message(reader);
+    let ledger = ledger(reader, state_directory);
+    let retry = RetrySettings { immediate_attempts: number(reader, "retry.immediate_attempts", 3, 1..=20) };
+    let http = HttpSettings { listen: reader.setting("http.listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 9187))) };
+    let log = LogSettings {
+        level: reader.setting("log.level", LogLevel::Info),
+        format: reader.setting("log.format", LogFormat::Text),
+    };
+    let effective = BTreeMap::new();
+    Some(Settings { shutdown_timeout, broker: broker?, message, ledger: ledger?, retry, http, log, effective })
+}
+
+/// A duration within a second and an hour.
+fn duration(reader: &mut Reader, key: &str, default_seconds: u64) -> Duration {
+    let bounds = Duration::from_secs(1)..=Duration::from_secs(3600);
+    reader.checked(key, Duration::from_secs(default_seconds), "a duration from 1s to 1h, as in \"25s\"", |value| {
+        bounds.contains(value)
+    })
+}
+
+/// A whole number within a range.
+fn number<T>(reader: &mut Reader, key: &str, default: i64, range: std::ops::RangeInclusive<i64>) -> T
+where
+    T: TryFrom<i64> + Default,
+{
+    let wanted = format!("a whole number from {} to {}", range.start(), range.end());
+    // The range is within the type's, for every caller.
+    T::try_from(reader.checked(key, default, &wanted, |value| range.contains(value))).unwrap_or_default()
+}
+
+/// A name of an exchange, a queue or a key: AMQP's short strings have at most 255 bytes.
+fn name(reader: &mut Reader, key: &str, default: &str) -> String {
+    let wanted = "1 to 255 bytes, not beginning with \"amq.\" (reserved by the broker)";
+    reader.checked(key, default.to_owned(), wanted, |value| {
+        (1..=255).contains(&value.len()) && !value.starts_with("amq.") && !value.contains(char::is_control)
+    })
+}
+
+fn broker(reader: &mut Reader) -> Option<BrokerSettings> {
+    let urls = broker_urls(reader);
+    let tls = tls(reader, urls.iter().any(BrokerUrl::is_tls));
+    let exchange = name(reader, "broker.exchange", "points");
+    let routing_key = name(reader, "broker.routing_key", "points.credit");
+    let credit_queue = name(reader, "broker.credit_queue", "points.credit");
+    let dead_queue = name(reader, "broker.dead_queue", "points.dead");
+    if credit_queue == dead_queue {
+        reader.fault(
+            "broker.dead_queue",
+            "is the credit queue; must be another queue, or what is parked is consumed again",
+        );
+    }
+    let queue_type = reader.setting("broker.queue_type", QueueType::Quorum);
+    let delivery_limit = number(reader, "broker.delivery_limit", 1000, 1..=1_000_000);
+    let declare = reader.setting("broker.declare", true);
+    let prefetch = match queue_type {
+        QueueType::Quorum => number(reader, "broker.prefetch", 2000, 1..=2000),
+        QueueType::Classic => number(reader, "broker.prefetch", 2000, 1..=65_535),
+    };
+    (!urls.is_empty()).then_some(BrokerSettings {
+        urls,
+        tls,
+        exchange,
+        routing_key,
+        credit_queue,
+        dead_queue,
+        queue_type,
+        delivery_limit,
+        declare,
+        prefetch,
+    })
+}
+
+const DEFAULT_BROKER_URL: &str = "amqp://guest:guest@127.0.0.1:5672/%2f";
+
+fn broker_urls(reader: &mut Reader) -> Vec<BrokerUrl> {
+    let one = reader.secret("broker.url", |url: &String| masked(url));
+    let many = reader.secret("broker.urls", |urls: &Vec<String>| urls.iter().map(|url| masked(url)).collect());
+    let (key, urls) = match (one, many) {
+        (Some(_), Some((key, _))) => {
+            reader.fault(&key, "given together with broker.url; must be one of them");
+            return Vec::new();
+        }
+        (Some((key, url)), None) => (key, vec![url]),
+        (None, Some((key, urls))) => (key, urls),
+        (None, None) => {
+            if !reader.is_given("broker.url") && !reader.is_given("broker.url_file") {
+                reader.show("broker.url", masked(DEFAULT_BROKER_URL).show());
+            }
+            ("broker.url".to_owned(), vec![DEFAULT_BROKER_URL.to_owned()])
+        }
+    };
+    if urls.is_empty() {
+        reader.fault(&key, "is an empty list; must have at least one amqp:// or amqps:// URL");
+    }
+    let mut parsed = Vec::with_capacity(urls.len());
+    for (index, url) in urls.iter().enumerate() {
+        match BrokerUrl::parse(url) {
+            Ok(url) => parsed.push(url),
+            Err(error) if urls.len() == 1 => reader.fault(&key, error),
+            Err(error) => reader.fault(&key, format!("URL {} of {}: {error}", index + 1, urls.len())),
+        }
+    }
+    if parsed.iter().any(BrokerUrl::is_tls) && !parsed.iter().all(BrokerUrl::is_tls) {
+        reader.fault(&key, "mixes amqp:// and amqps://; must be all of one kind, or a failover would drop encryption");
+    }
+    parsed
+}
+
+fn tls(reader: &mut Reader, used: bool) -> TlsFiles {
+    let mut pem = |key: &str| -> Option<Vec<u8>> {
+        let file: PathBuf = reader.optional(key)?;
+        if !used {
+            reader.fault(key, "is used only with amqps:// URLs; must be left out, or the URL is wrong");
+        }
+        match std::fs::read(&file) {
+            Ok(bytes) if bytes.windows(10).any(|window| window == b"-----BEGIN") => Some(bytes),
+            Ok(_) => {
+                reader.fault(key, format!("{} is not a PEM file", file.display()));
+                None
+            }
+            Err(error) => {
+                reader.fault(key, format!("{} cannot be read: {error}", file.display()));
+                None
+            }
+        }
+    };
+    let (ca, certificate, key) = (pem("broker.ca_file"), pem("broker.cert_file"), pem("broker.key_file"));
+    if reader.is_given("broker.cert_file") != reader.is_given("broker.key_file") {
+        let given = if reader.is_given("broker.cert_file") { "broker.cert_file" } else { "broker.key_file" };
+        reader.fault(given, "given alone; broker.cert_file and broker.key_file must be given together");
+    }
+    TlsFiles {
+        ca: ca.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+        identity: certificate.zip(key).map(|(certificate, key)| Identity { certificate, key }),
+    }
+}
+
+fn message(reader: &mut Reader) -> Format {
+    let keys = [
+        (Field::PaymentId, "message.payment_id"),
+        (Field::UserId, "message.user_id"),
+        (Field::Points, "message.points"),
+    ];
+    let pointers = keys.map(|(_, key)| reader.optional::<String>(key));
+    let shape = Shape::new([pointers[0].as_deref(), pointers[1].as_deref(), pointers[2].as_deref()]);
+    let shape = shape.unwrap_or_else(|(field, error)| {
+        let wrong = keys.iter().find(|(of, _)| *of == field).map_or("message", |(_, key)| key);
+        let given = pointers.iter().zip(keys).find(|(_, (of, _))| *of == field).and_then(|(given, _)| given.as_deref());
+        reader.fault(wrong, format!("given {:?}; {error}", given.unwrap_or("its usual place")));
+        Shape::default()
+    });
+    Format {
+        shape,
+        max_body_bytes: number(reader, "message.max_body_bytes", 65_536, 64..=134_217_728),
+        max_points: number(reader, "message.max_points", 1_000_000_000, 1..=MAX_POINTS_LIMIT),
+    }
+}
+
+const DEFAULT_LEDGER_URL: &str = "sqlite:pointsd.db";
+
+fn ledger(reader: &mut Reader, state_directory: Option<&Path>) -> Option<LedgerSettings> {
+    let (key, url) = reader.secret("ledger.url", |url: &String| masked(url)).unwrap_or_else(|| {
+        if !reader.is_given("ledger.url") && !reader.is_given("ledger.url_file") {
+            reader.show("ledger.url", DEFAULT_LEDGER_URL.to_owned().show());
+        }
+        ("ledger.url".to_owned(), DEFAULT_LEDGER_URL.to_owned())
+    });
+    let url = match LedgerUrl::parse(&url, state_directory) {
+        Ok(url) => Some(url),
+        Err(error) => {
+            reader.fault(&key, error);
+            None
+        }
+    };
+    let auto_migrate = url.as_ref().is_some_and(LedgerUrl::auto_migrate_default);
+    let pool_size = number(reader, "ledger.pool_size", 2, 1..=64);
+    let batch_max = number(reader, "ledger.batch_max", 1000, 1..=i64::try_from(MAX_BATCH).unwrap_or(i64::MAX));
+    let timeout = duration(reader, "ledger.timeout", 10);
+    let auto_migrate = reader.setting("ledger.auto_migrate", auto_migrate);
+    Some(LedgerSettings { url: url?, pool_size, batch_max, timeout, auto_migrate })
+}
+
+/// A URL with its password made unreadable, also one in its query, and also one whose special characters were not
+/// encoded: everything from the first colon to the last `@` is hidden.
+pub(super) fn masked(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return hide_parameters(url) };
+    let Some((user, host)) = rest.rsplit_once('@') else { return hide_parameters(url) };
+    let user = match user.split_once(':') {
+        Some((user, _)) => format!("{user}:***"),
+        None => user.to_owned(),
+    };
+    hide_parameters(&format!("{scheme}://{user}@{host}"))
+}
+
+fn hide_parameters(url: &str) -> String {
+    let Some((before, query)) = url.split_once('?') else { return url.to_owned() };
+    let parameters = query.split('&').map(|parameter| match parameter.split_once('=') {
+        Some((name, _)) if name.to_lowercase().contains("password") => format!("{name}=***"),
+        _ => parameter.to_owned(),
+    });
+    format!("{before}?{}", parameters.collect::<Vec<_>>().join("&"))
+}

@@ -1,0 +1,263 @@
+//! Where a message's fields stand in its body, and one pass over the JSON that finds them without copying.
+
+use super::message::Field;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use std::fmt;
+
+/// Where the fields stand in a body.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    root: Node,
+}
+
+/// One step of the way to the fields: an object (or array) that is entered, or a field itself.
+#[derive(Debug, Clone, Default)]
+struct Node {
+    /// Of the whole shape, counted; the bit in [`Found::seen`].
+    number: u32,
+    children: Vec<(String, Node)>,
+    field: Option<Field>,
+}
+
+/// Why a set of JSON Pointers is no shape.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ShapeError {
+    /// Not the form of RFC 6901.
+    #[error("must be a JSON Pointer such as \"/data/order/id\" (RFC 6901), at most 8 levels deep")]
+    NotAPointer,
+    /// Two fields at one place, or one inside the other.
+    #[error("points at or into the place of another field")]
+    Overlap,
+}
+
+impl Default for Shape {
+    /// The three fields at the top of the object, in either spelling.
+    fn default() -> Self {
+        #[expect(clippy::expect_used, reason = "the spellings are constants, and differ; a test holds it")]
+        Self::new([None, None, None]).expect("the usual places are a shape")
+    }
+}
+
+impl Shape {
+    /// The most levels a pointer may have.
+    const MAX_DEPTH: usize = 8;
+
+    /// A shape with the fields (payment, user, points) where the JSON Pointers say, or, without one, at the top in
+    /// either spelling. The error tells which of the three is wrong.
+    pub fn new(pointers: [Option<&str>; 3]) -> Result<Self, (Field, ShapeError)> {
+        let mut shape = Self { root: Node::default() };
+        let mut count = 0;
+        for (field, pointer) in Field::WANTED.into_iter().zip(pointers) {
+            match pointer {
+                Some(pointer) => {
+                    let path = Self::path(pointer).map_err(|error| (field, error))?;
+                    shape.root.place(&path, field, &mut count).map_err(|error| (field, error))?;
+                }
+                None => {
+                    for name in field.spellings() {
+                        let path = [(*name).to_owned()];
+                        shape.root.place(&path, field, &mut count).map_err(|error| (field, error))?;
+                    }
+                }
+            }
+        }
+        Ok(shape)
+    }
+
+    /// Looks for the fields in one pass over a JSON text.
+    pub(super) fn find<'b>(&self, text: &'b str) -> serde_json::Result<Found<'b>> {
+        let mut found = Found::default();
+        let mut json = serde_json::Deserializer::from_str(text);
+        Visit { node: &self.root, found: &mut found }.deserialize(&mut json)?;
+        json.end()?;
+        Ok(found)
+    }
+
+    fn path(pointer: &str) -> Result<Vec<String>, ShapeError> {
+        let rest = pointer.strip_prefix('/').ok_or(ShapeError::NotAPointer)?;
+        let mut path = Vec::new();
+        for part in rest.split('/') {
+            let unescaped = part.replace("~1", "/").replace("~0", "~");
+            if part.replace("~0", "").replace("~1", "").contains('~') {
+                return Err(ShapeError::NotAPointer);
+            }
+            path.push(unescaped);
+        }
+        if path.len() > Self::MAX_DEPTH { Err(ShapeError::NotAPointer) } else { Ok(path) }
+    }
+}
+
+impl Node {
+    fn place(&mut self, path: &[String], field: Field, count: &mut u32) -> Result<(), ShapeError> {
+        let Some((name, rest)) = path.split_first() else {
+            if !self.children.is_empty() || self.field.is_some() {
+                return Err(ShapeError::Overlap);
+            }
+            self.field = Some(field);
+            return Ok(());
+        };
+        if self.field.is_some() {
+            return Err(ShapeError::Overlap);
+        }
+        let known = self.children.iter().position(|(key, _)| key == name);
+        let index = known.unwrap_or_else(|| {
+            *count += 1;
+            self.children.push((name.clone(), Self { number: *count, ..Self::default() }));
+            self.children.len() - 1
+        });
+        self.children[index].1.place(rest, field, count)
+    }
+
+    fn child(&self, key: &str) -> Option<&Self> {
+        self.children.iter().find(|(name, _)| name == key).map(|(_, node)| node)
+    }
+
+    /// The field that stands here, or the first one below.
+    fn first_field(&self) -> Field {
+        self.field.or_else(|| self.children.first().map(|(_, child)| child.first_field())).unwrap_or(Field::Body)
+    }
+}
+
+/// What one pass over a body has found.
+#[derive(Default)]
+pub(super) struct Found<'b> {
+    /// Whether the body is an object at all.
+    pub(super) is_object: bool,
+    /// The JSON texts of the fields, in the order of [`Field::WANTED`].
+    pub(super) values: [Option<&'b RawValue>; 3],
+    /// The first field that is there more than once.
+    pub(super) given_twice: Option<Field>,
+    /// The nodes met so far, a bit each: 3 pointers of at most 8 levels, or 6 spellings, fit.
+    seen: u64,
+}
+
+impl<'b> Found<'b> {
+    fn meet(&mut self, node: &Node) {
+        let bit = 1_u64 << node.number;
+        if self.seen & bit != 0 && self.given_twice.is_none() {
+            self.given_twice = Some(node.first_field());
+        }
+        self.seen |= bit;
+    }
+
+    fn keep(&mut self, field: Field, value: &'b RawValue) {
+        for (wanted, slot) in Field::WANTED.into_iter().zip(&mut self.values) {
+            // In two spellings, or in two objects of the same name: given twice.
+            if wanted == field && slot.replace(value).is_some() {
+                self.given_twice.get_or_insert(field);
+            }
+        }
+    }
+}
+
+/// Enters one JSON value on the way to the fields. A value of another type than the way needs is passed over: the
+/// fields below it are then missing.
+struct Visit<'s, 'f, 'b> {
+    node: &'s Node,
+    found: &'f mut Found<'b>,
+}
+
+impl<'b> DeserializeSeed<'b> for Visit<'_, '_, 'b> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'b>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'b> Visitor<'b> for Visit<'_, '_, 'b> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON value")
+    }
+
+    fn visit_map<A: MapAccess<'b>>(self, mut map: A) -> Result<(), A::Error> {
+        let Self { node, found } = self;
+        found.is_object |= node.number == 0;
+        while let Some(child) = map.next_key_seed(Key(node))? {
+            let Some(child) = child else {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            found.meet(child);
+            match child.field {
+                Some(field) => found.keep(field, map.next_value::<&'b RawValue>()?),
+                None => map.next_value_seed(Visit { node: child, found: &mut *found })?,
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'b>>(self, mut seq: A) -> Result<(), A::Error> {
+        let Self { node, found } = self;
+        let mut index = 0_usize;
+        loop {
+            let more = match node.child(&index.to_string()) {
+                None => seq.next_element::<IgnoredAny>()?.is_some(),
+                Some(child) => match child.field {
+                    Some(field) => {
+                        let value = seq.next_element::<&'b RawValue>()?;
+                        if let Some(value) = value {
+                            found.keep(field, value);
+                        }
+                        value.is_some()
+                    }
+                    None => seq.next_element_seed(Visit { node: child, found: &mut *found })?.is_some(),
+                },
+            };
+            if !more {
+                return Ok(());
+            }
+            index += 1;
+        }
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+/// Reads an object's key and looks it up, without keeping the key.
+struct Key<'s>(&'s Node);
+
+impl<'b, 's> DeserializeSeed<'b> for Key<'s> {
+    type Value = Option<&'s Node>;
+
+    fn deserialize<D: Deserializer<'b>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'s> Visitor<'_> for Key<'s> {
+    type Value = Option<&'s Node>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(self.0.child(key))
+    }
+}

@@ -1,0 +1,188 @@
+//! The command line: exit statuses, errors that say what would be right, and nothing secret.
+
+use crate::support::{
+    daemon::{Setup, pointsd, told},
+    ledger::{Kind, Place},
+    rabbit,
+};
+use std::process::Output;
+
+fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    // In a folder without a pointsd.toml.
+    let folder = tempfile::tempdir().unwrap();
+    pointsd(arguments).envs(environment.iter().copied()).current_dir(folder.path()).output().unwrap()
+}
+
+#[test]
+fn exit_statuses_are_those_of_the_contract() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new("amqp://127.0.0.1:1/%2f", &place.url, "");
+    let empty = setup.folder.path().join("empty.jsonl");
+    std::fs::write(&empty, "\n").unwrap();
+    let empty = empty.to_str().unwrap();
+    for (arguments, status, said) in [
+        // Before there is a ledger.
+        (&["balance", "u"][..], 1, "there is no ledger"),
+        (&["migrate"], 0, "migrated: 00000000000001"),
+        (&["migrate"], 0, "the ledger's schema is up to date"),
+        (&["balance", "u"], 0, "0 points"),
+        (&["balance", " u"], 2, "has blanks around it"),
+        (&["balance"], 2, "Usage"),
+        (&["payment", "p"], 1, "payment p: the ledger knows nothing of it"),
+        (&["verify"], 0, "0 credits, 0 adjustments, 0 users, 0 points: the ledger is right"),
+        (&["replay", empty], 0, "credited 0, duplicate 0, conflict 0, malformed 0, rejected 0"),
+        (&["replay", "/nonexistent"], 1, "/nonexistent cannot be read"),
+        (&["publish", empty], 1, "broker: cannot connect: 127.0.0.1:1"),
+        (&["topology"], 0, "x-delivery-limit = 1000"),
+        (&["topology", "check"], 1, "broker: cannot connect"),
+        (&["check-config"], 0, "[broker]"),
+        (&["unknown"], 2, "unrecognized subcommand"),
+        (&["--help"], 0, "Exit status"),
+        (&["--version"], 0, "pointsd 0.1.0"),
+    ] {
+        let output = setup.run(arguments);
+        let text = told(&output);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {text}");
+        assert!(text.contains(said), "{arguments:?}: {text}");
+    }
+    place.execute("INSERT INTO points_balances (user_id, balance) VALUES ('u', 5)");
+    let output = setup.run(&["verify"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(told(&output).starts_with("balance of user u: must be 0, is 5\n"), "{}", told(&output));
+    assert!(told(&output).ends_with("1 violation\n"), "{}", told(&output));
+}
+
+#[test]
+fn every_command_explains_itself() {
+    for command in ["run", "replay", "publish", "migrate", "check-config", "topology", "balance", "payment", "verify"] {
+        let output = run(&[command, "--help"], &[]);
+        assert!(output.status.success() && output.stdout.len() > 100, "{command}: {}", told(&output));
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_told_whole_and_is_exit_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("wrong.toml");
+    std::fs::write(&file, "[broker]\nprefetch = 0\nurl_file = \"/nonexistent\"\n[ledgr]\nurl = \"x\"\n").unwrap();
+    let name = file.to_str().unwrap();
+    for command in ["run", "check-config", "verify"] {
+        let output = run(&["--config", name, command], &[]);
+        assert_eq!(output.status.code(), Some(2));
+        let expected = format!(
+            "{name}:2: broker.prefetch: given 0; must be a whole number from 1 to 2000\n\
+             {name}:3: broker.url_file: /nonexistent cannot be read: No such file or directory (os error 2)\n\
+             {name}:5: ledgr.url: unknown key; did you mean ledger.url?\n"
+        );
+        assert_eq!(String::from_utf8_lossy(&output.stderr), expected);
+    }
+    let output = run(&["--config", "/nonexistent.toml", "run"], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(told(&output).contains("/nonexistent.toml cannot be read"), "{}", told(&output));
+    let output = run(&["check-config"], &[("POINTSD_BROKER__PREFETCH", "x")]);
+    assert_eq!(output.status.code(), Some(2), "{}", told(&output));
+}
+
+#[test]
+fn check_config_prints_what_is_in_force_without_secrets() {
+    let environment = [
+        ("POINTSD_BROKER__URL", "amqp://me:s3cret@rabbit/%2f"),
+        ("POINTSD_LEDGER__URL", "postgres://me:s3cret@db/points?sslpassword=s3cret"),
+    ];
+    for arguments in [&["check-config"][..], &["check-config", "--json"]] {
+        let output = run(arguments, &environment);
+        let text = told(&output);
+        assert!(output.status.success() && !text.contains("s3cret"), "{text}");
+        assert!(text.contains("amqp://me:***@rabbit/%2f") && text.contains("postgres://me:***@db/points"), "{text}");
+    }
+    // What it prints can be read again.
+    let defaults = run(&["check-config"], &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("printed.toml");
+    std::fs::write(&file, &defaults.stdout).unwrap();
+    let again = run(&["--config", file.to_str().unwrap(), "check-config"], &[]);
+    assert_eq!(again.stdout, defaults.stdout, "{}", told(&again));
+}
+
+#[test]
+fn an_outdated_or_newer_schema_is_refused_with_what_to_do() {
+    let place = Place::new(Kind::Postgres);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
+    let without = |arguments: &[&str]| {
+        let output = setup.command(arguments).env("POINTSD_LEDGER__AUTO_MIGRATE", "false").output().unwrap();
+        (output.status.code(), told(&output))
+    };
+    for arguments in [&["run"][..], &["replay", "/dev/null"], &["balance", "u"]] {
+        let (status, text) = without(arguments);
+        assert_eq!(status, Some(1), "{text}");
+        assert!(text.contains("there is no pointsd schema in this database; run `pointsd migrate`"), "{text}");
+    }
+    assert_eq!(without(&["migrate"]).0, Some(0));
+    assert_eq!(without(&["replay", "/dev/null"]).0, Some(0));
+    place.execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('99990101')");
+    let (status, text) = without(&["run"]);
+    assert_eq!(status, Some(1));
+    assert!(text.contains("the schema is newer than this pointsd"), "{text}");
+}
+
+#[test]
+fn a_sqlite_ledger_takes_one_writer_and_any_reader() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
+    let daemon = setup.start();
+    daemon.wait_ready();
+    for arguments in [&["run"][..], &["replay", "/dev/null"], &["migrate"]] {
+        let output = setup.command(arguments).env("POINTSD_HTTP__LISTEN", "127.0.0.1:0").output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(told(&output).contains("another pointsd uses the ledger"), "{}", told(&output));
+    }
+    for arguments in [&["verify"][..], &["balance", "u"]] {
+        assert!(setup.run(arguments).status.success());
+    }
+    daemon.stop();
+}
+
+#[test]
+fn a_relative_ledger_lies_in_the_state_directory() {
+    let state = tempfile::tempdir().unwrap();
+    let output = pointsd(&["migrate"]).env("STATE_DIRECTORY", state.path()).current_dir("/").output().unwrap();
+    assert!(output.status.success(), "{}", told(&output));
+    assert!(state.path().join("pointsd.db").exists());
+}
+
+#[test]
+fn standard_input_is_a_file_named_dash() {
+    use std::io::Write;
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new("amqp://127.0.0.1:1/%2f", &place.url, "");
+    let mut child = setup
+        .command(&["replay", "-"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"{\"paymentId\":1,\"userId\":2,\"integral\":3}").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert!(told(&output).starts_with("credited 1,"), "{}", told(&output));
+}
+
+#[test]
+fn lines_that_are_no_message_are_counted_and_the_rest_goes_on() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new("amqp://127.0.0.1:1/%2f", &place.url, "");
+    let file = setup.folder.path().join("recorded.jsonl");
+    let mut lines = b"{\"body\":1,\"headers\":[]}\n\xff\xfe\n".to_vec();
+    for payment in 0..2500 {
+        lines.extend(format!("{{\"paymentId\":{payment},\"userId\":1,\"integral\":1}}\n").bytes());
+    }
+    std::fs::write(&file, lines).unwrap();
+    let output = setup.run(&["replay", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "line 1: malformed: headers: must be an object\n\
+         line 2: malformed: body is not UTF-8 from byte 0 on\n\
+         credited 2500, duplicate 0, conflict 0, malformed 2, rejected 0\n"
+    );
+}

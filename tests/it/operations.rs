@@ -1,0 +1,356 @@
+//! What operators rely on: endpoints, metrics, systemd, TLS, the topology, clear words for what is wrong.
+
+use crate::support::{
+    amqp::Client,
+    daemon::{Setup, Signal, told},
+    eventually,
+    flow::{Flow, work_off},
+    ledger::{Kind, Place},
+    program,
+    rabbit::{self, Rabbit, Tls},
+    unique,
+};
+use lapin::{BasicProperties, ExchangeKind, types::AMQPValue};
+use std::{
+    io::Write,
+    os::unix::net::UnixDatagram,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+#[test]
+fn prometheus_accepts_the_metrics() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
+    let daemon = setup.start();
+    daemon.wait_ready();
+    let client = Client::connect(&rabbit::shared().url());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let stamped = BasicProperties::default().with_timestamp(now);
+    client.publish(&setup.exchange, &setup.key, [(br#"{"paymentId":1,"userId":2,"integral":3}"#.to_vec(), stamped)]);
+    daemon.wait_for("it is credited", |daemon| daemon.metric("pointsd_points_credited_total").eq(&3.0).then_some(()));
+    daemon.wait_for("its age is known", |daemon| {
+        daemon.get("/metrics")?.1.contains("pointsd_end_to_end_seconds_count 1").then_some(())
+    });
+    let (status, text) = daemon.get("/metrics").unwrap();
+    assert_eq!(status, 200);
+    for name in [
+        "pointsd_messages_total",
+        "pointsd_points_credited_total",
+        "pointsd_dead_lettered_total",
+        "pointsd_commit_seconds_bucket",
+        "pointsd_batch_size_bucket",
+        "pointsd_end_to_end_seconds_bucket",
+        "pointsd_in_flight",
+        "pointsd_paused",
+        "pointsd_broker_connected",
+        "pointsd_build_info",
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+    ] {
+        assert!(text.lines().any(|line| line.starts_with(name)), "{name} is missing:\n{text}");
+    }
+    let promtool = program("promtool", &["/usr/bin/promtool"], "prometheus");
+    let mut check = Command::new(promtool)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    check.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = check.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", told(&output));
+    assert_eq!(told(&output), "", "and has nothing to remark");
+    assert_eq!(daemon.get("/elsewhere").unwrap().0, 404);
+    daemon.stop();
+}
+
+#[test]
+fn systemd_accepts_the_unit_and_rates_its_hardening() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/pointsd.service");
+    let analyze = program("systemd-analyze", &["/usr/bin/systemd-analyze"], "systemd");
+    let security =
+        Command::new(&analyze).args(["security", "--offline=true", "--no-pager"]).arg(&unit).output().unwrap();
+    let text = told(&security);
+    let (_, level) = text.split_once("Overall exposure level for pointsd.service: ").expect(&text);
+    let level: f64 = level.split(' ').next().unwrap().parse().unwrap();
+    assert!(level <= 2.0, "{level}");
+
+    // It asks that the program be there: where the unit installs it, it is not.
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("pointsd.service");
+    let text = std::fs::read_to_string(&unit).unwrap();
+    std::fs::write(&copy, text.replace("/usr/local/bin/pointsd", env!("CARGO_BIN_EXE_pointsd"))).unwrap();
+    let verified = Command::new(&analyze).args(["verify", "--man=no"]).arg(&copy).output().unwrap();
+    assert!(verified.status.success(), "{}", told(&verified));
+    assert!(!told(&verified).contains("pointsd.service"), "nothing to remark: {}", told(&verified));
+}
+
+#[test]
+fn systemd_is_told_when_it_is_ready_what_it_does_and_that_it_lives() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
+    let socket = setup.folder.path().join("notify");
+    let systemd = UnixDatagram::bind(&socket).unwrap();
+    systemd.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
+    let mut daemon = setup.start_with(|command| {
+        command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "300000");
+    });
+    let receive = || {
+        let mut buffer = [0; 4096];
+        let length = systemd.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    let until = |wanted: &str| {
+        let mut told = Vec::new();
+        while !told.iter().any(|message: &String| message.lines().any(|line| line == wanted)) {
+            told.push(receive());
+        }
+        told
+    };
+    until("READY=1");
+    // Idle, it still turns.
+    for _ in 0..3 {
+        until("WATCHDOG=1");
+    }
+    // The queue is gone, and may not be declared: it waits, tells so, and still turns.
+    let client = Client::connect(&rabbit::shared().url());
+    client.delete_queue(&setup.credit_queue);
+    until("STATUS=consuming");
+    daemon.signal(Signal::TERM);
+    let last = until("STOPPING=1");
+    assert!(last.iter().any(|news| news.contains("STATUS=waiting: stopping")), "{last:?}");
+    assert!(daemon.wait().success());
+}
+
+#[test]
+fn a_loop_that_hangs_is_not_hidden_from_the_watchdog() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
+    let socket = setup.folder.path().join("notify");
+    let systemd = UnixDatagram::bind(&socket).unwrap();
+    systemd.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
+    let daemon = setup.start_with(|command| {
+        command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "300000");
+    });
+    daemon.wait_ready();
+    daemon.signal(Signal::STOP);
+    // A process that does not run feeds nothing: what was sent before is read, then there is silence.
+    let mut buffer = [0; 4096];
+    let begun = std::time::Instant::now();
+    while systemd.recv(&mut buffer).is_ok() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "a stopped daemon feeds the watchdog");
+    }
+    daemon.signal(Signal::CONT);
+    daemon.stop();
+}
+
+/// A private authority, a certificate of the broker for localhost, and one of the client.
+fn certificates(folder: &Path) -> (Tls, Tls) {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, "pointsd test authority");
+    let authority = CertifiedIssuer::self_signed(params, key).unwrap();
+    let ca = folder.join("ca.pem");
+    std::fs::write(&ca, authority.pem()).unwrap();
+    let issue = |name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let certificate = params.signed_by(&key, &authority).unwrap();
+        let (certificate_file, key_file) = (folder.join(format!("{name}.pem")), folder.join(format!("{name}.key")));
+        std::fs::write(&certificate_file, certificate.pem()).unwrap();
+        std::fs::write(&key_file, key.serialize_pem()).unwrap();
+        Tls { ca: ca.clone(), certificate: certificate_file, key: key_file }
+    };
+    (issue("broker"), issue("client"))
+}
+
+#[test]
+fn amqps_with_a_private_authority_and_a_client_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    let (broker, client_tls) = certificates(folder.path());
+    let rabbit = Rabbit::start(Some(&broker));
+    let url = format!("amqps://guest:guest@localhost:{}/%2f", rabbit.tls_port.unwrap());
+    let place = Place::new(Kind::Sqlite);
+    let trusting = format!(
+        "ca_file = {:?}\ncert_file = {:?}\nkey_file = {:?}",
+        client_tls.ca, client_tls.certificate, client_tls.key
+    );
+    let setup = Setup::new(&url, &place.url, &trusting);
+    let daemon = setup.start();
+    daemon.wait_ready();
+    let client = Client::connect(&rabbit.url());
+    let mut flow = Flow::new(11);
+    flow.publish(&client, &setup, 300);
+    work_off(&client, &setup, daemon);
+    flow.assert_credited_once(&client, &setup);
+
+    // Without the authority the broker is not believed.
+    let place = Place::new(Kind::Sqlite);
+    let distrusting = Setup::new(&url, &place.url, "");
+    let daemon = distrusting.start();
+    daemon.wait_not_ready("UnknownIssuer");
+    daemon.stop();
+}
+
+#[test]
+fn several_nodes_are_tried_in_turn() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
+    let urls = format!("[\"amqp://127.0.0.1:1/%2f\", {:?}]", rabbit::shared().url());
+    let config = std::fs::read_to_string(setup.config()).unwrap();
+    let config: Vec<&str> = config.lines().filter(|line| !line.contains("amqp://")).collect();
+    std::fs::write(
+        setup.config(),
+        config.join(
+            "
+",
+        ),
+    )
+    .unwrap();
+    let daemon = setup.start_with(|command| {
+        command.env("POINTSD_BROKER__URLS", urls);
+    });
+    daemon.wait_ready();
+    daemon.stop();
+}
+
+#[test]
+fn a_login_that_is_refused_is_told_in_one_line_and_tried_again() {
+    let port = rabbit::shared().port;
+    for (url, said) in [
+        (format!("amqp://guest:wr0ng@127.0.0.1:{port}/%2f"), "ACCESS_REFUSED"),
+        (format!("amqp://guest:guest@127.0.0.1:{port}/nowhere"), "vhost nowhere not found"),
+        ("amqp://guest:guest@127.0.0.1:1/%2f".to_owned(), "Connection refused"),
+    ] {
+        let place = Place::new(Kind::Sqlite);
+        let setup = Setup::new(&url, &place.url, "");
+        let daemon = setup.start();
+        daemon.wait_not_ready(said);
+        assert_eq!(daemon.metric(r#"pointsd_paused{dependency="broker"}"#), 1.0);
+        let log = daemon.log();
+        assert_eq!(log.lines().filter(|line| line.contains(said)).count(), 1, "{log}");
+        assert!(!log.contains("wr0ng"), "{log}");
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_queue_that_is_different_is_told_with_the_argument_and_what_to_do() {
+    let url = rabbit::shared().url();
+    let place = Place::new(Kind::Sqlite);
+    let client = Client::connect(&url);
+    let text = |text: &str| AMQPValue::LongString(text.into());
+
+    let setup = Setup::new(&url, &place.url, "queue_type = \"classic\"");
+    client.declare_queue(&setup.credit_queue, &[("x-queue-type", text("quorum"))]);
+    let daemon = setup.start();
+    let said = format!("queue {} exists with another x-queue-type: quorum there, classic here", setup.credit_queue);
+    daemon.wait_not_ready(&said);
+    daemon.wait_not_ready("make the queue anew, name another one, or set broker.declare = false");
+    daemon.stop();
+
+    let other = Setup::new(&url, &place.url, "");
+    let Setup { exchange, credit_queue, dead_queue, .. } = &other;
+    client.declare_exchange(exchange, ExchangeKind::Fanout);
+    client.declare_queue(
+        dead_queue,
+        &[("x-queue-type", text("quorum")), ("x-delivery-limit", AMQPValue::LongLongInt(5))],
+    );
+    client.declare_queue(credit_queue, &[("x-queue-type", text("quorum"))]);
+    let check = other.run(&["topology", "check"]);
+    assert_eq!(check.status.code(), Some(1));
+    let told = told(&check);
+    for said in [
+        format!("difference: exchange {exchange}: exists with another type: fanout there, direct here"),
+        format!("difference: queue {dead_queue}: exists with another x-delivery-limit: 5 there, 1000000 here"),
+        "messages leave it after few redeliveries".to_owned(),
+        format!("difference: queue {credit_queue}: exists with another x-"),
+        "not checked, because AMQP does not show them: bindings and policies".to_owned(),
+    ] {
+        assert!(told.contains(&said), "{said}\nis not in\n{told}");
+    }
+    // Declared by somebody else in his own way, and taken as it is.
+    let foreign = other.command(&["topology", "check"]).env("POINTSD_BROKER__DECLARE", "false").output().unwrap();
+    assert!(foreign.status.success() && crate::support::daemon::told(&foreign).contains("note: "));
+}
+
+#[test]
+fn the_topology_is_printed_declared_and_checked() {
+    let url = rabbit::shared().url();
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&url, &place.url, "");
+    let printed = setup.json(&["topology", "print", "--json"]);
+    assert_eq!(printed["queues"][1]["name"], setup.credit_queue);
+    let missing = setup.run(&["topology", "check"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert_eq!(
+        told(&missing).matches("is missing; `pointsd topology declare` makes it").count(),
+        3,
+        "{}",
+        told(&missing)
+    );
+    assert!(setup.run(&["topology", "declare"]).status.success());
+    assert!(setup.run(&["topology", "declare"]).status.success(), "again is the same");
+    let check = setup.run(&["topology", "check"]);
+    assert!(check.status.success(), "{}", told(&check));
+    let client = Client::connect(&url);
+    client.publish(&setup.exchange, &setup.key, [(b"{}".to_vec(), BasicProperties::default())]);
+    assert_eq!(client.ready(&setup.credit_queue), Some(1), "bound");
+}
+
+#[test]
+fn existing_queues_work_by_naming_them() {
+    // As another program declared them: a classic queue on an exchange of its own, and any queue for the dead.
+    let url = rabbit::shared().url();
+    let place = Place::new(Kind::Sqlite);
+    let client = Client::connect(&url);
+    let setup = Setup::new(&url, &place.url, "");
+    client.declare_exchange(&setup.exchange, ExchangeKind::Topic);
+    client.declare_queue(&setup.credit_queue, &[]);
+    client.bind(&setup.credit_queue, &setup.exchange, "#");
+    let daemon = setup.start_with(|command| {
+        command.env("POINTSD_BROKER__DECLARE", "false");
+    });
+    daemon.wait_not_ready(&format!("missing at the broker, and broker.declare is false: queue {}", setup.dead_queue));
+    client.declare_queue(&setup.dead_queue, &[]);
+    daemon.wait_ready();
+    client.publish(
+        &setup.exchange,
+        &unique("any.key"),
+        [(br#"{"paymentId":1,"userId":2,"integral":3}"#.to_vec(), BasicProperties::default())],
+    );
+    eventually("credited", || setup.json(&["balance", "2", "--json"])["balance"].eq(&3).then_some(()));
+    daemon.stop();
+}
+
+#[test]
+fn logs_are_lines_of_json_when_asked_for() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "[log]\nformat = \"json\"");
+    let daemon = setup.start();
+    daemon.wait_ready();
+    let log = daemon.log();
+    daemon.stop();
+    assert!(log.lines().count() >= 2, "{log}");
+    for line in log.lines() {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(event["timestamp"].is_string() && event["message"].is_string(), "{line}");
+    }
+}
+
+#[test]
+fn an_endpoint_that_cannot_be_had_ends_the_start() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
+    let output =
+        setup.command(&["run"]).env("POINTSD_HTTP__LISTEN", taken.local_addr().unwrap().to_string()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(told(&output).contains("http.listen = "), "{}", told(&output));
+}

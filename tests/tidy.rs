@@ -1,0 +1,172 @@
+//! The rules of the code's shape (`ARCHITECTURE.md`), proven: which folder may name which crate and which neighbour.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn sources() -> Vec<(String, String)> {
+    fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, files);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    let mut files = Vec::new();
+    let src = Path::new(ROOT).join("src");
+    collect(&src, &mut files);
+    assert!(files.len() > 40, "all of the sources are found");
+    files
+        .iter()
+        .map(|file| (file.strip_prefix(&src).unwrap().display().to_string(), fs::read_to_string(file).unwrap()))
+        .collect()
+}
+
+/// Code without comments: what a line says after `//` is prose.
+fn code(text: &str) -> String {
+    text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// Whether the code names a crate or a module as a path's first part.
+fn names(code: &str, name: &str) -> bool {
+    let part_of_word = |character: char| character.is_alphanumeric() || character == '_';
+    code.match_indices(name).any(|(at, _)| {
+        let before = code[..at].chars().next_back();
+        let after = &code[at + name.len()..];
+        let free = before.is_none_or(|character| !part_of_word(character));
+        // `crate::backoff` is our module of that name.
+        let ours = code[..at].ends_with("crate::") && !name.starts_with("crate::");
+        free && !ours && after.starts_with("::")
+    })
+}
+
+#[test]
+fn only_the_folder_of_a_crate_names_it() {
+    // (crate, the places that may name it)
+    let rules: [(&str, &[&str]); 10] = [
+        ("lapin", &["broker/"]),
+        ("diesel", &["ledger/"]),
+        ("diesel_migrations", &["ledger/"]),
+        ("r2d2", &["ledger/"]),
+        ("backoff", &["backoff.rs"]),
+        ("metrics", &["observe/metrics.rs", "observe/events.rs", "app/mod.rs", "http.rs"]),
+        ("metrics_exporter_prometheus", &["observe/metrics.rs", "http.rs"]),
+        ("axum", &["http.rs"]),
+        ("clap", &["cli/"]),
+        ("anyhow", &["cli/", "app/"]),
+    ];
+    let mut faults = Vec::new();
+    for (file, text) in sources() {
+        let code = code(&text);
+        for (name, places) in rules {
+            if names(&code, name) && !places.iter().any(|place| file.starts_with(place)) {
+                // `backoff::…` after `use crate::backoff` is ours, too.
+                if name == "backoff" && (code.contains("crate::backoff") || code.contains("    backoff,")) {
+                    continue;
+                }
+                faults.push(format!("{file} names {name}, which belongs to {places:?}"));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn dependencies_point_inward() {
+    // (folder, our own modules that it must not know)
+    let rules: [(&str, &[&str]); 4] = [
+        (
+            "domain/",
+            &["app", "backoff", "broker", "cli", "config", "http", "ledger", "observe", "pipeline", "recorded"],
+        ),
+        ("pipeline/", &["app", "broker", "cli", "config", "http", "ledger", "recorded"]),
+        ("ledger/", &["app", "broker", "cli", "config", "http", "recorded"]),
+        ("broker/", &["app", "cli", "http", "ledger", "recorded"]),
+    ];
+    let mut faults = Vec::new();
+    for (file, text) in sources() {
+        let code = code(&text);
+        // `use crate::{a::…, b::…}` is one path a line or a list: the names are looked for within the whole statement.
+        let uses: String = code.split("use crate::").skip(1).map(|rest| rest.split(';').next().unwrap_or("")).collect();
+        for (folder, forbidden) in rules {
+            for name in forbidden.iter().filter(|_| file.starts_with(folder)) {
+                if names(&code, &format!("crate::{name}")) || names(&uses, name) {
+                    faults.push(format!("{file} knows {name}"));
+                }
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn the_domain_is_pure() {
+    let impure = ["tokio", "lapin", "diesel", "metrics", "tracing", "std::time", "std::fs", "std::net", "std::env"];
+    for (file, text) in sources().into_iter().filter(|(file, _)| file.starts_with("domain/")) {
+        let code = code(&text);
+        for name in impure {
+            assert!(!names(&code, name) && !code.contains(&format!("use {name}")), "{file} names {name}");
+        }
+        assert!(!code.contains("async "), "{file} is asynchronous");
+    }
+}
+
+#[test]
+fn nothing_outside_the_ledger_knows_a_dialect() {
+    for (file, text) in sources().into_iter().filter(|(file, _)| !file.starts_with("ledger/")) {
+        let code = code(&text);
+        for word in ["SELECT ", "INSERT ", "UPDATE ", "sql_query", "PgConnection", "SqliteConnection"] {
+            assert!(!code.contains(word), "{file} has {word:?}");
+        }
+    }
+}
+
+#[test]
+fn every_amqp_option_is_written_out() {
+    for (file, text) in sources().into_iter().filter(|(file, _)| file.starts_with("broker/")) {
+        for line in code(&text).lines() {
+            assert!(!line.contains("Options::default()") && !line.contains("..Default"), "{file}: {}", line.trim());
+        }
+    }
+}
+
+#[test]
+fn files_stay_short_enough_to_hold_in_the_head() {
+    for (file, text) in sources().into_iter().filter(|(file, _)| !file.ends_with("tests.rs")) {
+        let code = text.split("#[cfg(test)]").next().unwrap().lines().count();
+        assert!(code <= 420, "{file} has {code} lines: two concerns?");
+    }
+}
+
+#[test]
+fn every_metric_is_set_and_has_a_help_text() {
+    let names = fs::read_to_string(Path::new(ROOT).join("src/observe/metrics.rs")).unwrap();
+    let events = fs::read_to_string(Path::new(ROOT).join("src/observe/events.rs")).unwrap();
+    let constants = names.lines().filter_map(|line| line.strip_prefix("pub const ")?.split_once(": &str = \"pointsd_"));
+    let mut count = 0;
+    for (constant, _) in constants {
+        count += 1;
+        assert!(names.contains(&format!("!({constant}, ")), "{constant} has no help text");
+        let set = events.contains(&format!("names::{constant}")) || constant == "BUILD_INFO";
+        assert!(set, "{constant} is never set by an event");
+    }
+    assert!(count >= 10, "the constants are found: {count}");
+}
+
+#[test]
+fn the_test_of_this_test_finds_what_it_looks_for() {
+    assert!(names("use lapin::Channel;", "lapin"));
+    assert!(names("let x = ::lapin::Channel;", "lapin"));
+    assert!(!names("use crate::backoff::Outage;", "backoff"));
+    assert!(names("use ::backoff::X;", "backoff"));
+    assert!(!names("my_lapin::x", "lapin") && !names("lapin_x", "lapin"));
+    assert!(!names(&code("// lapin::Channel"), "lapin"));
+}
