@@ -147,13 +147,11 @@ impl Format {
             Ok(text) => text,
             Err(error) => return malformed(Problem::NotUtf8 { at: error.valid_up_to() }),
         };
-        let mut found = Found::default();
-        let mut json = serde_json::Deserializer::from_str(text);
-        let read = Visit { node: &self.shape.root, found: &mut found }.deserialize(&mut json).and_then(|()| json.end());
-        if let Err(error) = read {
-            // Only the parser itself fails here, with a fixed phrase and a position: the visitor takes any type.
-            return malformed(Problem::NotJson(error.to_string()));
-        }
+        let found = match self.shape.find(text) {
+            Ok(found) => found,
+            // Only the parser itself fails here, with a fixed phrase and a position: any type of value is taken.
+            Err(error) => return malformed(Problem::NotJson(error.to_string())),
+        };
         if !found.is_object {
             return malformed(Problem::NotAnObject);
         }
