@@ -1,4 +1,4 @@
-//! Recorded messages: JSON Lines, one message a line, bare or in an envelope (`docs/recorded.md`).
+//! Recorded messages: JSON Lines, one message a line, bare or in an envelope (`docs/messages.md`).
 
 use serde::{
     Deserialize, Deserializer,
