@@ -2,7 +2,7 @@
 
 use super::{App, Pace};
 use crate::{
-    ledger::{Class, Guarded, LedgerError, SchemaState},
+    ledger::{Guarded, LedgerError, SchemaState},
     observe::events,
     pipeline::ports::Dependency,
 };
@@ -19,8 +19,8 @@ impl App {
                     pace.reset();
                     return Ok(());
                 }
-                // A file that is no database, a schema that cannot be migrated: it will not pass.
-                Err(error) if error.class() == Class::Permanent => bail!("ledger: {error}"),
+                // It will not pass. While the daemon runs the same is an outage: no message is to blame for it.
+                Err(error @ LedgerError::Unusable(_)) => bail!("ledger: {error}"),
                 Err(error) => {
                     self.status.pause(&error.into_outage());
                     self.pause(pace).await;

@@ -19,6 +19,9 @@ pub enum LedgerError {
     /// There is no room for writes.
     #[error("no space left: {0}")]
     Full(String),
+    /// The file is no database, or a broken one.
+    #[error("not a usable database: {0}")]
+    Unusable(String),
     /// A constraint of the schema forbids the write, now and later.
     #[error("{0}")]
     Refused(String),
@@ -45,7 +48,9 @@ impl LedgerError {
     /// Decided here, for every error there is.
     pub fn class(&self) -> Class {
         match self {
-            Self::Unreachable(_) | Self::Deadline(_) | Self::ReadOnly(_) | Self::Full(_) => Class::Outage,
+            Self::Unreachable(_) | Self::Deadline(_) | Self::ReadOnly(_) | Self::Full(_) | Self::Unusable(_) => {
+                Class::Outage
+            }
             Self::Refused(_) => Class::Permanent,
             Self::Database(_) | Self::Panicked(_) => Class::Transient,
         }
@@ -79,7 +84,10 @@ impl From<DieselError> for LedgerError {
 
 impl From<ConnectionError> for LedgerError {
     fn from(error: ConnectionError) -> Self {
-        Self::Unreachable(one_line(&error.to_string()))
+        match error {
+            ConnectionError::CouldntSetupConfiguration(error) => error.into(),
+            other => Self::Unreachable(one_line(&other.to_string())),
+        }
     }
 }
 
@@ -124,6 +132,8 @@ fn of_text(message: String) -> LedgerError {
         LedgerError::Full(message)
     } else if any(&["readonly database", "read-only transaction", "recovery is in progress"]) {
         LedgerError::ReadOnly(message)
+    } else if any(&["file is not a database", "database disk image is malformed"]) {
+        LedgerError::Unusable(message)
     } else if any(&[
         "unable to open database file",
         "no connection to the server",
@@ -156,6 +166,7 @@ mod tests {
             (LedgerError::Deadline(Duration::from_secs(1)), Class::Outage),
             (LedgerError::ReadOnly(text()), Class::Outage),
             (LedgerError::Full(text()), Class::Outage),
+            (LedgerError::Unusable(text()), Class::Outage),
             (LedgerError::Refused(text()), Class::Permanent),
             (LedgerError::Database(text()), Class::Transient),
             (LedgerError::Panicked(text()), Class::Transient),
@@ -170,6 +181,7 @@ mod tests {
             ("database or disk is full", Class::Outage),
             ("could not extend file \"base/5/1\": No space left on device\n", Class::Outage),
             ("attempt to write a readonly database", Class::Outage),
+            ("file is not a database", Class::Outage),
             ("terminating connection due to administrator command", Class::Outage),
             ("the database system is starting up", Class::Outage),
             ("deadlock detected", Class::Transient),

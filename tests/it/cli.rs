@@ -143,6 +143,19 @@ fn a_sqlite_ledger_takes_one_writer_and_any_reader() {
 }
 
 #[test]
+fn a_file_that_is_no_ledger_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pointsd.db");
+    std::fs::write(&file, "this is no database, and long enough to be looked at as one".repeat(100)).unwrap();
+    let setup = Setup::new("amqp://127.0.0.1:1/%2f", &format!("sqlite:{}", file.display()), "");
+    for arguments in [&["run"][..], &["replay", "/dev/null"], &["migrate"], &["balance", "u"]] {
+        let output = setup.command(arguments).env("POINTSD_HTTP__LISTEN", "127.0.0.1:0").output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+        assert!(told(&output).contains("file is not a database"), "{}", told(&output));
+    }
+}
+
+#[test]
 fn a_relative_ledger_lies_in_the_state_directory() {
     let state = tempfile::tempdir().unwrap();
     let output = pointsd(&["migrate"]).env("STATE_DIRECTORY", state.path()).current_dir("/").output().unwrap();

@@ -1,7 +1,7 @@
 //! What operators rely on: endpoints, metrics, systemd, TLS, the topology, clear words for what is wrong.
 
 use crate::support::{
-    amqp::Client,
+    amqp::{Client, text},
     daemon::{Setup, Signal, told},
     eventually,
     flow::{Flow, work_off},
@@ -245,10 +245,10 @@ fn a_queue_that_is_different_is_told_with_the_argument_and_what_to_do() {
     let url = rabbit::shared().url();
     let place = Place::new(Kind::Sqlite);
     let client = Client::connect(&url);
-    let text = |text: &str| AMQPValue::LongString(text.into());
+    let long = |text: &str| AMQPValue::LongString(text.into());
 
     let setup = Setup::new(&url, &place.url, "queue_type = \"classic\"");
-    client.declare_queue(&setup.credit_queue, &[("x-queue-type", text("quorum"))]);
+    client.declare_queue(&setup.credit_queue, &[("x-queue-type", long("quorum"))]);
     let daemon = setup.start();
     let said = format!("queue {} exists with another x-queue-type: quorum there, classic here", setup.credit_queue);
     daemon.wait_not_ready(&said);
@@ -260,9 +260,9 @@ fn a_queue_that_is_different_is_told_with_the_argument_and_what_to_do() {
     client.declare_exchange(exchange, ExchangeKind::Fanout);
     client.declare_queue(
         dead_queue,
-        &[("x-queue-type", text("quorum")), ("x-delivery-limit", AMQPValue::LongLongInt(5))],
+        &[("x-queue-type", long("quorum")), ("x-delivery-limit", AMQPValue::LongLongInt(5))],
     );
-    client.declare_queue(credit_queue, &[("x-queue-type", text("quorum"))]);
+    client.declare_queue(credit_queue, &[("x-queue-type", long("quorum"))]);
     let check = other.run(&["topology", "check"]);
     assert_eq!(check.status.code(), Some(1));
     let told = told(&check);
@@ -327,6 +327,20 @@ fn existing_queues_work_by_naming_them() {
     );
     eventually("credited", || setup.json(&["balance", "2", "--json"])["balance"].eq(&3).then_some(()));
     daemon.stop();
+}
+
+#[test]
+fn a_message_that_reaches_the_delivery_limit_ends_in_the_dead_queue() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "delivery_limit = 3");
+    assert!(setup.run(&["topology", "declare"]).status.success());
+    let client = Client::connect(&rabbit::shared().url());
+    client.publish(&setup.exchange, &setup.key, [(b"{}".to_vec(), BasicProperties::default())]);
+    // As a daemon would that crashes over it again and again.
+    eventually("it leaves the queue", || (!client.take_and_return(&setup.credit_queue)).then_some(()));
+    let died = eventually("it is in the dead queue", || client.take(&setup.dead_queue));
+    assert_eq!(died.delivery.data, b"{}");
+    assert_eq!(text(&died, "x-first-death-reason"), Some("delivery_limit".into()));
 }
 
 #[test]

@@ -136,6 +136,15 @@ impl Client {
         self.wait(self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: true })).unwrap()
     }
 
+    /// Takes a message and gives it back; `false` when there was none.
+    pub fn take_and_return(&self, queue: &str) -> bool {
+        let taken = self.wait(self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: false })).unwrap();
+        let Some(message) = taken else { return false };
+        let nack = BasicNackOptions { multiple: false, requeue: true };
+        self.wait(self.channel.basic_nack(message.delivery.delivery_tag, nack)).unwrap();
+        true
+    }
+
     /// Takes everything out of a queue.
     pub fn drain(&self, queue: &str) -> Vec<BasicGetMessage> {
         std::iter::from_fn(|| self.take(queue)).collect()
