@@ -31,15 +31,15 @@ pub fn immediate(attempts: u32) -> impl Iterator<Item = Duration> {
 
 /// The pauses while a dependency is down: they grow to a cap and never end.
 #[derive(Debug)]
-pub struct Outage(ExponentialBackoff);
+pub struct Pace(ExponentialBackoff);
 
-impl Default for Outage {
+impl Default for Pace {
     fn default() -> Self {
         Self(exponential(OUTAGE_FIRST, OUTAGE_LONGEST))
     }
 }
 
-impl Outage {
+impl Pace {
     /// How long to wait before the next attempt.
     pub fn next_pause(&mut self) -> Duration {
         self.0.next_backoff().unwrap_or(OUTAGE_LONGEST)
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn an_outage_is_waited_for_without_end_and_with_a_cap() {
-        let mut outage = Outage::default();
+        let mut outage = Pace::default();
         let first = outage.next_pause();
         assert!(first < Duration::from_millis(300), "{first:?}");
         let late: Vec<_> = (0..1000).map(|_| outage.next_pause()).skip(20).collect();

@@ -8,12 +8,24 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use metrics_exporter_prometheus::PrometheusHandle;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 
 /// How often histograms are folded, so that they do not grow between scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Most connections at a time.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a request's head may take.
+const HEADER_TIME: Duration = Duration::from_secs(5);
+/// How long a connection may last, however often it is used again.
+const CONNECTION_TIME: Duration = Duration::from_secs(60);
 
 /// What the endpoints tell.
 #[derive(Clone)]
@@ -42,8 +54,32 @@ pub async fn serve(listen: SocketAddr, endpoints: Endpoints) -> io::Result<Socke
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .with_state(endpoints);
-    tokio::spawn(async move { axum::serve(listener, router).await });
+    tokio::spawn(accept(listener, router));
     Ok(bound)
+}
+
+/// Every connection is bounded in time and all of them in number, so that no visitor can use up the process's files.
+async fn accept(listener: TcpListener, router: Router) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // Closed never; without a place the visitor waits in the system's queue.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of files, say: it passes, or the daemon has greater worries.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIME)
+                .serve_connection(TokioIo::new(stream), service);
+            // However it ends, it is over.
+            let _ = tokio::time::timeout(CONNECTION_TIME, connection).await;
+            drop(place);
+        });
+    }
 }
 
 /// The content type is Prometheus's text format, version 0.0.4.

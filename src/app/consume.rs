@@ -4,18 +4,15 @@
 use super::{App, SLACK};
 use crate::{
     broker::{BrokerError, CONFIRM_TIMEOUT, Consumer, Delivered},
-    observe::{events, pulse::Pulse, status::Status},
+    observe::{events, pulse::Pulse},
     pipeline::{
-        credit::{CreditPipeline, Interrupted},
+        credit::{CreditPipeline, Interrupted, Turn},
         ports::{Dependency, Outage},
     },
 };
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,107 +20,128 @@ use tokio_util::sync::CancellationToken;
 /// How often a worker that waits for deliveries shows that it turns.
 const IDLE_TURN: Duration = Duration::from_secs(5);
 
-/// Why a session ended.
+/// After so many of them without a delivery the ledger is probed: `/readyz` must not say more than is known.
+const IDLE_TURNS_BEFORE_PROBE: u32 = 3;
+
+/// How long messages are taken one at a time after one that the client could not read.
+const CAREFUL_TIME: Duration = Duration::from_secs(30);
+
+/// What opening a session may take: two connections, each with every node, and the topology.
+const OPENING_TIME: Duration = Duration::from_secs(300);
+
+/// Why a session ended. Everything is settled or given back.
 pub(super) enum Ended {
-    /// The daemon was told to stop, and everything is settled or given back.
-    Stopped,
+    /// The daemon was told to stop, or a careful session has gone well for long enough.
+    InOrder,
     /// Something is down.
     Outage {
         outage: Outage,
-        /// Whether a batch went through before it.
-        progressed: bool,
+        /// How long the session was in use.
+        lived: Duration,
+        /// The next session must be careful.
+        unreadable: bool,
     },
 }
 
 impl App {
-    /// Consumes until something fails or the daemon is told to stop. Nothing stays unsettled behind it.
-    pub(super) async fn consume(&self, pipeline: &Arc<CreditPipeline>) -> Ended {
-        let connecting = self.pulses.begin("connect", Duration::from_secs(120) + SLACK);
-        let opened = self.until_stopped(Consumer::open(&self.settings.broker)).await;
-        drop(connecting);
+    /// Consumes until something fails or the daemon is told to stop. A careful session takes one message at a time,
+    /// so that one that ends the connection by being unreadable is alone in being counted by the broker.
+    pub(super) async fn consume(&self, pipeline: &Arc<CreditPipeline>, careful: bool) -> Ended {
+        let opening = self.pulses.begin("connect", OPENING_TIME);
+        let prefetch = if careful { 1 } else { self.settings.broker.prefetch };
+        let opened = self.until_stopped(Consumer::open(&self.settings.broker, prefetch)).await;
+        drop(opening);
         let consumer = match opened {
-            None => return Ended::Stopped,
+            None => return Ended::InOrder,
             Some(Ok(consumer)) => Arc::new(consumer),
-            Some(Err(error)) => return Ended::Outage { outage: error.into_outage(), progressed: false },
+            Some(Err(error)) => return outage(error.into_outage(), Duration::ZERO, careful),
         };
+        let begun = Instant::now();
         events::BrokerConnected(true).emit();
         self.status.resume(Dependency::Broker);
         self.status.consuming(&self.settings.broker.credit_queue, &consumer.node().to_string());
 
-        let (stopped, progressed) = self.work_together(pipeline, &consumer).await;
-        let (outage, unsettled) = match stopped {
-            None => (None, Vec::new()),
-            Some(Interrupted { outage, unsettled }) => {
-                // Told before the deliveries go back: from here on nothing is consumed.
-                self.status.pause(&outage);
-                (Some(outage), unsettled)
-            }
-        };
-        let deliveries = consumer.close(unsettled).await;
+        let stop = self.stop.child_token();
+        if careful {
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                let _ = tokio::time::timeout(CAREFUL_TIME, stop.cancelled()).await;
+                stop.cancel();
+            });
+        }
+        let left = self.work_together(pipeline, &consumer, &stop).await;
+        if let Some(outage) = &left.outage {
+            // Told before the deliveries go back: from here on nothing is consumed.
+            self.status.pause(outage);
+        }
+        let unreadable = consumer.met_unreadable().await;
+        let deliveries = consumer.close(left.unsettled).await;
         events::GaveBack { deliveries }.emit();
         events::BrokerConnected(false).emit();
-        match outage {
-            None => Ended::Stopped,
-            Some(outage) => Ended::Outage { outage, progressed },
+        match left.outage {
+            None => Ended::InOrder,
+            Some(cause) => outage(cause, begun.elapsed(), unreadable),
         }
     }
 
     /// Workers side by side, as many as there are ledger writers. The first that meets an outage stops the others
-    /// after the batch that they are at; what all of them leave unsettled comes together.
+    /// after the part of a batch that they are at; what all of them leave unsettled comes together.
     async fn work_together(
         &self,
         pipeline: &Arc<CreditPipeline>,
         consumer: &Arc<Consumer>,
-    ) -> (Option<Interrupted<Delivered>>, bool) {
-        let stop = self.stop.child_token();
-        let progressed = Arc::new(AtomicBool::new(false));
+        stop: &CancellationToken,
+    ) -> Interrupted<Delivered> {
         let step = self.settings.ledger.timeout.max(CONFIRM_TIMEOUT) + SLACK;
         let mut workers = JoinSet::new();
-        for _ in 0..self.settings.ledger.pool_size {
+        for number in 0..self.settings.ledger.pool_size {
             let worker = Worker {
                 consumer: Arc::clone(consumer),
                 pipeline: Arc::clone(pipeline),
-                status: Arc::clone(&self.status),
-                progressed: Arc::clone(&progressed),
                 pulse: self.pulses.begin("worker", step),
                 stop: stop.clone(),
                 batch_max: self.settings.ledger.batch_max,
+                probes: number == 0,
             };
             workers.spawn(worker.run());
         }
-        let mut interrupted: Option<Interrupted<Delivered>> = None;
+        let mut left = Interrupted { outage: None, unsettled: Vec::new() };
         while let Some(ended) = workers.join_next().await {
             match ended {
                 Ok(Ok(())) => {}
-                Ok(Err(this)) => {
+                Ok(Err(interrupted)) => {
                     stop.cancel();
-                    match &mut interrupted {
-                        None => interrupted = Some(this),
-                        Some(first) => first.unsettled.extend(this.unsettled),
-                    }
+                    left.outage = left.outage.or(interrupted.outage);
+                    left.unsettled.extend(interrupted.unsettled);
                 }
                 // A defect of ours. What it held is unsettled and comes again; the daemon must not go on half.
                 Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
             }
         }
-        (interrupted, progressed.load(Ordering::Relaxed))
+        left
     }
+}
+
+fn outage(outage: Outage, lived: Duration, unreadable: bool) -> Ended {
+    Ended::Outage { outage, lived, unreadable }
 }
 
 /// Takes a batch, brings it the whole way, takes the next.
 struct Worker {
     consumer: Arc<Consumer>,
     pipeline: Arc<CreditPipeline>,
-    status: Arc<Status>,
-    progressed: Arc<AtomicBool>,
     pulse: Pulse,
     stop: CancellationToken,
     batch_max: usize,
+    /// Whether it is the one that probes an idle ledger.
+    probes: bool,
 }
 
 impl Worker {
     async fn run(self) -> Result<(), Interrupted<Delivered>> {
-        let broker_lost = |error: BrokerError| Interrupted { outage: error.into_outage(), unsettled: Vec::new() };
+        let broker_lost = |error: BrokerError| Interrupted { outage: Some(error.into_outage()), unsettled: Vec::new() };
+        let turn = Turn { pulse: &self.pulse, stop: &self.stop };
+        let mut idle_turns = 0;
         loop {
             self.pulse.beat();
             let taken = tokio::select! {
@@ -132,10 +150,16 @@ impl Worker {
                 () = self.stop.cancelled() => return Ok(()),
                 taken = tokio::time::timeout(IDLE_TURN, self.consumer.next_batch(self.batch_max)) => taken,
             };
-            let Ok(batch) = taken else { continue };
-            self.pipeline.process(&*self.consumer, batch.map_err(broker_lost)?, &self.pulse).await?;
-            self.progressed.store(true, Ordering::Relaxed);
-            self.status.resume(Dependency::Ledger);
+            let Ok(batch) = taken else {
+                idle_turns += 1;
+                if self.probes && idle_turns % IDLE_TURNS_BEFORE_PROBE == 0 {
+                    let ledger_down = |outage| Interrupted { outage: Some(outage), unsettled: Vec::new() };
+                    self.pipeline.ledger.probe().await.map_err(ledger_down)?;
+                }
+                continue;
+            };
+            idle_turns = 0;
+            self.pipeline.process(&*self.consumer, batch.map_err(broker_lost)?, &turn).await?;
         }
     }
 }

@@ -68,6 +68,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         () = overdue => false,
     };
     events::Stopped { in_time }.emit();
+    if !in_time {
+        // Not even closing a database's file, which may hang, holds up the exit.
+        std::process::exit(0);
+    }
     Ok(())
 }
 
@@ -102,7 +106,7 @@ fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
 impl App {
     /// Consumes whenever everything that is needed for it works.
     async fn work(&self) -> anyhow::Result<()> {
-        let mut pace = Pace::default();
+        let mut pace = backoff::Pace::default();
         if self.until_stopped(self.ledger_ready(&mut pace)).await.transpose()?.is_none() {
             return Ok(());
         }
@@ -111,11 +115,14 @@ impl App {
             ledger: Arc::clone(&self.ledger) as Arc<dyn CreditLedger>,
             immediate_attempts: self.settings.retry.immediate_attempts,
         });
+        let mut careful = false;
         while !self.stop.is_cancelled() {
-            match self.consume(&pipeline).await {
-                Ended::Stopped => break,
-                Ended::Outage { outage, progressed } => {
-                    if progressed {
+            match self.consume(&pipeline, careful).await {
+                Ended::InOrder => careful = false,
+                Ended::Outage { outage, lived, unreadable } => {
+                    careful = unreadable;
+                    // A message that cannot be read is alone now, and is best counted out soon.
+                    if unreadable || lived > LONG_SESSION {
                         pace.reset();
                     }
                     if self.until_stopped(self.recovered(outage, &mut pace)).await.is_none() {
@@ -134,40 +141,35 @@ impl App {
 
     /// Waits after an outage: a pause, and for the ledger until a probe is committed. The broker is probed by
     /// consuming again.
-    async fn recovered(&self, outage: Outage, pace: &mut Pace) {
+    async fn recovered(&self, outage: Outage, pace: &mut backoff::Pace) {
         let mut outage = outage;
         loop {
             self.status.pause(&outage);
             self.pause(pace).await;
             match outage.dependency {
                 Dependency::Broker => return,
-                Dependency::Ledger => match self.ledger.probe().await {
-                    Ok(()) => return self.status.resume(Dependency::Ledger),
-                    Err(again) => outage = again,
-                },
+                Dependency::Ledger => {
+                    let _pulse = self.pulses.begin("probe", self.settings.ledger.timeout + SLACK);
+                    match self.ledger.probe().await {
+                        Ok(()) => return self.status.resume(Dependency::Ledger),
+                        Err(again) => outage = again,
+                    }
+                }
             }
         }
     }
 
-    async fn pause(&self, pace: &mut Pace) {
-        let pause = pace.0.next_pause();
-        // Until the next turn: the pause, and the probe that follows it.
-        let pulse = self.pulses.begin("outage", pause + self.settings.ledger.timeout + SLACK);
+    async fn pause(&self, pace: &mut backoff::Pace) {
+        let pause = pace.next_pause();
+        let _pulse = self.pulses.begin("outage", pause + SLACK);
         tokio::time::sleep(pause).await;
-        drop(pulse);
     }
 }
 
-/// How far apart attempts are while something is down. It starts anew only after a batch went through, not when a
-/// probe did: a ledger that takes probes and no batches is not asked in a tight circle.
-#[derive(Default)]
-struct Pace(backoff::Outage);
-
-impl Pace {
-    fn reset(&mut self) {
-        self.0.reset();
-    }
-}
+/// A session that lived so long was a sound one, and the pauses begin small again after it. A shorter one was not,
+/// whatever it has done: something that fails again and again is not asked in a tight circle, because each time
+/// deliveries go back, which counts against them.
+const LONG_SESSION: Duration = Duration::from_secs(60);
 
 /// What a step may take beyond the deadlines within it before it counts as stuck.
 const SLACK: Duration = Duration::from_secs(15);

@@ -1,7 +1,8 @@
 //! The ledger at the start: waited for while it is down, given up where waiting cannot help.
 
-use super::{App, Pace};
+use super::App;
 use crate::{
+    backoff::Pace,
     ledger::{Guarded, LedgerError, SchemaState},
     observe::events,
     pipeline::ports::Dependency,
@@ -34,7 +35,7 @@ impl App {
 pub async fn prepare(ledger: &Guarded, auto_migrate: bool) -> Result<SchemaState, LedgerError> {
     let mut state = ledger.call(|ledger| ledger.schema()).await?;
     if auto_migrate && matches!(state, SchemaState::Missing | SchemaState::Outdated(_)) {
-        let versions = ledger.call(|ledger| ledger.migrate()).await?;
+        let versions = ledger.call_at_leisure(|ledger| ledger.migrate()).await?;
         events::Migrated { versions: &versions }.emit();
         state = ledger.call(|ledger| ledger.schema()).await?;
     }

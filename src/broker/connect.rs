@@ -7,7 +7,13 @@ use lapin::{
     tcp::{OwnedIdentity, OwnedTLSConfig},
     uri::{AMQPScheme, AMQPUri},
 };
-use std::{fmt, str::FromStr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    str::FromStr,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+use tokio::task::JoinHandle;
 
 /// Seconds between heartbeats unless the URL says otherwise: a node that vanished is noticed within two of them.
 const HEARTBEAT_SECONDS: u16 = 20;
@@ -41,6 +47,9 @@ impl BrokerUrl {
         if !text.starts_with("amqp://") && !text.starts_with("amqps://") {
             return Err(BrokerUrlError::Scheme);
         }
+        if text.contains(|character: char| character.is_whitespace() || character.is_control()) {
+            return Err(BrokerUrlError::Other("it has blanks or several lines".into()));
+        }
         let url = url::Url::parse(text).map_err(|error| BrokerUrlError::Other(error.to_string()))?;
         let host = url.host_str().filter(|host| !host.is_empty()).ok_or(BrokerUrlError::NoHost)?;
         let mut uri = AMQPUri::from_str(text).map_err(BrokerUrlError::Other)?;
@@ -48,6 +57,10 @@ impl BrokerUrl {
         host.trim_start_matches('[').trim_end_matches(']').clone_into(&mut uri.authority.host);
         if uri.vhost.is_empty() {
             return Err(BrokerUrlError::EmptyVhost);
+        }
+        // The smallest frame that AMQP 0-9-1 allows.
+        if uri.query.frame_max.is_some_and(|size| size < 4096) || uri.authority.port == 0 {
+            return Err(BrokerUrlError::Other("frame_max must be at least 4096, and a port at least 1".into()));
         }
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
         Ok(Self(uri))
@@ -72,29 +85,51 @@ impl fmt::Debug for BrokerUrl {
     }
 }
 
+type Attempt = JoinHandle<lapin::Result<Connection>>;
+
+/// Attempts that have not ended in time, by node and purpose. lapin offers no way to end one, and each holds a thread
+/// and a socket: it is waited for again instead of beginning another beside it.
+static UNENDED: Mutex<BTreeMap<String, Attempt>> = Mutex::new(BTreeMap::new());
+
+fn unended() -> MutexGuard<'static, BTreeMap<String, Attempt>> {
+    UNENDED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Connects to the first node that takes the connection; also tells which one it is. `purpose` is shown beside the
 /// connection in RabbitMQ's management.
 pub(super) async fn connect(settings: &BrokerSettings, purpose: &str) -> Result<(Connection, BrokerUrl), BrokerError> {
     let mut failures = Vec::with_capacity(settings.urls.len());
     for url in &settings.urls {
-        let properties = ConnectionProperties::default().with_connection_name(format!("pointsd {purpose}").into());
-        let runtime = lapin::runtime::default_runtime().map_err(|error| BrokerError::Connect(error.to_string()))?;
-        let connecting = Connection::connect_uri_with_config(url.0.clone(), properties, tls(&settings.tls), runtime);
-        match tokio::time::timeout(STEP_TIMEOUT, connecting).await {
-            Ok(Ok(connection)) => return Ok((connection, url.clone())),
-            Ok(Err(error)) => failures.push(format!("{url}: {}", told(&error))),
-            Err(_) => failures.push(format!("{url}: no answer within {STEP_TIMEOUT:?}")),
+        let key = format!("{purpose} {url}");
+        let begun = unended().remove(&key);
+        let mut attempt =
+            begun.unwrap_or_else(|| tokio::spawn(attempt(url.0.clone(), tls(&settings.tls), purpose.to_owned())));
+        match tokio::time::timeout(STEP_TIMEOUT, &mut attempt).await {
+            Ok(Ok(Ok(connection))) => return Ok((connection, url.clone())),
+            Ok(Ok(Err(error))) => failures.push(format!("{url}: {}", told(&error))),
+            Ok(Err(panicked)) => failures.push(format!("{url}: {panicked}")),
+            Err(_) => {
+                unended().insert(key, attempt);
+                failures.push(format!("{url}: no answer within {STEP_TIMEOUT:?}"));
+            }
         }
     }
     Err(BrokerError::Connect(failures.join("; ")))
 }
 
+async fn attempt(uri: AMQPUri, tls: OwnedTLSConfig, purpose: String) -> lapin::Result<Connection> {
+    let properties = ConnectionProperties::default().with_connection_name(format!("pointsd {purpose}").into());
+    Connection::connect_uri_with_config(uri, properties, tls, lapin::runtime::default_runtime()?).await
+}
+
+/// Our own authorities, or else the system's.
 fn tls(files: &TlsFiles) -> OwnedTLSConfig {
+    let system = || openssl_probe::probe().cert_file.and_then(|file| std::fs::read_to_string(file).ok());
     let identity = files.identity.as_ref();
     OwnedTLSConfig {
         identity: identity
             .map(|identity| OwnedIdentity::PKCS8 { pem: identity.certificate.clone(), key: identity.key.clone() }),
-        cert_chain: files.ca.clone(),
+        cert_chain: files.ca.clone().or_else(system),
     }
 }
 

@@ -48,9 +48,7 @@ impl Message for Delivered {
     }
 
     fn label(&self) -> String {
-        // A message id is the producer's text: it may not break a log line.
-        let id = self.delivery.properties.message_id().as_ref().map_or("", |id| id.as_str());
-        id.chars().filter(|character| !character.is_control()).collect()
+        self.delivery.properties.message_id().as_ref().map_or_else(String::new, ToString::to_string)
     }
 }
 
@@ -77,7 +75,8 @@ pub struct Consumer {
 
 impl Consumer {
     /// Connects, declares (or requires) the topology and begins to consume the credit queue.
-    pub async fn open(settings: &BrokerSettings) -> Result<Self, BrokerError> {
+    /// `prefetch`: most unacknowledged deliveries.
+    pub async fn open(settings: &BrokerSettings, prefetch: u16) -> Result<Self, BrokerError> {
         let (connection, node) = connect(settings, "consumer").await?;
         let topology = Topology::of(settings);
         if settings.declare {
@@ -89,7 +88,7 @@ impl Consumer {
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
         // Before consuming: without it lapin's buffer has no bound. Per consumer, because a quorum queue refuses a
         // limit for the whole channel.
-        let qos = channel.basic_qos(settings.prefetch, BasicQosOptions { global: false });
+        let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
         within(STEP_TIMEOUT, "basic.qos", qos).await?;
         let mut tracker = Tracker::default();
         tracker.channel_opened();
@@ -119,6 +118,11 @@ impl Consumer {
         &self.node
     }
 
+    /// Whether the session ended by a message that the client cannot read.
+    pub async fn met_unreadable(&self) -> bool {
+        matches!(self.stream.lock().await.ended, Some(BrokerError::Unreadable(_)))
+    }
+
     fn tracker(&self) -> MutexGuard<'_, Tracker> {
         self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -131,15 +135,14 @@ impl Consumer {
         let first = stream.next().await?;
         let mut batch = Vec::with_capacity(most.min(64));
         let mut tracker = self.tracker();
-        let mut take = |delivery: Delivery| {
-            batch.push(Delivered { token: tracker.delivered(delivery.delivery_tag), delivery });
-            batch.len()
-        };
-        let mut taken = take(first);
-        while taken < most {
+        let mut next = Some(first);
+        while let Some(delivery) = next {
+            match tracker.delivered(delivery.delivery_tag) {
+                Some(token) => batch.push(Delivered { token, delivery }),
+                None => stream.ended = Some(BrokerError::Lost("a delivery tag does not count up by one".into())),
+            }
             // Whatever ends the stream here is told to the next caller.
-            let Some(Ok(delivery)) = stream.next().now_or_never() else { break };
-            taken = take(delivery);
+            next = if batch.len() < most { stream.next().now_or_never().and_then(Result::ok) } else { None };
         }
         events::InFlight(tracker.in_flight()).emit();
         Ok(batch)
@@ -162,7 +165,8 @@ impl Consumer {
         }
         let mut stream = self.stream.lock().await;
         while let Ok(delivery) = stream.next().await {
-            unsettled.push(Delivered { token: self.tracker().delivered(delivery.delivery_tag), delivery });
+            let Some(token) = self.tracker().delivered(delivery.delivery_tag) else { break };
+            unsettled.push(Delivered { token, delivery });
         }
         let _order = self.acknowledging.lock().await;
         let mut given_back = 0;
@@ -205,7 +209,7 @@ impl Deliveries for Consumer {
     async fn park(&self, dead_letters: &[DeadLetter<'_, Delivered>]) -> Result<(), Outage> {
         let now = jiff::Timestamp::now().to_string();
         let mut frame = self.publisher.header_frame();
-        let copies: Vec<Outgoing> = dead_letters
+        let copies: Vec<Outgoing<'_>> = dead_letters
             .iter()
             .map(|dead_letter| {
                 let original = &dead_letter.message.delivery;

@@ -5,7 +5,7 @@ use crate::{domain::settlement::Reason, pipeline::ports::DeadLetter};
 use lapin::{
     BasicProperties,
     protocol::basic::gen_properties,
-    types::{AMQPValue, FieldTable, ShortString},
+    types::{AMQPValue, FieldTable},
 };
 
 /// Persistent (AMQP 0-9-1, basic.delivery-mode): a copy survives a restart of the broker.
@@ -29,7 +29,7 @@ const LEDGER_POINTS: &str = "x-pointsd-ledger-points";
 const TRUNCATED: &str = "x-pointsd-truncated";
 
 /// Headers that the broker acts on: a kept `x-death` lets it drop the copy as a cycle, `CC` and `BCC` route it again.
-fn is_brokers(name: &str) -> bool {
+pub(super) fn is_brokers(name: &str) -> bool {
     matches!(name, "x-death" | "x-delivery-count" | "CC" | "BCC")
         || name.starts_with("x-first-death-")
         || name.starts_with("x-last-death-")
@@ -83,83 +83,81 @@ fn at_most(text: &str, bytes: usize) -> &str {
     &text[..text.floor_char_boundary(bytes)]
 }
 
-/// The properties of a copy that is parked. Where its content header would not fit into a `frame`
-/// (the broker closes the connection over one), foreign headers are left out and the copy says so.
+/// The properties of a copy that is parked. Where its content header would not fit into a `frame` (the broker closes
+/// the connection over one), foreign headers are left out and the copy says so.
 pub(super) fn parked(original: &BasicProperties, marks: &Marks<'_>, frame: &mut HeaderFrame) -> BasicProperties {
-    let foreign = original.headers().as_ref();
-    let kept = foreign.into_iter().flat_map(FieldTable::inner);
-    let mut headers = FieldTable::default();
-    for (name, value) in kept.filter(|(name, _)| !is_brokers(name.as_str()) && !is_of_one_stay(name.as_str())) {
-        headers.insert(name.clone(), value.clone());
-    }
-    let first_failed_at = headers.inner().get(FIRST_FAILED_AT).cloned();
-    let own = |truncated: bool| {
-        let mut own = marks.headers(if truncated { SHORT_ERROR_BYTES } else { MAX_ERROR_BYTES });
-        if let Some(first) = first_failed_at.clone() {
-            own.insert(FIRST_FAILED_AT.into(), first);
-        }
-        if truncated {
-            own.insert(TRUNCATED.into(), AMQPValue::Boolean(true));
+    let given = original.headers().as_ref().map(FieldTable::inner);
+    let first_failed_at = given.and_then(|headers| headers.get(FIRST_FAILED_AT)).filter(|value| is_time(value));
+    let own = |max_error_bytes| {
+        let mut own = marks.headers(max_error_bytes);
+        if let Some(first) = first_failed_at {
+            own.insert(FIRST_FAILED_AT.into(), first.clone());
         }
         own
     };
-    for (name, value) in own(false).inner() {
-        headers.insert(name.clone(), value.clone());
+    let mut headers = own(MAX_ERROR_BYTES);
+    for (name, value) in given.into_iter().flatten() {
+        let name_is_ours = headers.contains_key(name.as_str()) || is_of_one_stay(name.as_str());
+        if !name_is_ours && !is_brokers(name.as_str()) {
+            headers.insert(name.clone(), value.clone());
+        }
     }
     let whole = with_headers(original, headers);
-    if frame.fits(&whole) { whole } else { with_headers(original, own(true)) }
+    if frame.fits(&whole) {
+        return whole;
+    }
+    let mut headers = own(SHORT_ERROR_BYTES);
+    headers.insert(TRUNCATED.into(), AMQPValue::Boolean(true));
+    with_headers(original, headers)
+}
+
+/// Whether a header says a time, as ours does; anybody can send one of that name.
+fn is_time(value: &AMQPValue) -> bool {
+    let AMQPValue::LongString(text) = value else { return false };
+    text.len() <= 40 && text.to_string().parse::<jiff::Timestamp>().is_ok()
 }
 
 /// Every property but `expiration` (the copy would vanish) and `user_id` (the broker checks it against ours).
 fn with_headers(original: &BasicProperties, headers: FieldTable) -> BasicProperties {
-    type With = fn(BasicProperties, ShortString) -> BasicProperties;
-    let texts: [(&Option<ShortString>, With); 8] = [
-        (original.content_type(), BasicProperties::with_content_type),
-        (original.content_encoding(), BasicProperties::with_content_encoding),
-        (original.correlation_id(), BasicProperties::with_correlation_id),
-        (original.reply_to(), BasicProperties::with_reply_to),
-        (original.message_id(), BasicProperties::with_message_id),
-        (original.kind(), BasicProperties::with_type),
-        (original.app_id(), BasicProperties::with_app_id),
-        (original.cluster_id(), BasicProperties::with_cluster_id),
-    ];
     let mut copy = BasicProperties::default().with_headers(headers).with_delivery_mode(PERSISTENT);
-    if let Some(priority) = original.priority() {
-        copy = copy.with_priority(*priority);
+    macro_rules! keep {
+        ($($get:ident => $with:ident),+) => {
+            $(if let Some(value) = original.$get() {
+                copy = copy.$with(value.clone());
+            })+
+        };
     }
-    if let Some(timestamp) = original.timestamp() {
-        copy = copy.with_timestamp(*timestamp);
-    }
-    for (value, with) in texts {
-        if let Some(value) = value {
-            copy = with(copy, value.clone());
-        }
-    }
+    keep!(
+        content_type => with_content_type, content_encoding => with_content_encoding, priority => with_priority,
+        correlation_id => with_correlation_id, reply_to => with_reply_to, message_id => with_message_id,
+        timestamp => with_timestamp, kind => with_type, app_id => with_app_id, cluster_id => with_cluster_id
+    );
     copy
 }
 
 /// Whether content headers stay within the negotiated frame size: tried by writing them into as much room.
 pub(super) struct HeaderFrame {
-    /// `None`: no limit.
-    room: Option<Vec<u8>>,
+    room: Vec<u8>,
 }
 
 impl HeaderFrame {
-    /// For frames of at most `frame_max` bytes; 0 means no limit.
+    /// For frames of at most `frame_max` bytes.
     pub(super) fn of(frame_max: usize) -> Self {
-        Self { room: (frame_max > 0).then(|| vec![0; frame_max.saturating_sub(HEADER_FRAME_OVERHEAD)]) }
+        // More than any header is allowed to have anywhere; a peer without a limit says 4 GiB.
+        let frame_max = frame_max.min(16 * 1024 * 1024);
+        Self { room: vec![0; frame_max.saturating_sub(HEADER_FRAME_OVERHEAD)] }
     }
 
     /// Whether these fit.
     pub(super) fn fits(&mut self, properties: &BasicProperties) -> bool {
-        let Some(room) = &mut self.room else { return true };
-        cookie_factory::gen_simple(gen_properties(properties), std::io::Cursor::new(&mut room[..])).is_ok()
+        cookie_factory::gen_simple(gen_properties(properties), std::io::Cursor::new(&mut self.room[..])).is_ok()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lapin::types::ShortString;
 
     const FRAME_MAX: usize = 131_072;
 
@@ -256,6 +254,17 @@ mod tests {
         assert_eq!(headers.inner().get("x-pointsd-first-failed-at"), Some(&text("2025-01-01T00:00:00Z")));
         assert_eq!(copy.message_id().as_ref().map(ShortString::as_str), Some("m"));
         assert!(HeaderFrame::of(4096).fits(&copy), "our own headers fit into the smallest frame there is");
+    }
+
+    #[test]
+    fn a_time_that_somebody_else_made_up_is_not_kept() {
+        for made_up in [text("yesterday"), text(&"9".repeat(FRAME_MAX)), AMQPValue::LongLongInt(5)] {
+            let original = BasicProperties::default().with_headers(table(&[("x-pointsd-first-failed-at", made_up)]));
+            let copy = parked(&original, &marks(), &mut HeaderFrame::of(FRAME_MAX));
+            let headers = copy.headers().as_ref().unwrap().inner();
+            assert_eq!(headers.get("x-pointsd-first-failed-at"), Some(&text("2026-01-01T00:00:00Z")));
+            assert!(!headers.contains_key("x-pointsd-truncated"));
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod topology;
 pub use connect::{BrokerUrl, BrokerUrlError};
 pub use consume::{Consumer, Delivered};
 pub use publish::{Outgoing, Publisher};
-pub use topology::{Difference, QueueSpec, QueueType, Topology};
+pub use topology::{Binding, Difference, QueueSpec, QueueType, Topology};
 
 use crate::pipeline::ports::{Dependency, Outage};
 use std::time::Duration;
@@ -26,6 +26,13 @@ pub enum BrokerError {
     /// A connection or channel ended.
     #[error("lost: {0}")]
     Lost(String),
+    /// A delivery that the client library cannot read: a short string that is no UTF-8, say. It ends the connection,
+    /// and comes again with the next one.
+    #[error(
+        "a message cannot be read by the client ({0}); messages are taken one at a time until the broker moves it to \
+         the dead queue at the delivery limit (a classic queue has none: remove the message by hand)"
+    )]
+    Unreadable(String),
     /// A step was not answered in time.
     #[error("no answer to {step} within {after:?}")]
     Timeout {
@@ -73,7 +80,10 @@ impl BrokerError {
 
 impl From<lapin::Error> for BrokerError {
     fn from(error: lapin::Error) -> Self {
-        Self::Lost(told(&error))
+        match error.kind() {
+            lapin::ErrorKind::ParsingError(_) => Self::Unreadable(error.to_string()),
+            _ => Self::Lost(told(&error)),
+        }
     }
 }
 

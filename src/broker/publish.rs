@@ -7,23 +7,26 @@ use lapin::{
     options::{BasicPublishOptions, ConfirmSelectOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
-use std::time::SystemTime;
+use std::{borrow::Cow, time::SystemTime};
 use tokio::sync::Mutex;
 
 /// Most publishes that wait for their confirm at a time.
 const WINDOW: usize = 500;
 
-/// A message of our own to send.
+/// Most bytes of bodies in them, unless one alone has more.
+const WINDOW_BYTES: usize = 8 * 1024 * 1024;
+
+/// A message to send.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Outgoing {
+pub struct Outgoing<'a> {
     exchange: ShortString,
     routing_key: ShortString,
-    body: Vec<u8>,
+    body: Cow<'a, [u8]>,
     properties: BasicProperties,
 }
 
-impl Outgoing {
-    /// A new JSON message, time-stamped. `headers` are a JSON object.
+impl<'a> Outgoing<'a> {
+    /// A new JSON message, time-stamped. `headers` are a JSON object; those that the broker would act on are left out.
     pub fn new(
         exchange: &str,
         routing_key: &str,
@@ -35,7 +38,7 @@ impl Outgoing {
             ShortString::try_new(text).map_err(|_| BrokerError::Unsendable(format!("{what} has more than 255 bytes")))
         };
         let mut table = FieldTable::default();
-        for (name, value) in headers {
+        for (name, value) in headers.iter().filter(|(name, _)| !copy::is_brokers(name)) {
             table.insert(short("a header's name", name)?, amqp_value(value));
         }
         let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -48,12 +51,12 @@ impl Outgoing {
             properties = properties.with_message_id(short("message_id", message_id)?);
         }
         let routing_key = short("routing_key", routing_key)?;
-        Ok(Self { exchange: short("the exchange", exchange)?, routing_key, body, properties })
+        Ok(Self { exchange: short("the exchange", exchange)?, routing_key, body: body.into(), properties })
     }
 
     /// A copy through the default exchange, which routes to the queue of that name.
-    pub(super) fn to_queue(queue: &str, body: &[u8], properties: BasicProperties) -> Self {
-        Self { exchange: "".into(), routing_key: queue.into(), body: body.to_vec(), properties }
+    pub(super) fn to_queue(queue: &str, body: &'a [u8], properties: BasicProperties) -> Self {
+        Self { exchange: "".into(), routing_key: queue.into(), body: body.into(), properties }
     }
 
     fn target(&self) -> String {
@@ -94,9 +97,10 @@ fn amqp_value(value: &serde_json::Value) -> AMQPValue {
 /// must still get through on the other one.
 pub struct Publisher {
     connection: Connection,
-    /// One window at a time: a message that came back is told with the next confirm, whichever that is, so a window
-    /// is judged as a whole.
-    channel: Mutex<Channel>,
+    /// One window at a time: lapin tells of a message that came back with the next confirm, whichever that is, so a
+    /// window is judged as a whole. `None` after one whose confirms did not all come: they might yet, and would take
+    /// the word for another's.
+    channel: Mutex<Option<Channel>>,
 }
 
 impl Publisher {
@@ -106,7 +110,7 @@ impl Publisher {
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
         let confirm = channel.confirm_select(ConfirmSelectOptions { nowait: false });
         within(STEP_TIMEOUT, "confirm.select", confirm).await?;
-        Ok(Self { connection, channel: Mutex::new(channel) })
+        Ok(Self { connection, channel: Mutex::new(Some(channel)) })
     }
 
     /// What tells whether headers fit into the frames that were agreed on.
@@ -114,38 +118,33 @@ impl Publisher {
         HeaderFrame::of(usize::try_from(self.connection.configuration().frame_max()).unwrap_or(usize::MAX))
     }
 
-    /// Sends messages to one exchange and key after the other. `Ok`: the broker is responsible for every one of them,
-    /// in a queue. Otherwise any of them may stand there or not, and this publisher is of no more use, unless the
-    /// error is that some were unroutable.
-    pub async fn publish(&self, messages: &[Outgoing]) -> Result<(), BrokerError> {
-        let channel = self.channel.lock().await;
-        for window in messages.chunks(WINDOW) {
-            self.publish_window(&channel, window).await?;
+    /// That the broker will take its headers; one that does not fit would cost the connection.
+    pub fn check(&self, message: &Outgoing<'_>) -> Result<(), BrokerError> {
+        let none = message.properties.headers().as_ref().is_none_or(|table| table.inner().is_empty());
+        if none || self.header_frame().fits(&message.properties) {
+            return Ok(());
         }
-        Ok(())
+        Err(BrokerError::Unsendable("the headers do not fit into the broker's frame_max".into()))
     }
 
-    async fn publish_window(&self, channel: &Channel, window: &[Outgoing]) -> Result<(), BrokerError> {
-        let mut frame = self.header_frame();
-        if window.iter().any(|message| !frame.fits(&message.properties)) {
-            return Err(BrokerError::Unsendable("the headers do not fit into the broker's frame_max".into()));
-        }
-        let confirmations = within(CONFIRM_TIMEOUT, "basic.publish", send(channel, window)).await?;
-        let target = || window.first().map(Outgoing::target).unwrap_or_default();
-        let (sent, mut nacked, mut returned, mut reason) = (window.len(), 0, 0, String::new());
-        for confirmation in confirmations {
-            nacked += usize::from(!confirmation.is_ack());
-            // An unroutable message is first returned and then confirmed (RabbitMQ, "Publisher Confirms").
-            if let Some(message) = confirmation.take_message() {
-                returned += 1;
-                reason = message.reply_text.to_string();
-            }
-        }
-        if returned > 0 {
-            return Err(BrokerError::Unroutable { returned, sent, target: target(), reason });
-        }
-        if nacked > 0 {
-            return Err(BrokerError::Nacked { nacked, sent, target: target() });
+    /// Sends messages. `Ok`: the broker is responsible for every one of them, in a queue. Otherwise any of them may
+    /// stand there or not.
+    pub async fn publish(&self, messages: &[Outgoing<'_>]) -> Result<(), BrokerError> {
+        within(CONFIRM_TIMEOUT, "basic.publish", self.publish_windows(messages)).await
+    }
+
+    async fn publish_windows(&self, messages: &[Outgoing<'_>]) -> Result<(), BrokerError> {
+        let mut usable = self.channel.lock().await;
+        let mut rest = messages;
+        while !rest.is_empty() {
+            let Some(channel) = usable.take() else {
+                return Err(BrokerError::Lost("the publishing channel, over an earlier failure".into()));
+            };
+            let (window, later) = rest.split_at(window_size(rest));
+            let confirmations = send(&channel, window).await?;
+            *usable = Some(channel);
+            judge(window, confirmations)?;
+            rest = later;
         }
         Ok(())
     }
@@ -156,8 +155,18 @@ impl Publisher {
     }
 }
 
+/// How many of these go together: at least one.
+fn window_size(messages: &[Outgoing<'_>]) -> usize {
+    let mut bytes = 0;
+    let fit = messages.iter().take(WINDOW).take_while(|message| {
+        bytes += message.body.len();
+        bytes <= WINDOW_BYTES
+    });
+    fit.count().max(1)
+}
+
 /// All publishes first, then all confirms: one round trip for the window.
-async fn send(channel: &Channel, window: &[Outgoing]) -> Result<Vec<Confirmation>, BrokerError> {
+async fn send(channel: &Channel, window: &[Outgoing<'_>]) -> Result<Vec<Confirmation>, BrokerError> {
     let mut pending = Vec::with_capacity(window.len());
     for message in window {
         let publishing = channel.basic_publish(
@@ -175,4 +184,25 @@ async fn send(channel: &Channel, window: &[Outgoing]) -> Result<Vec<Confirmation
         confirmations.push(confirm.await?);
     }
     Ok(confirmations)
+}
+
+/// An unroutable message is first returned and then confirmed (RabbitMQ, "Publisher Confirms"): a window with one is
+/// a failure.
+fn judge(window: &[Outgoing<'_>], confirmations: Vec<Confirmation>) -> Result<(), BrokerError> {
+    let target = || window.first().map(Outgoing::target).unwrap_or_default();
+    let (sent, mut nacked, mut returned, mut reason) = (window.len(), 0, 0, String::new());
+    for confirmation in confirmations {
+        nacked += usize::from(!confirmation.is_ack());
+        if let Some(message) = confirmation.take_message() {
+            returned += 1;
+            reason = message.reply_text.to_string();
+        }
+    }
+    if returned > 0 {
+        return Err(BrokerError::Unroutable { returned, sent, target: target(), reason });
+    }
+    if nacked > 0 {
+        return Err(BrokerError::Nacked { nacked, sent, target: target() });
+    }
+    Ok(())
 }

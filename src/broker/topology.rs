@@ -46,8 +46,13 @@ pub struct QueueSpec {
     pub name: String,
     /// What it is for.
     pub purpose: &'static str,
-    /// Its arguments, in order.
+    /// Its arguments, in order; in JSON an object.
+    #[serde(serialize_with = "as_object")]
     pub arguments: Vec<(&'static str, Argument)>,
+}
+
+fn as_object<S: serde::Serializer>(arguments: &[(&'static str, Argument)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(arguments.iter().map(|(name, value)| (name, value)))
 }
 
 /// Everything that is needed of the broker.
@@ -57,8 +62,17 @@ pub struct Topology {
     pub exchange: String,
     /// The queues.
     pub queues: Vec<QueueSpec>,
-    /// The queue that is bound to the exchange, and with which key.
-    pub binding: (String, String),
+    /// What is bound to the exchange.
+    pub binding: Binding,
+}
+
+/// A queue's binding to the exchange.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Binding {
+    /// The queue.
+    pub queue: String,
+    /// The routing key.
+    pub key: String,
 }
 
 /// Something that is not as [`Topology`] says.
@@ -104,7 +118,7 @@ impl Topology {
                 queue(&settings.dead_queue, "parked for a person", dead_arguments),
                 queue(&settings.credit_queue, "points messages", credit_arguments),
             ],
-            binding: (settings.credit_queue.clone(), settings.routing_key.clone()),
+            binding: Binding { queue: settings.credit_queue.clone(), key: settings.routing_key.clone() },
         }
     }
 
@@ -127,7 +141,7 @@ impl Topology {
                 Failure::Other(error) => error,
             })?;
         }
-        let (queue, key) = &self.binding;
+        let Binding { queue, key } = &self.binding;
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
         let bind = channel.queue_bind(
             queue.as_str().into(),
@@ -244,7 +258,7 @@ impl Item<'_> {
             return "is missing; `pointsd topology declare` makes it".to_owned();
         }
         let Some(Inequivalence { argument, wanted, found }) = Inequivalence::parse(text) else {
-            return text.to_owned();
+            return format!("cannot be had: {text}");
         };
         let advice = match (self, argument) {
             (Self::Exchange(_), _) => {

@@ -9,6 +9,9 @@ use std::{
     path::Path,
 };
 
+/// So much is read at a time, and the line that goes beyond it.
+const MOST_BYTES: u64 = 16 * 1024 * 1024;
+
 /// Recorded messages, and how far they are read.
 pub(super) struct Input {
     lines: Lines<Box<dyn BufRead + Send>>,
@@ -39,12 +42,13 @@ impl Input {
 
     /// The next lines, at most `most`; none at the end.
     pub(super) fn lines(&mut self, most: usize) -> anyhow::Result<Vec<Line>> {
-        let mut lines = Vec::new();
-        while lines.len() < most {
+        let (mut lines, mut bytes) = (Vec::new(), 0);
+        while lines.len() < most && bytes < MOST_BYTES {
             let Some(line) = self.lines.next_line().with_context(|| format!("{} cannot be read", self.name))? else {
                 break;
             };
             self.progress.inc(line.bytes);
+            bytes += line.bytes;
             lines.push(line);
         }
         Ok(lines)

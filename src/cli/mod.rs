@@ -89,6 +89,11 @@ pub fn main() -> ExitCode {
     let exit = match dispatch(cli, &mut output) {
         Ok(exit) => exit,
         Err(error) => {
+            let pipe_closed = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
+            // Whoever read our output has seen enough.
+            if error.downcast_ref().is_some_and(pipe_closed) {
+                return ExitCode::from(Exit::Failed as u8);
+            }
             output.complain(&format!("{error:#}"));
             if error.is::<ConfigError>() || error.is::<UsageError>() { Exit::Usage } else { Exit::Failed }
         }
@@ -103,6 +108,9 @@ struct UsageError(String);
 
 fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
     let settings = Settings::load(cli.config.as_deref())?;
+    if matches!(cli.command, Command::Run) {
+        run::with_deep_stacks();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let done = runtime.block_on(async {
         match cli.command {

@@ -48,7 +48,9 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         let mut messages = Vec::with_capacity(lines.len());
         for line in lines {
             let number = line.number;
-            match outgoing(settings, line) {
+            let checked = outgoing(settings, line)
+                .and_then(|message| publisher.check(&message).map_err(|error| error.to_string()).map(|()| message));
+            match checked {
                 Ok(message) => messages.push(message),
                 Err(error) => account.bad_lines.push(BadLine { line: number, error }),
             }
@@ -63,17 +65,16 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     account.print(arguments.json, output)?;
     if let Some((first, last, error)) = stopped {
         let hint = match error {
-            BrokerError::Unroutable { .. } => "; no queue is bound there: `pointsd topology declare` makes ours",
+            BrokerError::Unroutable { .. } => "; is no queue bound there? `pointsd topology declare` makes ours",
             _ => "",
         };
-        return Err(error).with_context(|| {
-            format!("stopped: lines {first} to {last} are not all confirmed, the lines before them are{hint}")
-        });
+        let stopped = format!("stopped: lines {first} to {last} are not all confirmed, the lines before them are");
+        return Err(anyhow::anyhow!("{error}{hint}").context(stopped));
     }
     Ok(if account.bad_lines.is_empty() { Exit::Done } else { Exit::Failed })
 }
 
-fn outgoing(settings: &Settings, line: Line) -> Result<Outgoing, String> {
+fn outgoing(settings: &Settings, line: Line) -> Result<Outgoing<'static>, String> {
     let recorded = line.message.map_err(|error| error.to_string())?;
     let routing_key = recorded.routing_key.as_deref().unwrap_or(&settings.broker.routing_key);
     let message_id = recorded.message_id.as_deref();
@@ -90,6 +91,6 @@ impl Account {
         for BadLine { line, error } in &self.bad_lines {
             output.line(&format!("line {line}: not published: {error}"))?;
         }
-        Ok(output.line(&format!("published {}, all confirmed", self.published))?)
+        Ok(output.line(&format!("published {}, each confirmed", self.published))?)
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     ledger::Access,
     observe::pulse::Pulses,
     pipeline::{
-        credit::CreditPipeline,
+        credit::{CreditPipeline, Interrupted, Turn},
         ports::{CreditLedger, DeadLetter, Decided, Deliveries, Message, Outage},
     },
     recorded::Line,
@@ -22,6 +22,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
+use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -43,16 +44,18 @@ pub(super) async fn run(settings: Settings, arguments: &Arguments, output: &mut 
         ledger: ledger as Arc<dyn CreditLedger>,
         immediate_attempts: settings.retry.immediate_attempts,
     };
-    // Nobody watches this one: a person does.
-    let pulse = Pulses::default().begin("replay", Duration::MAX / 4);
+    // No watchdog, and no stop but the process's end: a person watches.
+    let pulse = Pulses::default().begin("replay", Duration::from_secs(60));
+    let never = CancellationToken::new();
     let tape = Tape::default();
     loop {
         let lines = input.lines(settings.ledger.batch_max)?;
         let Some(last) = lines.last().map(|line| line.number) else { break };
         let messages = lines.into_iter().filter_map(|line| tape.message(line)).collect();
-        if let Err(interrupted) = pipeline.process(&tape, messages, &pulse).await {
+        let turn = Turn { pulse: &pulse, stop: &never };
+        if let Err(Interrupted { outage: Some(outage), .. }) = pipeline.process(&tape, messages, &turn).await {
             tape.finish().print(arguments.json, output)?;
-            return Err(interrupted.outage).with_context(|| {
+            return Err(outage).with_context(|| {
                 format!("stopped at or before line {last}; replay the file again when this is mended, it changes nothing that is credited")
             });
         }

@@ -2,7 +2,7 @@
 
 use super::{Exit, Output};
 use crate::{
-    broker::{QueueSpec, Topology},
+    broker::{Binding, QueueSpec, Topology},
     config::Settings,
 };
 use anyhow::Context as _;
@@ -66,7 +66,7 @@ fn print(topology: &Topology, json: bool, output: &mut Output) -> anyhow::Result
             output.line(&format!("    {argument} = {}", serde_json::to_string(value)?))?;
         }
     }
-    let (queue, key) = &topology.binding;
+    let Binding { queue, key } = &topology.binding;
     output.line(&format!("binding: exchange {} -> queue {queue}, key {key}", topology.exchange))?;
     Ok(Exit::Done)
 }

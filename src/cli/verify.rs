@@ -1,17 +1,12 @@
 //! `pointsd verify`
 
 use super::{Exit, Output, ledger_error, reading};
-use crate::{
-    config::Settings,
-    ledger::{self, Access, Options},
-};
+use crate::config::Settings;
 
 pub(super) async fn run(settings: &Settings, json: bool, output: &mut Output) -> anyhow::Result<Exit> {
     // That it is there and answers is asked with a deadline; the proof itself reads everything and has none.
-    reading(&settings.ledger).await?;
-    let options = Options { pool_size: 1, timeout: settings.ledger.timeout, access: Access::Read };
-    let ledger = ledger::open(&settings.ledger.url, options);
-    let report = tokio::task::spawn_blocking(move || ledger.verify()).await?.map_err(ledger_error)?;
+    let ledger = reading(&settings.ledger).await?;
+    let report = ledger.call_at_leisure(|ledger| ledger.verify()).await.map_err(ledger_error)?;
     if json {
         output.json(&report)?;
     } else {

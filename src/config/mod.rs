@@ -67,7 +67,7 @@ pub struct BrokerSettings {
 /// Certificates, as PEM.
 #[derive(Debug, Clone, Default)]
 pub struct TlsFiles {
-    /// Authorities that are trusted beside the system's.
+    /// The authorities that are trusted, instead of the system's.
     pub ca: Option<String>,
     /// The daemon's own certificate and its key, where the broker asks for one. The key is a secret.
     pub identity: Option<Identity>,
@@ -200,13 +200,16 @@ impl Setting for QueueType {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file that was named, or found, cannot be read.
-    #[error("the configuration {} cannot be read: {source}", file.display())]
+    #[error("the configuration {} cannot be read: {error}", file.display())]
     Unreadable {
         /// Which.
         file: PathBuf,
         /// What the system says.
-        source: io::Error,
+        error: io::Error,
     },
+    /// A variable of ours whose value is no text.
+    #[error("environment variable {0}: is not UTF-8")]
+    NotText(String),
     /// What is wrong with it: all of it.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Faults(Vec<Fault>),
@@ -220,20 +223,27 @@ impl Settings {
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
         let file = match file {
             Some(file) => Some(file.to_owned()),
-            None => PLACES.iter().map(PathBuf::from).find(|place| place.exists()),
+            // Whatever cannot be looked at is taken for there: reading it says why, instead of the defaults standing in.
+            None => PLACES.iter().map(PathBuf::from).find(|place| place.try_exists().unwrap_or(true)),
         };
         let text = match &file {
             None => None,
             Some(file) => {
                 let text = std::fs::read_to_string(file)
-                    .map_err(|source| ConfigError::Unreadable { file: file.clone(), source })?;
+                    .map_err(|error| ConfigError::Unreadable { file: file.clone(), error })?;
                 Some((file.display().to_string(), text))
             }
         };
-        let state_directory = std::env::var_os("STATE_DIRECTORY").map(PathBuf::from);
-        // A variable that is no UTF-8 cannot be one of ours by its name, or is no value of ours.
-        let environment = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())));
+        // systemd separates several by colons.
+        let state_directory = std::env::var("STATE_DIRECTORY").ok();
+        let state_directory = state_directory.as_deref().and_then(|list| list.split(':').next()).map(PathBuf::from);
+        let mut environment = Vec::new();
+        for (name, value) in std::env::vars_os() {
+            // A name that is no UTF-8 is none of ours.
+            let Some(name) = name.into_string().ok().filter(|name| name.starts_with(source::PREFIX)) else { continue };
+            let value = value.into_string().map_err(|_| ConfigError::NotText(name.clone()))?;
+            environment.push((name, value));
+        }
         let text = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
         Self::read(text, environment, state_directory.as_deref()).map_err(ConfigError::Faults)
     }

@@ -14,6 +14,7 @@ use crate::{
     },
     ledger::LedgerUrl,
 };
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
@@ -140,9 +141,10 @@ fn tls(reader: &mut Reader, used: bool) -> TlsFiles {
             reader.fault(key, "is used only with amqps:// URLs; must be left out, or the URL is wrong");
         }
         match std::fs::read(&file) {
-            Ok(bytes) if bytes.windows(10).any(|window| window == b"-----BEGIN") => Some(bytes),
+            Ok(bytes) if is_pem(key, &bytes) => Some(bytes),
             Ok(_) => {
-                reader.fault(key, format!("{} is not a PEM file", file.display()));
+                let wanted = if key.ends_with("key_file") { "a private key" } else { "a certificate" };
+                reader.fault(key, format!("{} holds no PEM of {wanted}", file.display()));
                 None
             }
             Err(error) => {
@@ -207,23 +209,56 @@ fn ledger(reader: &mut Reader, state_directory: Option<&Path>) -> Option<LedgerS
     Some(LedgerSettings { url: url?, pool_size, batch_max, timeout, auto_migrate })
 }
 
-/// A URL with its password made unreadable, also one in its query, and also one whose special characters were not
-/// encoded: everything from the first colon to the last `@` is hidden.
-pub(super) fn masked(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return hide_parameters(url) };
-    let Some((user, host)) = rest.rsplit_once('@') else { return hide_parameters(url) };
-    let user = match user.split_once(':') {
-        Some((user, _)) => format!("{user}:***"),
-        None => user.to_owned(),
-    };
-    hide_parameters(&format!("{scheme}://{user}@{host}"))
+/// Whether a file holds what its key asks for, all of it readable.
+fn is_pem(key: &str, bytes: &[u8]) -> bool {
+    if key.ends_with("key_file") {
+        return PrivateKeyDer::from_pem_slice(bytes).is_ok();
+    }
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
+    certificates.is_ok_and(|certificates| !certificates.is_empty())
 }
 
-fn hide_parameters(url: &str) -> String {
-    let Some((before, query)) = url.split_once('?') else { return url.to_owned() };
-    let parameters = query.split('&').map(|parameter| match parameter.split_once('=') {
-        Some((name, _)) if name.to_lowercase().contains("password") => format!("{name}=***"),
-        _ => parameter.to_owned(),
-    });
-    format!("{before}?{}", parameters.collect::<Vec<_>>().join("&"))
+/// Parameters of URLs that hold no secret. Whatever else stands in a query may.
+const PLAIN_PARAMETERS: [&str; 16] = [
+    "application_name",
+    "auth_mechanism",
+    "channel_max",
+    "connect_timeout",
+    "connection_timeout",
+    "dbname",
+    "frame_max",
+    "heartbeat",
+    "host",
+    "keepalives",
+    "keepalives_idle",
+    "port",
+    "sslmode",
+    "target_session_attrs",
+    "tcp_user_timeout",
+    "user",
+];
+
+/// A URL with its password made unreadable, also one whose special characters were not encoded: everything from the
+/// first colon to the last `@` is hidden, every parameter that is not known to be harmless, and a fragment.
+pub(super) fn masked(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let rest = match rest.rsplit_once('@') {
+        Some((user, host)) => match user.split_once(':') {
+            Some((user, _)) => format!("{user}:***@{host}"),
+            None => format!("{user}@{host}"),
+        },
+        None => rest.to_owned(),
+    };
+    let (rest, fragment) = rest.split_once('#').map_or((rest.as_str(), ""), |(rest, _)| (rest, "#***"));
+    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let parameters = query.split('&').filter(|parameter| !parameter.is_empty());
+    let parameters: Vec<String> = parameters
+        .map(|parameter| match parameter.split_once('=') {
+            Some((name, _)) if PLAIN_PARAMETERS.contains(&name) => parameter.to_owned(),
+            Some((name, _)) => format!("{name}=***"),
+            None => "***".to_owned(),
+        })
+        .collect();
+    let mark = if parameters.is_empty() { "" } else { "?" };
+    format!("{scheme}://{place}{mark}{}{fragment}", parameters.join("&"))
 }

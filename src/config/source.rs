@@ -8,7 +8,7 @@ use toml::{
 };
 
 /// The prefix of our environment variables: `POINTSD_LEDGER__URL` is `ledger.url`.
-const PREFIX: &str = "POINTSD_";
+pub(super) const PREFIX: &str = "POINTSD_";
 
 /// Where a value was given.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,10 +66,30 @@ impl Raw {
     /// For an error message.
     fn shown(&self) -> String {
         match self {
-            Self::Toml(value) => value.to_string(),
-            Self::Text(text) => format!("{text:?}"),
+            Self::Toml(value) => shown(&value.to_string()),
+            Self::Text(text) => shown(&format!("{text:?}")),
         }
     }
+}
+
+/// What somebody gave, for an error message: in one line, and without what may be a URL with a password, wherever it
+/// stands.
+fn shown(given: &str) -> String {
+    if given.contains("://") {
+        return "a URL".to_owned();
+    }
+    given
+        .chars()
+        .flat_map(|character| {
+            character.is_control().then(|| character.escape_default().collect()).unwrap_or_else(|| vec![character])
+        })
+        .collect()
+}
+
+/// The setting that a key gives: a secret has several keys (`url`, `url_file`, and for the broker `urls`, `urls_file`).
+fn setting_of(key: &str) -> &str {
+    let key = key.strip_suffix("_file").unwrap_or(key);
+    if key == "broker.urls" { "broker.url" } else { key }
 }
 
 /// The type of a setting.
@@ -148,7 +168,8 @@ impl Setting for Duration {
 impl Setting for PathBuf {
     const WANTED: &'static str = "a file's path";
     fn read(raw: &Raw) -> Option<Self> {
-        String::read(raw).map(Self::from)
+        // A URL in its place is a mistake, and perhaps a secret.
+        String::read(raw).filter(|path| !path.is_empty() && !path.contains("://")).map(Self::from)
     }
     fn show(&self) -> Value {
         Value::String(self.display().to_string())
@@ -182,16 +203,19 @@ impl Reader {
             reader.read_file(name, text);
         }
         for (variable, value) in environment {
-            if let Some(name) = variable.strip_prefix(PREFIX) {
-                let key = name.to_lowercase().replace("__", ".");
-                let origin = Origin::Environment { variable: variable.clone() };
-                // Of `x` and `x_file` the environment's one stands for both.
-                let twin = key.strip_suffix("_file").map_or_else(|| format!("{key}_file"), str::to_owned);
-                if matches!(reader.given.get(&twin), Some(Given { origin: Origin::File { .. }, .. })) {
-                    reader.given.remove(&twin);
-                }
-                reader.given.insert(key, Given { origin, value: Raw::Text(value) });
+            let Some(name) = variable.strip_prefix(PREFIX) else { continue };
+            let origin = Origin::Environment { variable: shown(&variable) };
+            if name.contains(|character: char| character.is_lowercase()) {
+                reader.faults.push(Fault { origin, text: "must be written in capitals".into() });
+                continue;
             }
+            let key = name.to_lowercase().replace("__", ".");
+            // Of the ways to give one setting the environment's one stands for all.
+            let alike = |other: &String, given: &Given| {
+                matches!(given.origin, Origin::File { .. }) && setting_of(other) == setting_of(&key)
+            };
+            reader.given.retain(|other, given| !alike(other, given));
+            reader.given.insert(key, Given { origin, value: Raw::Text(value) });
         }
         reader
     }
@@ -209,8 +233,14 @@ impl Reader {
 
     fn flatten(&mut self, table: &DeTable<'_>, prefix: &str, origin: &impl Fn(usize) -> Origin) {
         for (key, value) in table {
-            let path = format!("{prefix}{}", key.get_ref());
             let origin_here = origin(key.span().start);
+            if key.get_ref().contains(|character: char| character == '.' || character == ':' || character.is_control())
+            {
+                let text = format!("{prefix}{}: unknown key", shown(&format!("{:?}", key.get_ref())));
+                self.faults.push(Fault { origin: origin_here, text });
+                continue;
+            }
+            let path = format!("{prefix}{}", key.get_ref());
             match value.get_ref() {
                 DeValue::Table(inner) if !inner.is_empty() => self.flatten(inner, &format!("{path}."), origin),
                 DeValue::Table(_) => {
@@ -224,7 +254,7 @@ impl Reader {
                     Ok(value) => {
                         self.given.insert(path, Given { origin: origin_here, value: Raw::Toml(value) });
                     }
-                    Err(_) => self.faults.push(Fault { origin: origin_here, text: format!("{path}: cannot be read") }),
+                    Err(error) => self.faults.push(Fault { origin: origin_here, text: format!("{path}: {error}") }),
                 },
             }
         }
@@ -265,7 +295,10 @@ impl Reader {
         let value = match self.read::<T>(key, wanted, Raw::shown) {
             Some(value) if rule(&value) => value,
             Some(value) => {
-                self.fault(key, format!("given {}; must be {}", value.show(), wanted.unwrap_or(T::WANTED)));
+                self.fault(
+                    key,
+                    format!("given {}; must be {}", shown(&value.show().to_string()), wanted.unwrap_or(T::WANTED)),
+                );
                 default
             }
             None => default,
@@ -376,7 +409,7 @@ impl serde::Serialize for DeValueText<'_, '_> {
             }
             DeValue::Float(number) => serializer.serialize_f64(number.as_str().parse().map_err(S::Error::custom)?),
             DeValue::Boolean(flag) => serializer.serialize_bool(*flag),
-            DeValue::Datetime(time) => time.serialize(serializer),
+            DeValue::Datetime(time) => serializer.serialize_str(&time.to_string()),
             DeValue::Array(items) => serializer.collect_seq(items.iter().map(|item| DeValueText(item.get_ref()))),
             DeValue::Table(table) => {
                 serializer.collect_map(table.iter().map(|(key, value)| (key.get_ref(), DeValueText(value.get_ref()))))

@@ -101,6 +101,12 @@ fn combinations_that_are_dangerous_are_refused() {
         ("[broker]\nurls = [\"amqp://a\", \"amqp://b/\"]", "URL 2 of 2: names the virtual host \"\""),
         ("[broker]\nurl = \"amqp://h/\"", "names the virtual host \"\""),
         ("[broker]\nca_file = \"/etc/hostname\"", "is used only with amqps://"),
+        ("[broker]\nurl = \"amqps://h\"\nca_file = \"/etc/hostname\"", "/etc/hostname holds no PEM of a certificate"),
+        ("[broker]\nurl_file = \"amqp://u:s3cret@h\"", "given a URL; must be a file's path"),
+        ("\"broker.prefetch\" = 3", "unknown key"),
+        ("[ledger]\nurl = \"postgres://h:s3cret/d\"", "has a port that is no number"),
+        ("[broker]\nprefetch = 99999999999999999999", "broker.prefetch: "),
+        ("[broker]\nexchange = 1979-05-27", "given \"1979-05-27\""),
         ("[broker]\nurl = \"amqps://h\"\ncert_file = \"/nonexistent\"", "must be given together"),
         ("[broker]\nurl_file = \"/nonexistent\"", "/nonexistent cannot be read: No such file"),
         ("[broker]\nurl_file = \"/etc/hostname\"\nurl = \"amqp://h\"", "given together with broker.url"),
@@ -113,6 +119,7 @@ fn combinations_that_are_dangerous_are_refused() {
     ] {
         let told = faults(settings(text));
         assert!(told.iter().any(|told| told.contains(fault)), "{text}: {told:?}");
+        assert!(told.iter().all(|told| !told.contains("s3cret")), "{text}: {told:?}");
     }
     let classic = settings("[broker]\nqueue_type = \"classic\"\nprefetch = 3000").unwrap();
     assert_eq!(classic.broker.prefetch, 3000);
@@ -128,12 +135,8 @@ fn the_environment_wins_and_is_checked_as_the_file_is() {
         ("POINTSD_SHUTDOWN_TIMEOUT", "90s"),
         ("HOME", "/nowhere"),
     ];
-    // The file's url_file stands, and does not fit together with the environment's urls.
-    let told = faults(read_with(text, &environment));
-    assert_eq!(
-        told,
-        ["pointsd.toml:3: broker.url_file: /nonexistent cannot be read: No such file or directory (os error 2)"]
-    );
+    // Of the ways to give the broker the environment's one stands for all.
+    assert_eq!(read_with(text, &environment).unwrap().broker.urls.len(), 2);
     let settings = read_with("[broker]\nprefetch = 5", &environment).unwrap();
     assert_eq!((settings.broker.prefetch, settings.broker.urls.len(), settings.broker.declare), (7, 2, false));
     assert_eq!(settings.shutdown_timeout, Duration::from_secs(90));
@@ -141,12 +144,16 @@ fn the_environment_wins_and_is_checked_as_the_file_is() {
     let settings = read_with(text, &[("POINTSD_BROKER__URL", "amqp://u:p@h")]).unwrap();
     assert_eq!(settings.broker.urls[0].to_string(), "h:5672 (vhost /)");
 
-    let told = faults(read_with("", &[("POINTSD_BROKER__PREFETCH", "many"), ("POINTSD_LEGDER__URL", "x")]));
+    let told = faults(read_with(
+        "",
+        &[("POINTSD_BROKER__PREFETCH", "many"), ("POINTSD_LEGDER__URL", "x"), ("POINTSD_broker__url", "x")],
+    ));
     assert_eq!(
         told,
         [
             "environment variable POINTSD_BROKER__PREFETCH: broker.prefetch: given \"many\"; must be a whole number from 1 to 2000",
             "environment variable POINTSD_LEGDER__URL: legder.url: unknown key; did you mean ledger.url?",
+            "environment variable POINTSD_broker__url: must be written in capitals",
         ]
     );
 }
@@ -160,6 +167,8 @@ fn secrets_are_masked_wherever_settings_are_shown() {
         "postgres://user@h/db?password=s3cret&x=1",
         "postgres://user:s3/cr@et:s3cret@h/db",
         "postgres://:s3cret@h/db?sslpassword=s3cret",
+        "postgres://u@h/db?pass%77ord=s3cret",
+        "postgres://u@h/db#s3cret",
     ] {
         let shown = masked(url);
         assert!(

@@ -88,7 +88,7 @@ pub enum Outcome {
     Conflict(Standing),
     /// No credit can be read from the body.
     Malformed(Malformed),
-    /// The ledger refuses this one message for good; why.
+    /// The ledger refuses this one message, now and later; why.
     Rejected(String),
 }
 

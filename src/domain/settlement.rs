@@ -77,19 +77,16 @@ impl Tracker {
         self.open = 0;
     }
 
-    /// A delivery has arrived. Tags count up by one on a channel (AMQP 0-9-1, delivery-tag); a number that was
-    /// skipped is taken as gone, one that was seen before gives a token that settles nothing.
-    pub fn delivered(&mut self, tag: u64) -> Token {
+    /// A delivery has arrived. Tags count up by one on a channel (AMQP 0-9-1, delivery-tag); `None` for one that does
+    /// not: what it would acknowledge is not known, and the channel is of no more use.
+    pub fn delivered(&mut self, tag: u64) -> Option<Token> {
         let next = self.first + self.slots.len() as u64;
-        if tag < next {
-            return Token { epoch: 0, tag };
-        }
-        for _ in next..tag {
-            self.slots.push_back(Slot::Gone);
+        if tag != next {
+            return None;
         }
         self.slots.push_back(Slot::Open);
         self.open += 1;
-        Token { epoch: self.epoch, tag }
+        Some(Token { epoch: self.epoch, tag })
     }
 
     /// The delivery's effect is durable.
@@ -149,7 +146,7 @@ mod tests {
     fn a_prefix_is_acknowledged_once_and_never_past_an_open_delivery() {
         let mut tracker = Tracker::default();
         tracker.channel_opened();
-        let mut tokens: Vec<_> = (1..=4).map(|tag| Some(tracker.delivered(tag))).collect();
+        let mut tokens: Vec<_> = (1..=4).map(|tag| tracker.delivered(tag)).collect();
         let mut take = |tag: usize| tokens[tag - 1].take().unwrap();
         tracker.settle(take(2));
         assert_eq!(tracker.settled_prefix(), None, "1 is open");
@@ -167,9 +164,9 @@ mod tests {
     fn tokens_of_a_lost_channel_settle_nothing() {
         let mut tracker = Tracker::default();
         tracker.channel_opened();
-        let (old_settled, old_returned) = (tracker.delivered(1), tracker.delivered(2));
+        let (old_settled, old_returned) = (tracker.delivered(1).unwrap(), tracker.delivered(2).unwrap());
         tracker.channel_opened();
-        let new = tracker.delivered(1);
+        let new = tracker.delivered(1).unwrap();
         tracker.settle(old_settled);
         assert_eq!(tracker.give_back(old_returned), None);
         assert_eq!(tracker.settled_prefix(), None);
@@ -179,21 +176,22 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_that_comes_twice_cannot_settle_another_delivery() {
+    fn a_tag_that_does_not_count_up_by_one_is_no_delivery() {
         let mut tracker = Tracker::default();
         tracker.channel_opened();
-        let first = tracker.delivered(1);
-        let again = tracker.delivered(1);
-        tracker.settle(again);
-        assert_eq!(tracker.settled_prefix(), None);
+        assert_eq!(tracker.delivered(2), None, "1 is skipped");
+        let first = tracker.delivered(1).unwrap();
+        assert_eq!(tracker.delivered(1), None, "twice");
         tracker.settle(first);
         assert_eq!(tracker.settled_prefix(), Some(1));
+        assert_eq!(tracker.delivered(1), None, "again, later");
+        assert_eq!(tracker.in_flight(), 0);
     }
 
     #[derive(Debug, Clone)]
     enum Step {
         Deliver,
-        Skip,
+        Skip(u64),
         Settle(prop::sample::Index),
         GiveBack(prop::sample::Index),
         Acknowledge,
@@ -203,7 +201,7 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             6 => Just(Step::Deliver),
-            1 => Just(Step::Skip),
+            1 => (0..1000_u64).prop_map(Step::Skip),
             4 => any::<prop::sample::Index>().prop_map(Step::Settle),
             1 => any::<prop::sample::Index>().prop_map(Step::GiveBack),
             3 => Just(Step::Acknowledge),
@@ -237,11 +235,11 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Deliver => {
-                        held.push((epoch, tracker.delivered(next_tag)));
+                        held.push((epoch, tracker.delivered(next_tag).unwrap()));
                         open.insert(next_tag);
                         next_tag += 1;
                     }
-                    Step::Skip => next_tag += 1,
+                    Step::Skip(tag) => prop_assert!(tag == next_tag || tracker.delivered(tag).is_none()),
                     Step::Settle(index) | Step::GiveBack(index) if held.is_empty() => { let _ = index; }
                     Step::Settle(index) => {
                         let (of, token) = held.swap_remove(index.index(held.len()));

@@ -76,6 +76,8 @@ impl From<DieselError> for LedgerError {
     fn from(error: DieselError) -> Self {
         match error {
             DieselError::DatabaseError(kind, information) => of_database(kind, &*information),
+            // The commit failed, and so did the rollback after it: SQLite has rolled back by itself.
+            DieselError::RollbackErrorOnCommit { commit_error, .. } => (*commit_error).into(),
             DieselError::BrokenTransactionManager => Self::Unreachable("the connection broke in a transaction".into()),
             other => Self::Database(other.to_string()),
         }

@@ -4,7 +4,7 @@
 //! So each call runs on a thread of its own that is left behind when it does not answer, together with its
 //! connection and pool. A commit that lands after that is harmless: the message comes again and is a duplicate.
 
-use super::{Ledger, LedgerError};
+use super::{Class, Ledger, LedgerError};
 use crate::{
     domain::credit::{Credit, Verdict},
     observe::events,
@@ -43,22 +43,40 @@ impl Guarded {
             move || work(&*ledger)
         });
         match tokio::time::timeout(self.timeout, thread).await {
-            Ok(Ok(answer)) => answer,
+            Ok(Ok(answer)) => answer.inspect_err(|error| {
+                // What is pooled may be connected to a server that is down, or no primary any more.
+                if error.class() == Class::Outage {
+                    self.renew(&ledger);
+                }
+            }),
             Ok(Err(join)) => Err(LedgerError::Panicked(join.to_string())),
             Err(_) => {
-                self.abandon(&ledger);
+                if self.renew(&ledger) {
+                    events::LedgerAbandoned { timeout: self.timeout }.emit();
+                }
                 Err(LedgerError::Deadline(self.timeout))
             }
         }
     }
 
-    /// Puts a fresh ledger in the place of `hanging`, unless another call has done so already.
-    fn abandon(&self, hanging: &Arc<dyn Ledger>) {
+    /// The same without a deadline, for work that may take its time: nobody's message waits for it.
+    pub async fn call_at_leisure<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Ledger) -> Result<T, LedgerError> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        let ledger = Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner));
+        let thread = tokio::task::spawn_blocking(move || work(&*ledger));
+        thread.await.unwrap_or_else(|join| Err(LedgerError::Panicked(join.to_string())))
+    }
+
+    /// Puts a fresh ledger in the place of this one, unless another call has done so already.
+    fn renew(&self, this: &Arc<dyn Ledger>) -> bool {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if Arc::ptr_eq(&current, hanging) {
+        let still_current = Arc::ptr_eq(&current, this);
+        if still_current {
             *current = (self.open)();
-            events::LedgerAbandoned { timeout: self.timeout }.emit();
         }
+        still_current
     }
 }
 

@@ -28,27 +28,30 @@ pub enum LockError {
         file: PathBuf,
     },
     /// The lock file cannot be made or locked.
-    #[error("the lock file {} cannot be locked: {source}", file.display())]
+    #[error("the lock file {} cannot be locked: {error}", file.display())]
     Io {
         /// The file.
         file: PathBuf,
         /// What the system says.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
 impl WriterLock {
     /// Takes the lock of the database file at `ledger`, without waiting.
     pub fn take(ledger: &Path) -> Result<Self, LockError> {
-        let mut name = ledger.as_os_str().to_owned();
+        // By whatever name it is called, it is one ledger. One that is not there yet has no other name.
+        let mut name = ledger.canonicalize().unwrap_or_else(|_| ledger.into()).into_os_string();
         name.push(".lock");
         let file = PathBuf::from(name);
-        let failed = |source| LockError::Io { file: file.clone(), source };
-        let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&file).map_err(failed)?;
+        let failed = |error| LockError::Io { file: file.clone(), error };
+        // One that another user has made can be locked, too, as long as it can be read.
+        let writable = OpenOptions::new().create(true).truncate(false).write(true).open(&file);
+        let opened = writable.or_else(|error| File::open(&file).map_err(|_| error)).map_err(failed)?;
         match opened.try_lock() {
             Ok(()) => Ok(Self { _file: opened }),
             Err(TryLockError::WouldBlock) => Err(LockError::Held { ledger: ledger.into(), file }),
-            Err(TryLockError::Error(source)) => Err(failed(source)),
+            Err(TryLockError::Error(error)) => Err(failed(error)),
         }
     }
 }

@@ -25,6 +25,31 @@ pub use verify::{Finding, Verification};
 
 use crate::domain::credit::{Credit, Verdict};
 
+/// Runs `work` within `transaction`, and keeps its error: when a database has rolled back by itself, as SQLite does on a
+/// full disk, the rollback that follows fails, and that failure would hide the reason.
+fn keeping_the_reason<C, T>(
+    transaction: impl FnOnce(&mut dyn FnMut(&mut C) -> Result<T, LedgerError>) -> Result<T, LedgerError>,
+    work: impl FnOnce(&mut C) -> Result<T, LedgerError>,
+) -> Result<T, LedgerError> {
+    let mut work = Some(work);
+    let mut reason = None;
+    let done = transaction(&mut |connection| match work.take() {
+        Some(work) => work(connection).inspect_err(|error| reason = Some(error.clone())),
+        None => Err(LedgerError::Database("the transaction was run twice".into())),
+    });
+    done.map_err(|error| reason.unwrap_or(error))
+}
+
+/// A probe that writes nothing proves nothing.
+fn probed(rows: usize) -> Result<(), LedgerError> {
+    if rows == 1 {
+        return Ok(());
+    }
+    Err(LedgerError::Database(
+        "the table points_probe must have one row; run `INSERT INTO points_probe (id) VALUES (1)`".into(),
+    ))
+}
+
 /// A ledger. Its calls block the thread; [`Guarded`] gives them a deadline.
 pub trait Ledger: Send + Sync {
     /// Credits a batch in one transaction: all or nothing. Answers for each credit, in order, the same as if it had

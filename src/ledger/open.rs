@@ -35,6 +35,12 @@ pub enum LedgerUrlError {
     /// A database that ends with the process cannot keep a credit.
     #[error("is a database in memory, which would lose every credit; must be sqlite:FILE")]
     InMemory,
+    /// Blanks, control characters, several lines.
+    #[error("has blanks or control characters in it; must be one URL in one line, special characters percent-encoded")]
+    Blank,
+    /// libpq would take it for something else, and quote it in an error.
+    #[error("{0}; must be as in postgres://user:password@host:5432/database, special characters percent-encoded")]
+    Postgres(&'static str),
     /// The file's name would be read as options.
     #[error("has a '?' in the file's name; SQLite options are not taken")]
     Options,
@@ -43,7 +49,11 @@ pub enum LedgerUrlError {
 impl LedgerUrl {
     /// Reads a URL. A relative file is taken from `state_directory`, where there is one, else from the current folder.
     pub fn parse(url: &str, state_directory: Option<&Path>) -> Result<Self, LedgerUrlError> {
-        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        if url.contains(char::is_control) {
+            return Err(LedgerUrlError::Blank);
+        }
+        if let Some(rest) = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://")) {
+            check_postgres(rest)?;
             return Ok(Self::Postgres(url.to_owned()));
         }
         let file = url.strip_prefix("sqlite:").ok_or(LedgerUrlError::Scheme)?;
@@ -72,6 +82,53 @@ impl LedgerUrl {
     pub fn auto_migrate_default(&self) -> bool {
         matches!(self, Self::Sqlite(_))
     }
+}
+
+/// The form of libpq's "Connection URIs", after the scheme. libpq would find the same faults later, and repeat the
+/// password in telling them.
+fn check_postgres(rest: &str) -> Result<(), LedgerUrlError> {
+    let wrong = |what| Err(LedgerUrlError::Postgres(what));
+    if rest.contains(char::is_whitespace) {
+        return Err(LedgerUrlError::Blank);
+    }
+    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (authority, database) = place.split_once('/').unwrap_or((place, ""));
+    if database.contains(['@', '/', '#', ':']) || query.contains(['@', '#', '?']) || authority.contains('#') {
+        return wrong("has one of @ / : # ? in a wrong place");
+    }
+    let (user, hosts) = authority.split_once('@').unwrap_or(("", authority));
+    if hosts.contains('@') || user.matches(':').count() > 1 {
+        return wrong("has an @ or a : too many before the host");
+    }
+    let port_of = |host: &str| {
+        let after_address = host.rsplit_once(']').map_or(host, |(_, after)| after).to_owned();
+        after_address.rsplit_once(':').map(|(_, port)| port.to_owned())
+    };
+    for host in hosts.split(',') {
+        if host.starts_with('[') != host.contains(']') {
+            return wrong("has a [ or ] that does not enclose an IPv6 address");
+        }
+        if port_of(host).is_some_and(|port| !port.is_empty() && port.parse::<u16>().is_err()) {
+            return wrong("has a port that is no number (is there no @ before the host?)");
+        }
+    }
+    if query
+        .split('&')
+        .any(|parameter| !parameter.is_empty() && !parameter.split_once('=').is_some_and(|(name, _)| is_name(name)))
+    {
+        return wrong("has a parameter that is not name=value");
+    }
+    let hex = |text: &str| {
+        text.len() >= 2 && text.as_bytes()[..2].iter().all(u8::is_ascii_hexdigit) && !text.starts_with("00")
+    };
+    if rest.split('%').skip(1).any(|after| !hex(after)) {
+        return wrong("has a % that is not followed by two hexadecimal digits");
+    }
+    Ok(())
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
 /// What the caller is going to do.
@@ -107,6 +164,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn urls_that_libpq_would_quote_in_an_error_are_refused_without_quoting_them() {
+        for url in [
+            "postgres://u:s3cret%zz@h/d",
+            "postgres://u:s3cret%00@h/d",
+            "postgres://u:p@s3cret@h/d",
+            "postgres://h:s3cret/d",
+            "postgres://u:p/s3cret@h/d",
+            "postgres://u:p?s3cret@h/d",
+            "postgres://u:p#s3cret@h/d",
+            "postgres://u:s3cret@[h/d",
+            "postgres://u:s3:cret@h/d",
+            "postgres://u:s3cret@h/d?password",
+            "postgres://u:p@h/d?pass%77ord=s3cret",
+            "postgres://u:s3cret@h/d\npostgres://u:s3cret@i/d",
+            "postgres://u:s3 cret@h/d",
+        ] {
+            let error = LedgerUrl::parse(url, None).expect_err(url);
+            assert!(!error.to_string().contains("s3"), "{error}");
+        }
+    }
+
+    #[test]
     fn urls_name_a_file_or_a_server() {
         let state = Path::new("/var/lib/pointsd");
         let file = |file: &str| Ok(LedgerUrl::Sqlite(file.into()));
@@ -120,6 +199,11 @@ mod tests {
             ("sqlite::memory:", None, Err(LedgerUrlError::InMemory)),
             ("sqlite:p.db?mode=ro", None, Err(LedgerUrlError::Options)),
             ("mysql://h/db", None, Err(LedgerUrlError::Scheme)),
+            (
+                "postgres://u@[::1]:5432,b:5433/db?sslmode=require&host=x",
+                None,
+                Ok(LedgerUrl::Postgres("postgres://u@[::1]:5432,b:5433/db?sslmode=require&host=x".into())),
+            ),
             ("postgres://u:p@h/db", None, Ok(LedgerUrl::Postgres("postgres://u:p@h/db".into()))),
             ("postgresql:///db", None, Ok(LedgerUrl::Postgres("postgresql:///db".into()))),
         ] {

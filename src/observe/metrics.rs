@@ -35,8 +35,8 @@ pub const CREDIT_QUEUE: &str = "credit";
 
 /// Seconds: from a commit on a fast disk to the longest wait before a deadline.
 const SECONDS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-/// Seconds: from the idle path to a backlog of hours.
-const AGES: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0, 21_600.0];
+/// Seconds, up to a backlog of a day. AMQP's timestamps are whole seconds: nothing finer can be told.
+const AGES: [f64; 9] = [1.0, 2.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 86_400.0];
 /// Credits.
 const SIZES: [f64; 11] = [1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 10_000.0];
 

@@ -13,12 +13,18 @@ use crate::{
         settlement::Settlement,
     },
     observe::{events, pulse::Pulse},
+    pipeline::ports::Dependency,
 };
 use std::{
     ops::Range,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
+use tokio_util::sync::CancellationToken;
+
+/// How long a batch that fails may be worked on. The broker takes deliveries back that are not settled for half an
+/// hour (RabbitMQ, "Delivery Acknowledgement Timeout"); what is undecided by then goes back in order before.
+const SPLITTING_TIME: Duration = Duration::from_secs(60);
 
 /// What stands between a delivered message and the ledger. Shared by all workers.
 pub struct CreditPipeline {
@@ -30,27 +36,35 @@ pub struct CreditPipeline {
     pub immediate_attempts: u32,
 }
 
-/// Processing stopped because a dependency is down: these messages are unsettled and must be given back.
+/// Who works on a batch.
+pub struct Turn<'a> {
+    /// Beats before each step that waits.
+    pub pulse: &'a Pulse,
+    /// When cancelled, no further attempt is begun.
+    pub stop: &'a CancellationToken,
+}
+
+/// Processing stopped before every message was settled.
 #[derive(Debug)]
 pub struct Interrupted<M> {
-    /// What is down.
-    pub outage: Outage,
-    /// Neither committed for certain nor parked.
+    /// What is down; `None` when the worker was told to stop.
+    pub outage: Option<Outage>,
+    /// Neither committed for certain nor parked: to be given back.
     pub unsettled: Vec<M>,
 }
 
 impl CreditPipeline {
     /// Takes `batch` the whole way: parse, commit, park what cannot be credited, settle. Each message ends as if it
-    /// had come alone. What an outage leaves undone is handed back, the rest is settled. `pulse` beats at each step.
+    /// had come alone. What is left undone is handed back, the rest is settled.
     pub async fn process<D: Deliveries>(
         &self,
         deliveries: &D,
         batch: Vec<D::Message>,
-        pulse: &Pulse,
+        turn: &Turn<'_>,
     ) -> Result<(), Interrupted<D::Message>> {
         let (credits, malformed) = self.parse(batch);
-        let committed = self.commit(credits, pulse).await;
-        pulse.beat();
+        let committed = self.commit(credits, turn).await;
+        turn.pulse.beat();
         let decided = malformed.into_iter().chain(committed.decided).collect();
         let parked = park(deliveries, decided).await;
         report(&parked.decided);
@@ -58,10 +72,8 @@ impl CreditPipeline {
 
         let mut unsettled = committed.undecided;
         unsettled.extend(parked.undecided);
-        match committed.outage.or(parked.outage) {
-            Some(outage) => Err(Interrupted { outage, unsettled }),
-            None => Ok(()),
-        }
+        let outage = committed.outage.or(parked.outage);
+        if outage.is_none() && unsettled.is_empty() { Ok(()) } else { Err(Interrupted { outage, unsettled }) }
     }
 
     fn parse<M: Message>(&self, batch: Vec<M>) -> (Vec<(M, Credit)>, Vec<Decided<M>>) {
@@ -78,65 +90,91 @@ impl CreditPipeline {
         (credits, malformed)
     }
 
-    async fn commit<M: Message>(&self, credits: Vec<(M, Credit)>, pulse: &Pulse) -> Progress<M> {
+    async fn commit<M: Message>(&self, credits: Vec<(M, Credit)>, turn: &Turn<'_>) -> Progress<M> {
         let (messages, credits): (Vec<M>, Vec<Credit>) = credits.into_iter().unzip();
         let credits: Arc<[Credit]> = credits.into();
-        let (outcomes, outage) = self.commit_credits(&credits, pulse).await;
-        let mut messages = messages.into_iter();
-        // The outcomes lead: what has none keeps its message, which is then given back.
-        let decided = outcomes.into_iter().zip(messages.by_ref()).zip(&*credits);
-        let decided = decided.map(|((outcome, message), credit)| {
-            let parked = outcome.settlement() != Settlement::Ack;
-            Decided { message, payment_id: parked.then(|| credit.payment_id.clone()), outcome }
-        });
-        Progress { decided: decided.collect(), undecided: messages.collect(), outage }
+        let (outcomes, outage) = self.commit_credits(&credits, turn).await;
+        let mut progress = Progress { decided: Vec::with_capacity(messages.len()), undecided: Vec::new(), outage };
+        for ((message, credit), outcome) in messages.into_iter().zip(&*credits).zip(outcomes) {
+            match outcome {
+                None => progress.undecided.push(message),
+                Some(outcome) => {
+                    let parked = outcome.settlement() != Settlement::Ack;
+                    let payment_id = parked.then(|| credit.payment_id.clone());
+                    progress.decided.push(Decided { message, payment_id, outcome });
+                }
+            }
+        }
+        progress
     }
 
-    /// The outcomes of the credits in order, up to the point where an outage stopped it.
+    /// The outcome of each credit, in order; `None` for those that are not decided.
     ///
     /// A batch that fails for a reason of its own is split until the message that fails is alone; the parts are
-    /// committed in order, so that of two messages with one id still the first one is credited.
-    async fn commit_credits(&self, credits: &Arc<[Credit]>, pulse: &Pulse) -> (Vec<Outcome>, Option<Outage>) {
-        let mut outcomes = Vec::with_capacity(credits.len());
+    /// committed in order, so that of two messages with one id still the first one is credited. One that is refused
+    /// is rejected. One that fails alone for a reason that may pass is left undecided, and is an outage for itself:
+    /// it goes back to the queue, and the others are credited.
+    async fn commit_credits(&self, credits: &Arc<[Credit]>, turn: &Turn<'_>) -> (Vec<Option<Outcome>>, Option<Outage>) {
+        let mut outcomes = vec![None; credits.len()];
+        let mut failed_alone = None;
+        let begun = Instant::now();
         let mut parts = vec![Range { start: 0, end: credits.len() }];
         while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
-            pulse.beat();
-            let failure = match self.attempt(credits, part.clone()).await {
+            let split_before = part.len() < credits.len();
+            if split_before && (turn.stop.is_cancelled() || begun.elapsed() > SPLITTING_TIME) {
+                break;
+            }
+            match self.attempt(credits, part.clone(), turn).await {
                 Ok(decided) => {
-                    outcomes.extend(decided);
+                    for (outcome, decided) in outcomes[part].iter_mut().zip(decided) {
+                        *outcome = Some(decided);
+                    }
                     continue;
                 }
                 Err(CommitError::Outage(outage)) => return (outcomes, Some(outage)),
-                Err(CommitError::Refused(reason)) => reason,
-                Err(CommitError::Transient(reason)) => match self.ledger.probe().await {
+                Err(CommitError::Refused(reason)) if part.len() == 1 => {
+                    outcomes[part.start] = Some(Outcome::Rejected(reason));
+                    continue;
+                }
+                Err(CommitError::Refused(_)) => {}
+                Err(CommitError::Transient(reason)) => {
                     // It is a message's fault only if something else can be committed meanwhile.
-                    Ok(()) => reason,
-                    Err(outage) => return (outcomes, Some(outage)),
-                },
-            };
-            if part.len() == 1 {
-                outcomes.push(Outcome::Rejected(failure));
-            } else {
-                let middle = part.start + part.len() / 2;
-                parts.push(middle..part.end);
-                parts.push(part.start..middle);
+                    turn.pulse.beat();
+                    if let Err(outage) = self.ledger.probe().await {
+                        return (outcomes, Some(outage));
+                    }
+                    if part.len() == 1 {
+                        let reason = format!("payment {} fails alone: {reason}", credits[part.start].payment_id);
+                        failed_alone = Some(Outage { dependency: Dependency::Ledger, reason });
+                        continue;
+                    }
+                }
             }
+            let middle = part.start + part.len() / 2;
+            parts.push(middle..part.end);
+            parts.push(part.start..middle);
         }
-        (outcomes, None)
+        (outcomes, failed_alone)
     }
 
     /// The immediate stage: a few attempts at one part, as long as the reason may pass.
-    async fn attempt(&self, credits: &Arc<[Credit]>, part: Range<usize>) -> Result<Vec<Outcome>, CommitError> {
+    async fn attempt(
+        &self,
+        credits: &Arc<[Credit]>,
+        part: Range<usize>,
+        turn: &Turn<'_>,
+    ) -> Result<Vec<Outcome>, CommitError> {
         let batch: Arc<[Credit]> = if part.len() == credits.len() { Arc::clone(credits) } else { credits[part].into() };
         let mut pauses = backoff::immediate(self.immediate_attempts);
         loop {
+            turn.pulse.beat();
             let begun = Instant::now();
             match self.ledger.credit(Arc::clone(&batch)).await {
                 Ok(verdicts) => {
                     events::BatchCommitted { credits: &batch, verdicts: &verdicts, took: begun.elapsed() }.emit();
                     return Ok(verdicts.into_iter().map(Outcome::from).collect());
                 }
-                Err(CommitError::Transient(reason)) => match pauses.next() {
+                Err(CommitError::Transient(reason)) => match pauses.next().filter(|_| !turn.stop.is_cancelled()) {
                     Some(pause) => {
                         events::CommitRetried { size: batch.len(), reason: &reason, pause }.emit();
                         tokio::time::sleep(pause).await;

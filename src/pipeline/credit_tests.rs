@@ -112,7 +112,8 @@ async fn process(ledger: Script, queue: &Queue, bodies: &[String]) -> (Result<()
         CreditPipeline { format, ledger: Arc::clone(&ledger) as Arc<dyn CreditLedger>, immediate_attempts: 3 };
     let pulse = Pulses::default().begin("test", Duration::from_secs(60));
     let batch = bodies.iter().cloned().map(Text).collect();
-    let done = pipeline.process(queue, batch, &pulse).await;
+    let stop = CancellationToken::new();
+    let done = pipeline.process(queue, batch, &Turn { pulse: &pulse, stop: &stop }).await;
     let calls = ledger.calls.lock().unwrap().clone();
     (done, calls)
 }
@@ -141,21 +142,41 @@ async fn a_batch_is_split_until_the_message_that_fails_is_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reason_that_may_pass_is_charged_to_a_message_only_when_a_probe_commits() {
+async fn a_reason_that_may_pass_costs_no_other_message_anything() {
     let bodies = [body("a", "u"), body("transient", "u"), body("b", "u")];
     let queue = Queue::default();
     let (done, calls) = process(Script::default(), &queue, &bodies).await;
-    assert!(done.is_ok());
+    let interrupted = done.unwrap_err();
     assert_eq!(calls, [3, 3, 3, 1, 2, 2, 2, 1, 1, 1, 1], "three attempts each, then split");
-    assert_eq!(*queue.parked.lock().unwrap(), [format!("{}: perhaps", bodies[1])]);
+    assert_eq!(interrupted.unsettled, [Text(bodies[1].clone())], "not parked: the ledger may be to blame");
+    assert_eq!(interrupted.outage.unwrap().reason, "payment transient fails alone: perhaps");
+    assert_eq!(settled(&queue), [(bodies[0].clone(), "credited"), (bodies[2].clone(), "credited")]);
 
     let queue = Queue::default();
     let (done, calls) = process(Script { probe_fails: true, ..Script::default() }, &queue, &bodies).await;
     let interrupted = done.unwrap_err();
-    assert_eq!(interrupted.outage, outage(Dependency::Ledger));
+    assert_eq!(interrupted.outage, Some(outage(Dependency::Ledger)));
     assert_eq!(interrupted.unsettled.len(), 3);
     assert_eq!(calls, [3, 3, 3], "not split: nobody's message is to blame");
     assert!(settled(&queue).is_empty() && queue.parked.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn splitting_stops_when_the_worker_is_told_to() {
+    let bodies: Vec<String> = (0..6).map(|n| body(if n == 0 { "refused" } else { "p" }, "u")).collect();
+    let ledger = Arc::new(Script::default());
+    let format = Format { shape: Shape::default(), max_body_bytes: 1000, max_points: 100 };
+    let pipeline =
+        CreditPipeline { format, ledger: Arc::clone(&ledger) as Arc<dyn CreditLedger>, immediate_attempts: 3 };
+    let pulse = Pulses::default().begin("test", Duration::from_secs(60));
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let queue = Queue::default();
+    let batch = bodies.into_iter().map(Text).collect();
+    let done = pipeline.process(&queue, batch, &Turn { pulse: &pulse, stop: &stop }).await;
+    let interrupted = done.unwrap_err();
+    assert_eq!((interrupted.outage, interrupted.unsettled.len()), (None, 6));
+    assert_eq!(*ledger.calls.lock().unwrap(), [6], "the batch that was begun, and no more");
 }
 
 #[tokio::test]
@@ -165,7 +186,7 @@ async fn an_outage_gives_back_what_is_not_committed_and_settles_the_rest() {
     let queue = Queue::default();
     let (done, _) = process(Script::default(), &queue, &bodies).await;
     let interrupted = done.unwrap_err();
-    assert_eq!(interrupted.outage.dependency, Dependency::Ledger);
+    assert_eq!(interrupted.outage.unwrap().dependency, Dependency::Ledger);
     // `refused` stands first in the whole batch's failure, so the batch is halved; the second half meets the outage.
     assert_eq!(interrupted.unsettled, [Text(bodies[2].clone()), Text(bodies[3].clone())]);
     assert_eq!(
@@ -180,7 +201,7 @@ async fn what_cannot_be_parked_is_given_back_and_the_rest_is_settled() {
     let queue = Queue { parking_fails: true, ..Queue::default() };
     let (done, _) = process(Script::default(), &queue, &bodies).await;
     let interrupted = done.unwrap_err();
-    assert_eq!(interrupted.outage.dependency, Dependency::Broker);
+    assert_eq!(interrupted.outage.unwrap().dependency, Dependency::Broker);
     let mut unsettled: Vec<_> = interrupted.unsettled.into_iter().map(|text| text.0).collect();
     unsettled.sort();
     assert_eq!(unsettled, ["garbage".to_owned(), bodies[2].clone()]);

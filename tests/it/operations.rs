@@ -344,6 +344,114 @@ fn a_message_that_reaches_the_delivery_limit_ends_in_the_dead_queue() {
 }
 
 #[test]
+fn idle_visitors_do_not_use_up_the_process() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
+    let daemon = setup.start();
+    daemon.wait_ready();
+    let idle: Vec<_> = (0..200).map(|_| std::net::TcpStream::connect(("127.0.0.1", daemon.port)).unwrap()).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let files = std::fs::read_dir(format!("/proc/{}/fd", daemon.child.id())).unwrap().count();
+    assert!(files < 150, "{files} open files");
+    // They are sent away, and the next one is served, though the idle ones are still there.
+    daemon.wait_for("it answers again", |daemon| daemon.get("/healthz")?.0.eq(&200).then_some(()));
+    drop(idle);
+    daemon.stop();
+}
+
+/// Publishes what a foreign client of another language may: a message id that is no UTF-8. lapin cannot send it, so
+/// it is written to the socket by hand, on a connection that does no more than that.
+fn publish_unreadable(port: u16, exchange: &str, key: &str) {
+    use std::io::Read;
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let short = |text: &[u8]| [&[u8::try_from(text.len()).unwrap()][..], text].concat();
+    let long = |text: &[u8]| [&u32::try_from(text.len()).unwrap().to_be_bytes()[..], text].concat();
+    let frame = |kind: u8, channel: u16, payload: &[u8]| {
+        let size = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&[kind][..], &channel.to_be_bytes(), &size, payload, &[0xce]].concat()
+    };
+    let method = |channel: u16, class: u16, method: u16, arguments: &[u8]| {
+        frame(1, channel, &[&class.to_be_bytes()[..], &method.to_be_bytes(), arguments].concat())
+    };
+    // Reads one frame, and expects this method.
+    let expect = |stream: &mut std::net::TcpStream, class: u16, method: u16| {
+        let mut head = [0; 7];
+        stream.read_exact(&mut head).unwrap();
+        let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
+        let mut payload = vec![0; size + 1];
+        stream.read_exact(&mut payload).unwrap();
+        assert_eq!(payload[..4], [class.to_be_bytes(), method.to_be_bytes()].concat());
+    };
+    stream.write_all(b"AMQP\x00\x00\x09\x01").unwrap();
+    expect(&mut stream, 10, 10);
+    let start_ok = [&[0; 4][..], &short(b"PLAIN"), &long(b"\0guest\0guest"), &short(b"en_US")].concat();
+    stream.write_all(&method(0, 10, 11, &start_ok)).unwrap();
+    expect(&mut stream, 10, 30);
+    stream.write_all(&method(0, 10, 31, &[0, 10, 0, 2, 0, 0, 0, 0])).unwrap();
+    stream.write_all(&method(0, 10, 40, &[&short(b"/")[..], &[0, 0]].concat())).unwrap();
+    expect(&mut stream, 10, 41);
+    stream.write_all(&method(1, 20, 10, &[0])).unwrap();
+    expect(&mut stream, 20, 11);
+    let publish = [&[0, 0][..], &short(exchange.as_bytes()), &short(key.as_bytes()), &[0]].concat();
+    stream.write_all(&method(1, 60, 40, &publish)).unwrap();
+    // Content header: class 60, weight 0, a body of 2 bytes, and of the properties message-id (bit 7) alone.
+    let header = [&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0x80][..], &short(b"\xff\xfe")].concat();
+    stream.write_all(&frame(2, 1, &header)).unwrap();
+    stream.write_all(&frame(3, 1, b"{}")).unwrap();
+    // channel.close is answered after all that came before it.
+    stream.write_all(&method(1, 20, 40, &[0, 200, 0, 0, 0, 0, 0])).unwrap();
+    expect(&mut stream, 20, 41);
+}
+
+#[test]
+fn a_message_that_the_client_cannot_read_costs_no_other_message_its_deliveries() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "delivery_limit = 5");
+    assert!(setup.run(&["topology", "declare"]).status.success());
+    let client = Client::connect(&rabbit::shared().url());
+    let mut flow = Flow::new(13);
+    flow.publish(&client, &setup, 40);
+    publish_unreadable(rabbit::shared().port, &setup.exchange, &setup.key);
+    flow.publish(&client, &setup, 40);
+    let daemon = setup.start();
+    daemon.wait_for("the broker has moved it", |_| client.ready(&setup.dead_queue)?.eq(&1).then_some(()));
+    assert!(daemon.log().contains("a message cannot be read by the client"), "{}", daemon.log());
+    daemon.wait_ready();
+    work_off(&client, &setup, daemon);
+    // The client of this test cannot read it either: it goes with its queue.
+    client.delete_queue(&setup.dead_queue);
+    client.declare_queue(&setup.dead_queue, &[]);
+    flow.assert_credited_once(&client, &setup);
+}
+
+#[test]
+fn headers_nested_as_deep_as_a_frame_allows_are_read_and_parked() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
+    let daemon = setup.start();
+    daemon.wait_ready();
+    let client = Client::connect(&rabbit::shared().url());
+    // Built, sent and dropped by recursion, here too.
+    let published = std::thread::Builder::new().stack_size(1 << 30).spawn({
+        let (exchange, key, url) = (setup.exchange.clone(), setup.key.clone(), rabbit::shared().url());
+        move || {
+            let mut nested = AMQPValue::Void;
+            for _ in 0..300 {
+                nested = AMQPValue::FieldArray(lapin::types::FieldArray::from(vec![nested]));
+            }
+            let mut headers = lapin::types::FieldTable::default();
+            headers.insert("deep".into(), nested);
+            let properties = BasicProperties::default().with_headers(headers);
+            Client::connect(&url).publish(&exchange, &key, [(b"bad".to_vec(), properties)]);
+        }
+    });
+    published.unwrap().join().unwrap();
+    daemon.wait_for("it is parked", |_| client.ready(&setup.dead_queue)?.eq(&1).then_some(()));
+    daemon.stop();
+}
+
+#[test]
 fn logs_are_lines_of_json_when_asked_for() {
     let place = Place::new(Kind::Sqlite);
     let setup = Setup::new(&rabbit::shared().url(), &place.url, "[log]\nformat = \"json\"");

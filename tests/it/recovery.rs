@@ -264,8 +264,10 @@ fn a_full_disk_pauses_the_daemon_until_there_is_room() {
     flow.publish(&client, &setup, 5000);
     daemon.wait_not_ready("ledger: no space left");
     eventually("nothing is acknowledged", || client.ready(&setup.credit_queue)?.gt(&0).then_some(()));
-    for block in 0..=written {
-        let _ = std::fs::remove_file(format!("{ballast}-{block}"));
+    // Block by block, so that it tries with almost enough room, too.
+    for block in 0..written {
+        std::fs::remove_file(format!("{ballast}-{block}")).unwrap();
+        std::thread::sleep(Duration::from_millis(if block < 20 { 150 } else { 0 }));
     }
     daemon.wait_ready();
     let settled = |daemon: &Daemon| {
@@ -277,6 +279,93 @@ fn a_full_disk_pauses_the_daemon_until_there_is_room() {
     daemon.stop();
     assert_eq!(client.ready(&setup.credit_queue), Some(0));
     assert_eq!(client.ready(&setup.dead_queue), Some(0));
+}
+
+#[test]
+fn a_table_that_is_locked_is_an_outage_and_no_messages_fault() {
+    let place = Place::new(Kind::Postgres);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
+    let daemon = setup.start_with(|command| {
+        command.env("POINTSD_LEDGER__TIMEOUT", "1s");
+    });
+    daemon.wait_ready();
+    let client = Client::connect(&rabbit::shared().url());
+    let held = hold_the_ledger(&place);
+    let mut flow = Flow::new(12);
+    flow.publish(&client, &setup, 50);
+    daemon.wait_not_ready("ledger:");
+    std::thread::sleep(Duration::from_secs(5));
+    drop(held);
+    daemon.wait_ready();
+    work_off(&client, &setup, daemon);
+    flow.assert_credited_once(&client, &setup);
+}
+
+#[test]
+fn a_row_that_is_locked_holds_up_only_its_own_payment() {
+    let place = Place::new(Kind::Postgres);
+    place.open().migrate().unwrap();
+    place.execute("INSERT INTO points_balances (user_id, balance) VALUES ('locked', 0)");
+    let LedgerUrl::Postgres(url) = place.parsed() else { panic!() };
+    let mut held = PgConnection::establish(&url).unwrap();
+    held.batch_execute("BEGIN; UPDATE points_balances SET balance = 0 WHERE user_id = 'locked'").unwrap();
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
+    let daemon = setup.start_with(|command| {
+        command.env("POINTSD_LEDGER__TIMEOUT", "1s").env("POINTSD_RETRY__IMMEDIATE_ATTEMPTS", "1");
+    });
+    daemon.wait_ready();
+    let client = Client::connect(&rabbit::shared().url());
+    let bodies = ["a", "locked", "b"].map(|user| {
+        (format!(r#"{{"paymentId":"{user}","userId":"{user}","integral":1}}"#).into_bytes(), BasicProperties::default())
+    });
+    client.publish(&setup.exchange, &setup.key, bodies);
+    daemon.wait_not_ready("payment locked fails alone");
+    let balance = |user: &str| setup.json(&["balance", user, "--json"])["balance"].clone();
+    eventually("the others are credited", || (balance("a") == 1 && balance("b") == 1).then_some(()));
+    assert_eq!(balance("locked"), 0);
+    drop(held);
+    eventually("it is credited", || (balance("locked") == 1).then_some(()));
+    assert_eq!(client.ready(&setup.dead_queue), Some(0));
+    daemon.wait_ready();
+    daemon.stop();
+}
+
+#[test]
+fn an_idle_daemon_notices_that_its_ledger_is_gone() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
+    let daemon = setup.start();
+    daemon.wait_ready();
+    let LedgerUrl::Sqlite(file) = place.parsed() else { panic!() };
+    std::fs::remove_file(&file).unwrap();
+    daemon.wait_not_ready("ledger:");
+    daemon.stop();
+}
+
+#[test]
+fn a_ledger_file_that_is_replaced_takes_no_more_credits() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
+    let daemon = setup.start();
+    daemon.wait_ready();
+    let client = Client::connect(&rabbit::shared().url());
+    let publish = |payment: u32| {
+        let body = format!(r#"{{"paymentId":{payment},"userId":"u","integral":1}}"#).into_bytes();
+        client.publish(&setup.exchange, &setup.key, [(body, BasicProperties::default())]);
+    };
+    publish(1);
+    eventually("credited", || setup.json(&["balance", "u", "--json"])["balance"].eq(&1).then_some(()));
+    let LedgerUrl::Sqlite(file) = place.parsed() else { panic!() };
+    let away = file.with_extension("away");
+    std::fs::rename(&file, &away).unwrap();
+    publish(2);
+    daemon.wait_not_ready("No such file or directory");
+    // What was put away is put back: with the log beside it, it is whole.
+    std::fs::rename(&away, &file).unwrap();
+    eventually("credited", || setup.json(&["balance", "u", "--json"])["balance"].eq(&2).then_some(()));
+    daemon.wait_ready();
+    work_off(&client, &setup, daemon);
+    assert_eq!(setup.json(&["verify", "--json"])["credits"], 2);
 }
 
 #[test]

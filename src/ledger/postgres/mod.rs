@@ -24,8 +24,8 @@ use std::{
     time::Duration,
 };
 
-/// How long the pool waits for a connection. Shorter than any sensible `ledger.timeout`, so that a server that
-/// refuses is told as such.
+/// How long the pool waits for a connection, at most: a server that refuses shall be told as such, before the caller's
+/// deadline passes.
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Held while migrating, by whoever migrates (a number of our own; see `pg_advisory_lock`).
@@ -47,7 +47,7 @@ impl PostgresLedger {
             .max_size(options.pool_size)
             .min_idle(Some(0))
             .test_on_check_out(true)
-            .connection_timeout(CHECKOUT_TIMEOUT)
+            .connection_timeout(CHECKOUT_TIMEOUT.min(options.timeout.mul_f64(0.5)))
             // What goes wrong is in the error of the call; the pool's own log line would repeat it.
             .error_handler(Box::new(r2d2::NopErrorHandler))
             .connection_customizer(Box::new(settings.clone()))
@@ -76,7 +76,7 @@ impl Ledger for PostgresLedger {
         let insert = InsertCredits::new(sorted.firsts());
         let connection = &mut *self.pool.get()?;
         // READ COMMITTED: the comparison must see what another writer committed while the insert waited for it.
-        connection.build_transaction().read_committed().run(|connection| {
+        let credit = |connection: &mut PgConnection| {
             let inserted: Vec<String> = insert.load(connection)?;
             if inserted.len() == batch.len() {
                 return Ok(vec![Verdict::Credited; batch.len()]);
@@ -86,12 +86,19 @@ impl Ledger for PostgresLedger {
             let existing = CompareExisting::new(existing.filter(|payment| !inserted.contains(payment)));
             let standing: HashMap<String, Standing> = existing.load(connection)?;
             sorted.verdicts(|payment| inserted.contains(payment), &standing)
-        })
+        };
+        super::keeping_the_reason(|work| connection.build_transaction().read_committed().run(work), credit)
     }
 
     fn probe(&self) -> Result<(), LedgerError> {
-        sql_query("UPDATE points_probe SET probed_at = now()").execute(&mut self.fresh()?)?;
-        Ok(())
+        // Touching no row of the two tables, it still waits for whoever has locked one of them as a whole.
+        let rows = sql_query(
+            "WITH credits AS (UPDATE points_credits SET points = points WHERE false), \
+                  balances AS (UPDATE points_balances SET balance = balance WHERE false) \
+             UPDATE points_probe SET probed_at = now()",
+        )
+        .execute(&mut self.fresh()?)?;
+        super::probed(rows)
     }
 
     fn schema(&self) -> Result<SchemaState, LedgerError> {
@@ -150,12 +157,13 @@ struct Settings {
 }
 
 impl Settings {
-    /// A commit that was answered must survive a crash, so `synchronous_commit = off` is not accepted; any stronger
-    /// setting of the server's stays.
+    /// A commit that was answered must survive a crash, so `synchronous_commit = off` is not accepted; every other
+    /// setting waits for the disk and stays. A transaction of ours that falls silent in the middle (its machine died)
+    /// is ended by the server, because it holds rows that other daemons wait for.
     fn apply(&self, connection: &mut PgConnection) -> diesel::QueryResult<()> {
         let timeout = self.statement_timeout.as_millis();
         connection.batch_execute(&format!(
-            "SET statement_timeout = {timeout}; \
+            "SET statement_timeout = {timeout}; SET idle_in_transaction_session_timeout = {timeout}; \
              SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
         ))
     }
@@ -169,13 +177,20 @@ impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for Settings {
 
 /// Adds the libpq parameters that bound a wait, unless the URI has them. (libpq, "Parameter Key Words".)
 fn with_parameters(uri: &str, timeout: Duration) -> String {
-    let seconds = timeout.as_secs().clamp(2, 5);
+    let authority = uri.split_once("://").map_or("", |(_, rest)| rest.split(['/', '?']).next().unwrap_or(rest));
+    let hosts = u64::try_from(authority.split(',').count()).unwrap_or(1);
+    // libpq waits so long for each host, two seconds at the least.
+    let seconds = (timeout.as_secs() / 2 / hosts).clamp(2, 5);
     let milliseconds = timeout.as_millis();
-    let mut uri = uri.to_owned();
+    let mut uri = uri.trim_end_matches(['?', '&']).to_owned();
     for (name, value) in [
         ("application_name", "pointsd".to_owned()),
         ("connect_timeout", seconds.to_string()),
         ("tcp_user_timeout", milliseconds.to_string()),
+        // A server that vanished while a connection was idle is noticed within half a minute, not two hours.
+        ("keepalives_idle", "15".to_owned()),
+        ("keepalives_interval", "5".to_owned()),
+        ("keepalives_count", "3".to_owned()),
     ] {
         let query = uri.split_once('?').map(|(_, query)| query);
         let given =
@@ -199,12 +214,14 @@ mod tests {
         let timeout = Duration::from_secs(10);
         for (given, completed) in [
             ("postgres:///p", "postgres:///p?application_name=pointsd&connect_timeout=5&tcp_user_timeout=10000"),
+            ("postgres://a,b/p?", "postgres://a,b/p?application_name=pointsd&connect_timeout=2&tcp_user_timeout=10000"),
             (
                 "postgres://a,b/p?connect_timeout=1&target_session_attrs=read-write",
                 "postgres://a,b/p?connect_timeout=1&target_session_attrs=read-write\
                  &application_name=pointsd&tcp_user_timeout=10000",
             ),
         ] {
+            let completed = format!("{completed}&keepalives_idle=15&keepalives_interval=5&keepalives_count=3");
             assert_eq!(with_parameters(given, timeout), completed);
         }
     }

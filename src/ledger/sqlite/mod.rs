@@ -21,8 +21,9 @@ use diesel::{
 };
 use std::{
     collections::{HashMap, HashSet},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -32,6 +33,8 @@ pub(super) struct SqliteLedger {
     /// SQLite takes one writer; those of this process take turns here instead of polling the file's lock.
     turn: Mutex<()>,
     file: PathBuf,
+    /// Which file that was when it was first written to.
+    identity: OnceLock<(u64, u64)>,
     settings: Settings,
     access: Access,
 }
@@ -48,7 +51,25 @@ impl SqliteLedger {
             .error_handler(Box::new(r2d2::NopErrorHandler))
             .connection_customizer(Box::new(settings.clone()))
             .build_unchecked(ConnectionManager::new(file.to_string_lossy()));
-        Self { pool, turn: Mutex::new(()), file: file.into(), settings, access: options.access }
+        Self {
+            pool,
+            turn: Mutex::new(()),
+            file: file.into(),
+            identity: OnceLock::new(),
+            settings,
+            access: options.access,
+        }
+    }
+
+    /// A file that was removed or replaced goes on taking writes that nobody will ever see: they do not count.
+    fn still_the_same(&self) -> Result<(), LedgerError> {
+        let moved = |what: String| LedgerError::Unreachable(format!("{}: {what}", self.file.display()));
+        let now = std::fs::metadata(&self.file).map_err(|error| moved(error.to_string()))?;
+        let now = (now.dev(), now.ino());
+        if *self.identity.get_or_init(|| now) == now {
+            return Ok(());
+        }
+        Err(moved("the file was replaced while it was in use".into()))
     }
 
     fn fresh(&self) -> Result<SqliteConnection, LedgerError> {
@@ -67,7 +88,7 @@ impl Ledger for SqliteLedger {
         let sorted = Sorted::new(batch);
         let connection = &mut *self.pool.get()?;
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        connection.immediate_transaction(|connection| {
+        let credit = |connection: &mut SqliteConnection| {
             let mut inserted = HashSet::with_capacity(batch.len());
             let mut standing = HashMap::new();
             let mut gains: HashMap<&str, i64> = HashMap::new();
@@ -87,13 +108,17 @@ impl Ledger for SqliteLedger {
                 statements::add_to_balance(connection, user, points)?;
             }
             sorted.verdicts(|payment| inserted.contains(payment), &standing)
-        })
+        };
+        let verdicts = super::keeping_the_reason(|work| connection.immediate_transaction(work), credit)?;
+        self.still_the_same()?;
+        Ok(verdicts)
     }
 
     fn probe(&self) -> Result<(), LedgerError> {
-        sql_query("UPDATE points_probe SET probed_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')")
-            .execute(&mut self.fresh()?)?;
-        Ok(())
+        // One writer at a time, so that this waits for whatever a credit would wait for.
+        let now = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
+        let rows = sql_query(format!("UPDATE points_probe SET probed_at = {now}")).execute(&mut self.fresh()?)?;
+        super::probed(rows)
     }
 
     fn schema(&self) -> Result<SchemaState, LedgerError> {

@@ -78,7 +78,10 @@ impl Rabbit {
             .env("RABBITMQ_CONF_ENV_FILE", at("no-env-file"))
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", at("enabled_plugins"))
             // One scheduler: the test's machine has few cores, and busy waiting would take them.
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none");
+            .env(
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+                "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}",
+            );
     }
 
     /// Starts the node (again, on the same data) and waits until it takes connections.
