@@ -1,6 +1,7 @@
 //! The configuration: typed, documented at the field, validated whole (`pointsd.example.toml` has every key).
 
 mod read;
+mod setting;
 mod source;
 
 use crate::{
@@ -8,8 +9,9 @@ use crate::{
     domain::message::Format,
     ledger::LedgerUrl,
 };
+use setting::{Raw, Setting};
 pub use source::Fault;
-use source::{Reader, Setting};
+use source::Reader;
 use std::{
     collections::BTreeMap,
     fmt, io,
@@ -144,7 +146,7 @@ macro_rules! word {
 
         impl Setting for $name {
             const WANTED: &'static str = $wanted;
-            fn read(raw: &source::Raw) -> Option<Self> {
+            fn read(raw: &Raw) -> Option<Self> {
                 match String::read(raw)?.as_str() { $($word => Some(Self::$variant),)+ _ => None }
             }
             fn show(&self) -> Value {
@@ -184,7 +186,7 @@ word! {
 
 impl Setting for QueueType {
     const WANTED: &'static str = "\"quorum\" or \"classic\"";
-    fn read(raw: &source::Raw) -> Option<Self> {
+    fn read(raw: &Raw) -> Option<Self> {
         match String::read(raw)?.as_str() {
             "quorum" => Some(Self::Quorum),
             "classic" => Some(Self::Classic),

@@ -2,8 +2,7 @@
 
 use super::{
     BrokerSettings, HttpSettings, Identity, LedgerSettings, LogFormat, LogLevel, LogSettings, RetrySettings, Settings,
-    TlsFiles,
-    source::{Reader, Setting},
+    TlsFiles, setting::Setting, source::Reader,
 };
 use crate::{
     broker::{BrokerUrl, QueueType},

@@ -1,0 +1,152 @@
+//! The types that a setting can have: how each is read and shown.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use toml::Value;
+
+/// A value before it has a type.
+#[derive(Debug, Clone)]
+pub(super) enum Raw {
+    /// Of the file.
+    Toml(Value),
+    /// Of the environment: text, or TOML syntax where the setting is a list.
+    Text(String),
+}
+
+impl Raw {
+    /// For an error message.
+    pub(super) fn shown(&self) -> String {
+        match self {
+            Self::Toml(value) => shown(&value.to_string()),
+            Self::Text(text) => shown(&format!("{text:?}")),
+        }
+    }
+}
+
+/// What somebody gave, for an error message: in one line, and without what may be a URL with a password, wherever it
+/// stands.
+pub(super) fn shown(given: &str) -> String {
+    if given.contains("://") {
+        return "a URL".to_owned();
+    }
+    let mut line = String::with_capacity(given.len());
+    for character in given.chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
+}
+
+/// The type of a setting.
+pub(super) trait Setting: Sized {
+    /// What would be right, for an error message.
+    const WANTED: &'static str;
+    /// `None` when it is something else.
+    fn read(raw: &Raw) -> Option<Self>;
+    /// As `check-config` prints it.
+    fn show(&self) -> Value;
+}
+
+impl Setting for String {
+    const WANTED: &'static str = "a string";
+    fn read(raw: &Raw) -> Option<Self> {
+        match raw {
+            Raw::Toml(value) => value.as_str().map(str::to_owned),
+            Raw::Text(text) => Some(text.clone()),
+        }
+    }
+    fn show(&self) -> Value {
+        Value::String(self.clone())
+    }
+}
+
+impl Setting for i64 {
+    const WANTED: &'static str = "a whole number";
+    fn read(raw: &Raw) -> Option<Self> {
+        match raw {
+            Raw::Toml(value) => value.as_integer(),
+            Raw::Text(text) => text.trim().replace('_', "").parse().ok(),
+        }
+    }
+    fn show(&self) -> Value {
+        Value::Integer(*self)
+    }
+}
+
+impl Setting for bool {
+    const WANTED: &'static str = "true or false";
+    fn read(raw: &Raw) -> Option<Self> {
+        match raw {
+            Raw::Toml(value) => value.as_bool(),
+            Raw::Text(text) => text.trim().parse().ok(),
+        }
+    }
+    fn show(&self) -> Value {
+        Value::Boolean(*self)
+    }
+}
+
+impl Setting for Vec<String> {
+    const WANTED: &'static str = "a list of strings, as in [\"a\", \"b\"]";
+    fn read(raw: &Raw) -> Option<Self> {
+        let value = match raw {
+            Raw::Toml(value) => value.clone(),
+            Raw::Text(text) => toml::from_str::<toml::Table>(&format!("list = {text}")).ok()?.remove("list")?,
+        };
+        value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
+    }
+    fn show(&self) -> Value {
+        Value::Array(self.iter().map(Setting::show).collect())
+    }
+}
+
+impl Setting for Duration {
+    const WANTED: &'static str = "a duration, as in \"500ms\", \"25s\" or \"2m\"";
+    fn read(raw: &Raw) -> Option<Self> {
+        humantime::parse_duration(&String::read(raw)?).ok()
+    }
+    fn show(&self) -> Value {
+        Value::String(humantime::format_duration(*self).to_string().replace(' ', ""))
+    }
+}
+
+impl Setting for PathBuf {
+    const WANTED: &'static str = "a file's path";
+    fn read(raw: &Raw) -> Option<Self> {
+        // A URL in its place is a mistake, and perhaps a secret.
+        String::read(raw).filter(|path| !path.is_empty() && !path.contains("://")).map(Self::from)
+    }
+    fn show(&self) -> Value {
+        Value::String(self.display().to_string())
+    }
+}
+
+impl Setting for SocketAddr {
+    const WANTED: &'static str = "an address and a port, as in \"127.0.0.1:9187\" or \"[::1]:9187\"";
+    fn read(raw: &Raw) -> Option<Self> {
+        String::read(raw)?.parse().ok()
+    }
+    fn show(&self) -> Value {
+        Value::String(self.to_string())
+    }
+}
+
+/// A secret that a file holds.
+pub(super) trait Lines {
+    /// From the file's text, without its final newline.
+    fn of_lines(text: &str) -> Self;
+}
+
+impl Lines for String {
+    fn of_lines(text: &str) -> Self {
+        text.trim().to_owned()
+    }
+}
+
+impl Lines for Vec<String> {
+    fn of_lines(text: &str) -> Self {
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    }
+}
