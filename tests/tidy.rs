@@ -9,20 +9,17 @@ use std::{
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
+fn files_below(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| if path.is_dir() { files_below(&path, extension) } else { vec![path] })
+        .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .collect()
+}
+
 fn sources() -> Vec<(String, String)> {
-    fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                collect(&path, files);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                files.push(path);
-            }
-        }
-    }
-    let mut files = Vec::new();
     let src = Path::new(ROOT).join("src");
-    collect(&src, &mut files);
+    let files = files_below(&src, "rs");
     assert!(files.len() > 40, "all of the sources are found");
     files
         .iter()
@@ -175,6 +172,33 @@ fn every_metric_is_set_and_has_a_help_text() {
         assert!(set, "{constant} is never set by an event");
     }
     assert!(count >= 10, "the constants are found: {count}");
+}
+
+#[test]
+fn every_test_that_a_document_names_is_there() {
+    let mut tests = String::new();
+    for folder in ["src", "tests"] {
+        for file in files_below(&Path::new(ROOT).join(folder), "rs") {
+            tests.push_str(&fs::read_to_string(file).unwrap());
+        }
+    }
+    let mut documents = files_below(&Path::new(ROOT).join("docs"), "md");
+    documents.extend(["README.md", "ARCHITECTURE.md"].map(|name| Path::new(ROOT).join(name)));
+    let mut named = 0;
+    for document in documents {
+        let text = fs::read_to_string(&document).unwrap();
+        // A test's name is a sentence: four words at the least.
+        let words = text.split('`').skip(1).step_by(2).filter(|word| {
+            word.matches('_').count() >= 3
+                && !word.starts_with("pointsd_")
+                && word.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+        });
+        for word in words {
+            named += 1;
+            assert!(tests.contains(&format!("fn {word}(")), "{}: there is no test {word}", document.display());
+        }
+    }
+    assert!(named > 15, "the names are found: {named}");
 }
 
 #[test]
