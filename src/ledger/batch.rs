@@ -37,30 +37,24 @@ impl<'a> Sorted<'a> {
         standing: &HashMap<String, Standing>,
     ) -> Result<Vec<Verdict>, LedgerError> {
         let mut verdicts = vec![Verdict::Credited; self.batch.len()];
-        let mut first: Option<(&Credit, bool)> = None;
-        for index in &self.by_payment {
-            let credit = &self.batch[*index];
-            let (same, new) = match first {
-                Some((same, new)) if same.payment_id == credit.payment_id => (same, new),
-                _ => {
-                    let new = inserted(credit.payment_id.as_str());
-                    first = Some((credit, new));
-                    if new {
-                        continue;
-                    }
-                    (credit, false)
-                }
-            };
-            verdicts[*index] = if new {
-                let standing = Standing { user_id: same.user_id.to_string(), points: same.points.get() };
-                Verdict::of_existing(credit, &standing)
-            } else {
-                // No entry is ever deleted, so a payment id that was not new must be there.
-                let standing = standing.get(credit.payment_id.as_str()).ok_or_else(|| {
-                    LedgerError::Database(format!("payment {} vanished from the ledger", credit.payment_id))
-                })?;
-                Verdict::of_existing(credit, standing)
-            };
+        let same_payment = |a: &usize, b: &usize| self.batch[*a].payment_id == self.batch[*b].payment_id;
+        for same in self.by_payment.chunk_by(same_payment) {
+            let first = &self.batch[same[0]];
+            let payment = first.payment_id.as_str();
+            let new = inserted(payment);
+            // One that was new is credited by its first message, and what that says now stands in the ledger.
+            let compared = if new { &same[1..] } else { same };
+            if compared.is_empty() {
+                continue;
+            }
+            let own = Standing { user_id: first.user_id.to_string(), points: first.points.get() };
+            let standing = if new { Some(&own) } else { standing.get(payment) };
+            // No entry is ever deleted, so a payment id that was not new must be there.
+            let standing =
+                standing.ok_or_else(|| LedgerError::Database(format!("payment {payment} vanished from the ledger")))?;
+            for index in compared {
+                verdicts[*index] = Verdict::of_existing(&self.batch[*index], standing);
+            }
         }
         Ok(verdicts)
     }

@@ -338,8 +338,9 @@ fn an_idle_daemon_notices_that_its_ledger_is_gone() {
     daemon.wait_ready();
     let LedgerUrl::Sqlite(file) = place.parsed() else { panic!() };
     std::fs::remove_file(&file).unwrap();
-    daemon.wait_not_ready("ledger:");
+    daemon.wait_not_ready("there is no ledger");
     daemon.stop();
+    assert!(!file.exists(), "and no empty one was made in its place");
 }
 
 #[test]
@@ -359,7 +360,7 @@ fn a_ledger_file_that_is_replaced_takes_no_more_credits() {
     let away = file.with_extension("away");
     std::fs::rename(&file, &away).unwrap();
     publish(2);
-    daemon.wait_not_ready("No such file or directory");
+    daemon.wait_not_ready("there is no ledger");
     // What was put away is put back: with the log beside it, it is whole.
     std::fs::rename(&away, &file).unwrap();
     eventually("credited", || setup.json(&["balance", "u", "--json"])["balance"].eq(&2).then_some(()));

@@ -72,11 +72,21 @@ impl SqliteLedger {
         Err(moved("the file was replaced while it was in use".into()))
     }
 
-    fn fresh(&self) -> Result<SqliteConnection, LedgerError> {
-        // SQLite would make the file; a reader that names the wrong one must hear of it.
-        if self.access == Access::Read && !self.file.exists() {
-            return Err(LedgerError::Unreachable(format!("there is no ledger {}", self.file.display())));
+    /// SQLite would make a file that is not there. Only a migration may: anybody else has the wrong name, or has lost
+    /// a ledger.
+    fn require_file(&self) -> Result<(), LedgerError> {
+        if self.file.exists() {
+            return Ok(());
         }
+        Err(LedgerError::Unreachable(format!("there is no ledger {}", self.file.display())))
+    }
+
+    fn fresh(&self) -> Result<SqliteConnection, LedgerError> {
+        self.require_file()?;
+        self.open()
+    }
+
+    fn open(&self) -> Result<SqliteConnection, LedgerError> {
         let mut connection = SqliteConnection::establish(&self.file.to_string_lossy())?;
         self.settings.apply(&mut connection)?;
         Ok(connection)
@@ -85,6 +95,7 @@ impl SqliteLedger {
 
 impl Ledger for SqliteLedger {
     fn credit(&self, batch: &[Credit]) -> Result<Vec<Verdict>, LedgerError> {
+        self.require_file()?;
         let sorted = Sorted::new(batch);
         let connection = &mut *self.pool.get()?;
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,6 +133,9 @@ impl Ledger for SqliteLedger {
     }
 
     fn schema(&self) -> Result<SchemaState, LedgerError> {
+        if self.access == Access::Write && !self.file.exists() {
+            return Ok(SchemaState::Missing);
+        }
         let connection = &mut self.fresh()?;
         let there: Vec<VersionRow> = sql_query(
             "SELECT name AS version FROM sqlite_master WHERE type = 'table' AND name = '__diesel_schema_migrations'",
@@ -136,7 +150,7 @@ impl Ledger for SqliteLedger {
     }
 
     fn migrate(&self) -> Result<Vec<String>, LedgerError> {
-        migrations::run(&mut self.fresh()?, migrations::SQLITE)
+        migrations::run(&mut self.open()?, migrations::SQLITE)
     }
 
     fn balance(&self, user_id: &str) -> Result<i64, LedgerError> {
