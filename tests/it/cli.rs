@@ -1,11 +1,11 @@
 //! The command line: exit statuses, errors that say what would be right, and nothing secret.
 
 use crate::support::{
-    daemon::{Setup, pointsd, told},
+    daemon::{POINTSD, Setup, pointsd, told},
     ledger::{Kind, Place},
-    rabbit,
+    program, rabbit,
 };
-use std::process::Output;
+use std::process::{Command, Output};
 
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     // In a folder without a pointsd.toml.
@@ -161,6 +161,24 @@ fn a_relative_ledger_lies_in_the_state_directory() {
     let output = pointsd(&["migrate"]).env("STATE_DIRECTORY", state.path()).current_dir("/").output().unwrap();
     assert!(output.status.success(), "{}", told(&output));
     assert!(state.path().join("pointsd.db").exists());
+}
+
+#[test]
+fn a_progress_bar_is_shown_on_a_terminal_and_nowhere_else() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new("amqp://127.0.0.1:1/%2f", &place.url, "");
+    let file = setup.folder.path().join("recorded.jsonl");
+    let line = |payment: u32| format!("{{\"paymentId\":{payment},\"userId\":1,\"integral\":1}}");
+    let lines: Vec<String> = (0..20_000).map(line).collect();
+    std::fs::write(&file, lines.join("\n")).unwrap();
+    let command = format!("{} --config {} replay {}", POINTSD, setup.config().display(), file.display());
+    // `script` gives the command a terminal.
+    let script = program("script", &["/usr/bin/script"], "bsdutils");
+    let terminal = Command::new(script).args(["-qec", &command, "/dev/null"]).output().unwrap();
+    assert!(terminal.status.success(), "{}", told(&terminal));
+    assert!(told(&terminal).contains('%') && told(&terminal).contains("credited 20000"), "{}", told(&terminal));
+    let piped = setup.run(&["replay", file.to_str().unwrap()]);
+    assert_eq!(told(&piped), "credited 0, duplicate 20000, conflict 0, malformed 0, rejected 0\n");
 }
 
 #[test]

@@ -467,6 +467,30 @@ fn logs_are_lines_of_json_when_asked_for() {
 }
 
 #[test]
+fn logs_go_to_the_journal_when_asked_for() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "[log]\nformat = \"journald\"");
+    // The daemon sees a /run of its own, in which this test is the journal.
+    let script = format!(
+        "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && \
+         until [ -S /run/systemd/journal/socket ]; do sleep 0.05; done; exec {} run --config {}",
+        crate::support::daemon::POINTSD,
+        setup.config().display()
+    );
+    let daemon = setup.start_as("unshare", &["--map-root-user", "--mount", "sh", "-c", &script]);
+    let socket = format!("/proc/{}/root/run/systemd/journal/socket", daemon.child.id());
+    let journal = eventually("the folder is there", || UnixDatagram::bind(&socket).ok());
+    journal.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
+    let mut buffer = vec![0; 65_536];
+    eventually("it logs", || {
+        let length = journal.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).contains("pointsd started").then_some(())
+    });
+    daemon.wait_ready();
+    daemon.stop();
+}
+
+#[test]
 fn an_endpoint_that_cannot_be_had_ends_the_start() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let place = Place::new(Kind::Sqlite);
