@@ -200,7 +200,9 @@ fn a_message_stays_in_its_queue_while_the_dead_queue_is_missing() {
     client.publish(&setup.exchange, &setup.key, messages);
     daemon.wait_not_ready(&format!("missing at the broker, and broker.declare is false: queue {}", setup.dead_queue));
     assert!(daemon.log().contains("unroutable"), "{}", daemon.log());
-    assert_eq!(client.ready(&setup.credit_queue), Some(1), "the bad one waits, the good one is credited");
+    eventually("the bad one waits, the good one is settled", || {
+        client.ready(&setup.credit_queue)?.eq(&1).then_some(())
+    });
     assert_eq!(setup.json(&["balance", "2", "--json"])["balance"], 3);
 
     let declared = setup.run(&["topology", "declare"]);
