@@ -174,7 +174,7 @@ fn a_progress_bar_is_shown_on_a_terminal_and_nowhere_else() {
     let command = format!("{} --config {} replay {}", POINTSD, setup.config().display(), file.display());
     // `script` gives the command a terminal.
     let script = program("script", &["/usr/bin/script"], "bsdutils");
-    let terminal = Command::new(script).args(["-qec", &command, "/dev/null"]).output().unwrap();
+    let terminal = Command::new(script).args(["-qec", &command, "/dev/null"]).env("TERM", "xterm").output().unwrap();
     assert!(terminal.status.success(), "{}", told(&terminal));
     assert!(told(&terminal).contains('%') && told(&terminal).contains("credited 20000"), "{}", told(&terminal));
     let piped = setup.run(&["replay", file.to_str().unwrap()]);

@@ -477,7 +477,7 @@ fn logs_go_to_the_journal_when_asked_for() {
         crate::support::daemon::POINTSD,
         setup.config().display()
     );
-    let daemon = setup.start_as("unshare", &["--map-root-user", "--mount", "sh", "-c", &script]);
+    let daemon = setup.start_with_mounts(&script);
     let socket = format!("/proc/{}/root/run/systemd/journal/socket", daemon.child.id());
     let journal = eventually("the folder is there", || UnixDatagram::bind(&socket).ok());
     journal.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();

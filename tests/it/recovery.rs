@@ -252,7 +252,7 @@ fn a_full_disk_pauses_the_daemon_until_there_is_room() {
         crate::support::daemon::POINTSD,
         setup.config().display()
     );
-    let daemon = setup.start_as("unshare", &["--map-root-user", "--mount", "sh", "-c", &script]);
+    let daemon = setup.start_with_mounts(&script);
     daemon.wait_ready();
     let mounted = format!("/proc/{}/root/mnt", daemon.child.id());
     let ballast = format!("{mounted}/ballast");

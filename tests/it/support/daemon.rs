@@ -1,6 +1,6 @@
 //! `pointsd` as a child process, with a configuration of its own.
 
-use super::{eventually, free_port, unique};
+use super::{eventually, free_port, is_root, unique};
 use rustix::process::Pid;
 pub use rustix::process::Signal;
 use std::{
@@ -81,10 +81,13 @@ impl Setup {
         self.spawn(command)
     }
 
-    /// Starts another program, which becomes the daemon.
-    pub fn start_as(&self, program: &str, arguments: &[&str]) -> Daemon {
-        let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null());
+    /// Runs a shell script that may mount what nobody else sees, and becomes the daemon.
+    pub fn start_with_mounts(&self, script: &str) -> Daemon {
+        let mut command = Command::new("unshare");
+        if !is_root() {
+            command.arg("--map-root-user");
+        }
+        command.args(["--mount", "sh", "-c", script]).stdin(Stdio::null());
         self.spawn(command)
     }
 

@@ -31,6 +31,11 @@ pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Whether the tests run as root.
+pub fn is_root() -> bool {
+    rustix::process::getuid().is_root()
+}
+
 /// A port that is free now.
 pub fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()

@@ -1,6 +1,6 @@
 //! A private PostgreSQL cluster from Debian's package: own port, own folder, a user that is not root.
 
-use super::{Held, eventually, free_port, unique};
+use super::{Held, eventually, free_port, is_root, unique};
 use diesel::{Connection, PgConnection, connection::SimpleConnection};
 use std::{path::PathBuf, process::Command, sync::OnceLock};
 
@@ -25,8 +25,7 @@ fn binaries() -> PathBuf {
 
 /// PostgreSQL refuses to run as root: then the package's own user runs it.
 fn as_user() -> &'static str {
-    let id = Command::new("id").arg("-u").output().unwrap();
-    if id.stdout == b"0\n" { "runuser -u postgres -- " } else { "" }
+    if is_root() { "runuser -u postgres -- " } else { "" }
 }
 
 impl Postgres {
