@@ -359,9 +359,9 @@ fn idle_visitors_do_not_use_up_the_process() {
     daemon.stop();
 }
 
-/// Publishes what a foreign client of another language may: a message id that is no UTF-8. lapin cannot send it, so
-/// it is written to the socket by hand, on a connection that does no more than that.
-fn publish_unreadable(port: u16, exchange: &str, key: &str) {
+/// Publishes what a foreign client of another language may and lapin cannot send: a body of two bytes with these
+/// property flags and values, written to the socket by hand on a connection that does no more than that.
+fn publish_raw(port: u16, exchange: &str, key: &str, flags: u16, properties: &[u8]) {
     use std::io::Read;
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -395,8 +395,8 @@ fn publish_unreadable(port: u16, exchange: &str, key: &str) {
     expect(&mut stream, 20, 11);
     let publish = [&[0, 0][..], &short(exchange.as_bytes()), &short(key.as_bytes()), &[0]].concat();
     stream.write_all(&method(1, 60, 40, &publish)).unwrap();
-    // Content header: class 60, weight 0, a body of 2 bytes, and of the properties message-id (bit 7) alone.
-    let header = [&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0x80][..], &short(b"\xff\xfe")].concat();
+    // Content header: class 60, weight 0, the body's size, the properties.
+    let header = [&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2][..], &flags.to_be_bytes(), properties].concat();
     stream.write_all(&frame(2, 1, &header)).unwrap();
     stream.write_all(&frame(3, 1, b"{}")).unwrap();
     // channel.close is answered after all that came before it.
@@ -412,7 +412,8 @@ fn a_message_that_the_client_cannot_read_costs_no_other_message_its_deliveries()
     let client = Client::connect(&rabbit::shared().url());
     let mut flow = Flow::new(13);
     flow.publish(&client, &setup, 40);
-    publish_unreadable(rabbit::shared().port, &setup.exchange, &setup.key);
+    // The message id (bit 7) is no UTF-8.
+    publish_raw(rabbit::shared().port, &setup.exchange, &setup.key, 0x0080, b"\x02\xff\xfe");
     flow.publish(&client, &setup, 40);
     let daemon = setup.start();
     daemon.wait_for("the broker has moved it", |_| client.ready(&setup.dead_queue)?.eq(&1).then_some(()));
@@ -432,21 +433,16 @@ fn headers_nested_as_deep_as_a_frame_allows_are_read_and_parked() {
     let daemon = setup.start();
     daemon.wait_ready();
     let client = Client::connect(&rabbit::shared().url());
-    // Built, sent and dropped by recursion, here too.
-    let published = std::thread::Builder::new().stack_size(1 << 30).spawn({
-        let (exchange, key, url) = (setup.exchange.clone(), setup.key.clone(), rabbit::shared().url());
-        move || {
-            let mut nested = AMQPValue::Void;
-            for _ in 0..300 {
-                nested = AMQPValue::FieldArray(lapin::types::FieldArray::from(vec![nested]));
-            }
-            let mut headers = lapin::types::FieldTable::default();
-            headers.insert("deep".into(), nested);
-            let properties = BasicProperties::default().with_headers(headers);
-            Client::connect(&url).publish(&exchange, &key, [(b"bad".to_vec(), properties)]);
-        }
-    });
-    published.unwrap().join().unwrap();
+    // Arrays in arrays, built from the inside out.
+    let mut nested = Vec::new();
+    for _ in 0..25_000 {
+        let size = u32::try_from(nested.len()).unwrap().to_be_bytes();
+        nested = [&b"A"[..], &size, &nested].concat();
+    }
+    let table = [&b"\x04deep"[..], &nested].concat();
+    let headers = [&u32::try_from(table.len()).unwrap().to_be_bytes()[..], &table].concat();
+    assert!(headers.len() < 131_000, "they fit into a frame");
+    publish_raw(rabbit::shared().port, &setup.exchange, &setup.key, 0x2000, &headers);
     daemon.wait_for("it is parked", |_| client.ready(&setup.dead_queue)?.eq(&1).then_some(()));
     daemon.stop();
 }
