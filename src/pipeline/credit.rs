@@ -67,6 +67,7 @@ impl CreditPipeline {
         turn.pulse.beat();
         let decided = malformed.into_iter().chain(committed.decided).collect();
         let parked = park(deliveries, decided).await;
+        turn.pulse.beat();
         report(&parked.decided);
         deliveries.settle(parked.decided).await;
 
