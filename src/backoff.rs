@@ -7,25 +7,28 @@ use std::time::Duration;
 const IMMEDIATE_FIRST: Duration = Duration::from_millis(20);
 /// The longest pause of the immediate stage: others wait behind it.
 const IMMEDIATE_LONGEST: Duration = Duration::from_millis(500);
+/// The immediate stage ends here, however many attempts are left.
+const IMMEDIATE_TIME: Duration = Duration::from_secs(20);
 /// The first pause while a dependency is down.
 const OUTAGE_FIRST: Duration = Duration::from_millis(200);
 /// The longest pause while a dependency is down: how late its return may be noticed.
 const OUTAGE_LONGEST: Duration = Duration::from_secs(15);
 
-/// Exponential with jitter and no end: the crate bounds time only, so attempts are counted here.
-fn exponential(first: Duration, longest: Duration) -> ExponentialBackoff {
+/// Exponential with jitter; `most` bounds the time since the first pause. The crate bounds time only: attempts are
+/// counted here.
+fn exponential(first: Duration, longest: Duration, most: Option<Duration>) -> ExponentialBackoff {
     ExponentialBackoffBuilder::new()
         .with_initial_interval(first)
         .with_multiplier(2.0)
         .with_randomization_factor(0.3)
         .with_max_interval(longest)
-        .with_max_elapsed_time(None)
+        .with_max_elapsed_time(most)
         .build()
 }
 
-/// The pauses between `attempts` attempts in all: one fewer than there are attempts.
+/// The pauses between `attempts` attempts in all: one fewer than there are attempts, and none after [`IMMEDIATE_TIME`].
 pub fn immediate(attempts: u32) -> impl Iterator<Item = Duration> {
-    let mut backoff = exponential(IMMEDIATE_FIRST, IMMEDIATE_LONGEST);
+    let mut backoff = exponential(IMMEDIATE_FIRST, IMMEDIATE_LONGEST, Some(IMMEDIATE_TIME));
     (1..attempts).map_while(move |_| backoff.next_backoff())
 }
 
@@ -35,7 +38,7 @@ pub struct Pace(ExponentialBackoff);
 
 impl Default for Pace {
     fn default() -> Self {
-        Self(exponential(OUTAGE_FIRST, OUTAGE_LONGEST))
+        Self(exponential(OUTAGE_FIRST, OUTAGE_LONGEST, None))
     }
 }
 

@@ -49,7 +49,7 @@ impl App {
     pub(super) async fn consume(&self, pipeline: &Arc<CreditPipeline>, careful: bool) -> Ended {
         let opening = self.pulses.begin("connect", OPENING_TIME);
         let prefetch = if careful { 1 } else { self.settings.broker.prefetch };
-        let opened = self.until_stopped(Consumer::open(&self.settings.broker, prefetch)).await;
+        let opened = self.until_stopped(self.sessions.open(prefetch)).await;
         drop(opening);
         let consumer = match opened {
             None => return Ended::InOrder,
@@ -105,6 +105,7 @@ impl App {
             };
             workers.spawn(worker.run());
         }
+        workers.spawn(end_by_alarm(Arc::clone(consumer), stop.clone()));
         let mut left = Interrupted { outage: None, unsettled: Vec::new() };
         while let Some(ended) = workers.join_next().await {
             match ended {
@@ -126,6 +127,18 @@ fn outage(outage: Outage, lived: Duration, unreadable: bool) -> Ended {
     Ended::Outage { outage, lived, unreadable }
 }
 
+/// An alarm of the broker is an outage also while nothing has to be published: what is taken must be able to go on.
+async fn end_by_alarm(consumer: Arc<Consumer>, stop: CancellationToken) -> Result<(), Interrupted<Delivered>> {
+    match stop.run_until_cancelled(consumer.alarm()).await {
+        None => Ok(()),
+        Some(alarm) => Err(broker_lost(alarm)),
+    }
+}
+
+fn broker_lost(error: BrokerError) -> Interrupted<Delivered> {
+    Interrupted { outage: Some(error.into_outage()), unsettled: Vec::new() }
+}
+
 /// Takes a batch, brings it the whole way, takes the next.
 struct Worker {
     consumer: Arc<Consumer>,
@@ -139,7 +152,6 @@ struct Worker {
 
 impl Worker {
     async fn run(self) -> Result<(), Interrupted<Delivered>> {
-        let broker_lost = |error: BrokerError| Interrupted { outage: Some(error.into_outage()), unsettled: Vec::new() };
         let turn = Turn { pulse: &self.pulse, stop: &self.stop };
         let mut idle_turns = 0;
         loop {
@@ -159,7 +171,14 @@ impl Worker {
                 continue;
             };
             idle_turns = 0;
-            self.pipeline.process(&*self.consumer, batch.map_err(broker_lost)?, &turn).await?;
+            match self.pipeline.process(&*self.consumer, batch.map_err(broker_lost)?, &turn).await {
+                // A batch that took too long: what is left of it comes again, to whoever takes it.
+                Err(Interrupted { outage: None, unsettled }) if !self.stop.is_cancelled() => {
+                    let deliveries = self.consumer.give_back(unsettled).await;
+                    events::GaveBack { deliveries }.emit();
+                }
+                processed => processed?,
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ mod watchdog;
 
 use crate::{
     backoff,
+    broker::Sessions,
     config::Settings,
     http,
     ledger::{self, Access, Guarded, LedgerUrl, WriterLock},
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 /// What the daemon's parts share.
 struct App {
     settings: Settings,
+    sessions: Sessions,
     ledger: Arc<Guarded>,
     status: Arc<Status>,
     pulses: Pulses,
@@ -54,7 +56,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let pulses = Pulses::default();
     watchdog::start(pulses.clone());
     let shutdown_timeout = settings.shutdown_timeout;
-    let app = App { settings, ledger, status: Arc::clone(&status), pulses, stop: stop.clone() };
+    let sessions = Sessions::new(settings.broker.clone(), settings.retry.policy.clone());
+    let app = App { settings, sessions, ledger, status: Arc::clone(&status), pulses, stop: stop.clone() };
 
     let overdue = async {
         stop.cancelled().await;
@@ -114,6 +117,7 @@ impl App {
             format: self.settings.message.clone(),
             ledger: Arc::clone(&self.ledger) as Arc<dyn CreditLedger>,
             immediate_attempts: self.settings.retry.immediate_attempts,
+            retry: self.settings.retry.policy.clone(),
         });
         let mut careful = false;
         while !self.stop.is_cancelled() {

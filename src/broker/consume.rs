@@ -5,14 +5,17 @@ use super::{
     connect::{BrokerUrl, connect},
     copy::{self, Marks},
     publish::{Outgoing, Publisher},
-    topology::Topology,
+    topology::{Topology, retry_queue},
     within,
 };
 use crate::{
     config::BrokerSettings,
-    domain::settlement::{Token, Tracker},
+    domain::{
+        retry::RetryPolicy,
+        settlement::{Destination, Token, Tracker},
+    },
     observe::events,
-    pipeline::ports::{DeadLetter, Decided, Deliveries, Message, Outage},
+    pipeline::ports::{Decided, Deliveries, Forward, Message, Outage},
 };
 use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt};
@@ -23,7 +26,7 @@ use lapin::{
     types::FieldTable,
 };
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -47,6 +50,10 @@ impl Message for Delivered {
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
     }
 
+    fn retries_taken(&self) -> u32 {
+        copy::retries_taken(&self.delivery.properties)
+    }
+
     fn label(&self) -> String {
         self.delivery.properties.message_id().as_ref().map_or_else(String::new, ToString::to_string)
     }
@@ -58,33 +65,83 @@ struct Stream {
     ended: Option<BrokerError>,
 }
 
-/// A session with the broker: consuming on one connection, parking on another. After any loss it is thrown away and
+/// A session with the broker: consuming on one connection, publishing copies on another. After any loss it is thrown away and
 /// opened anew.
 pub struct Consumer {
     connection: Connection,
     channel: Channel,
     node: BrokerUrl,
     queue: String,
+    /// By the step that they are for.
+    retry_queues: Vec<String>,
     dead_queue: String,
     stream: tokio::sync::Mutex<Stream>,
     tracker: Mutex<Tracker>,
     /// Held while an acknowledgement is sent, so that prefixes leave in rising order.
     acknowledging: tokio::sync::Mutex<()>,
-    publisher: Publisher,
+    publisher: Arc<Publisher>,
+    blocked: Blocked,
 }
 
-impl Consumer {
+/// Opens sessions with the broker, one after the other.
+pub struct Sessions {
+    settings: BrokerSettings,
+    retry: RetryPolicy,
+    blocked: Blocked,
+}
+
+/// A publisher that an alarm of the broker has blocked. It cannot even be closed, and another one would be blocked, too:
+/// it is kept, because it will hear when the alarm is over.
+type Blocked = Arc<Mutex<Option<Arc<Publisher>>>>;
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Sessions {
+    /// With this broker; `retry` says which delay queues there are.
+    pub fn new(settings: BrokerSettings, retry: RetryPolicy) -> Self {
+        Self { settings, retry, blocked: Blocked::default() }
+    }
+
     /// Connects, declares (or requires) the topology and begins to consume the credit queue.
     /// `prefetch`: most unacknowledged deliveries.
-    pub async fn open(settings: &BrokerSettings, prefetch: u16) -> Result<Self, BrokerError> {
+    pub async fn open(&self, prefetch: u16) -> Result<Consumer, BrokerError> {
+        let publisher = self.publisher().await?;
+        let opened = self.consume(prefetch, Arc::clone(&publisher)).await;
+        if opened.is_err() {
+            publisher.close().await;
+        }
+        opened
+    }
+
+    /// A publisher that the broker takes messages from. Never more than one that is blocked, however long the alarm.
+    async fn publisher(&self) -> Result<Arc<Publisher>, BrokerError> {
+        let kept = locked(&self.blocked).take();
+        if let Some(publisher) = kept {
+            if let Some(alarm) = publisher.is_blocked() {
+                *locked(&self.blocked) = Some(publisher);
+                return Err(alarm);
+            }
+            publisher.close().await;
+        }
+        let publisher = Arc::new(Publisher::open(&self.settings).await?);
+        let proven = publisher.prove().await;
+        if let Err(BrokerError::Blocked(_)) = proven {
+            *locked(&self.blocked) = Some(Arc::clone(&publisher));
+        }
+        proven.map(|()| publisher)
+    }
+
+    async fn consume(&self, prefetch: u16, publisher: Arc<Publisher>) -> Result<Consumer, BrokerError> {
+        let settings = &self.settings;
         let (connection, node) = connect(settings, "consumer").await?;
-        let topology = Topology::of(settings);
+        let topology = Topology::of(settings, &self.retry);
         if settings.declare {
             topology.declare_on(&connection).await?;
         } else {
             topology.require_on(&connection).await?;
         }
-        let publisher = Publisher::open(settings).await?;
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
         // Before consuming: without it lapin's buffer has no bound. Per consumer, because a quorum queue refuses a
         // limit for the whole channel.
@@ -100,19 +157,24 @@ impl Consumer {
             FieldTable::default(),
         );
         let consumer = within(STEP_TIMEOUT, "basic.consume", consume).await?;
-        Ok(Self {
+        let queue = settings.credit_queue.clone();
+        Ok(Consumer {
             connection,
             channel,
             node,
-            queue: settings.credit_queue.clone(),
+            retry_queues: self.retry.delays().iter().map(|delay| retry_queue(&queue, delay)).collect(),
+            queue,
             dead_queue: settings.dead_queue.clone(),
             stream: tokio::sync::Mutex::new(Stream { consumer, ended: None }),
             tracker: Mutex::new(tracker),
             acknowledging: tokio::sync::Mutex::new(()),
             publisher,
+            blocked: Arc::clone(&self.blocked),
         })
     }
+}
 
+impl Consumer {
     /// The node that it is connected to.
     pub fn node(&self) -> &BrokerUrl {
         &self.node
@@ -123,8 +185,13 @@ impl Consumer {
         matches!(self.stream.lock().await.ended, Some(BrokerError::Unreadable(_)))
     }
 
+    /// Returns when an alarm of the broker blocks publishing.
+    pub async fn alarm(&self) -> BrokerError {
+        self.publisher.alarm().await
+    }
+
     fn tracker(&self) -> MutexGuard<'_, Tracker> {
-        self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.tracker)
     }
 
     /// Waits for a delivery and takes it together with whatever else has arrived, up to `most`.
@@ -148,18 +215,29 @@ impl Consumer {
         Ok(batch)
     }
 
+    fn queue_of(&self, destination: Destination) -> &str {
+        match destination {
+            Destination::Retry(step) => &self.retry_queues[step.index()],
+            Destination::Dead(_) => &self.dead_queue,
+        }
+    }
+
     /// Stops consuming and gives back whatever is not settled, one at a time: a requeue of many would count against
     /// each of them at once. Returns how many. What cannot be given back is the broker's again when the channel ends.
     pub async fn close(&self, unsettled: Vec<Delivered>) -> usize {
-        let given_back = tokio::time::timeout(STEP_TIMEOUT, self.give_back(unsettled)).await.unwrap_or(0);
-        self.publisher.close().await;
+        let given_back = tokio::time::timeout(STEP_TIMEOUT, self.stop_and_give_back(unsettled)).await.unwrap_or(0);
+        if self.publisher.is_blocked().is_some() {
+            *locked(&self.blocked) = Some(Arc::clone(&self.publisher));
+        } else {
+            self.publisher.close().await;
+        }
         let _ = tokio::time::timeout(STEP_TIMEOUT, self.connection.close(200, "done".into())).await;
         self.tracker().channel_opened();
         events::InFlight(0).emit();
         given_back
     }
 
-    async fn give_back(&self, mut unsettled: Vec<Delivered>) -> usize {
+    async fn stop_and_give_back(&self, mut unsettled: Vec<Delivered>) -> usize {
         if self.channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions { nowait: false }).await.is_err() {
             return 0;
         }
@@ -168,6 +246,12 @@ impl Consumer {
             let Some(token) = self.tracker().delivered(delivery.delivery_tag) else { break };
             unsettled.push(Delivered { token, delivery });
         }
+        drop(stream);
+        self.give_back(unsettled).await
+    }
+
+    /// Gives deliveries back to the queue, while the others go on. Returns how many.
+    pub async fn give_back(&self, unsettled: Vec<Delivered>) -> usize {
         let _order = self.acknowledging.lock().await;
         let mut given_back = 0;
         for delivered in unsettled {
@@ -178,6 +262,7 @@ impl Consumer {
             }
             given_back += 1;
         }
+        events::InFlight(self.tracker().in_flight()).emit();
         // What was settled behind a delivery that has just gone back can be acknowledged now.
         let prefix = self.tracker().settled_prefix();
         if let Some(tag) = prefix {
@@ -206,16 +291,16 @@ impl Stream {
 impl Deliveries for Consumer {
     type Message = Delivered;
 
-    async fn park(&self, dead_letters: &[DeadLetter<'_, Delivered>]) -> Result<(), Outage> {
+    async fn forward(&self, copies: &[Forward<'_, Delivered>]) -> Result<(), Outage> {
         let now = jiff::Timestamp::now().to_string();
         let mut frame = self.publisher.header_frame();
-        let copies: Vec<Outgoing<'_>> = dead_letters
+        let copies: Vec<Outgoing<'_>> = copies
             .iter()
-            .map(|dead_letter| {
-                let original = &dead_letter.message.delivery;
-                let marks = Marks::of(dead_letter, &self.queue, &now);
-                let properties = copy::parked(&original.properties, &marks, &mut frame);
-                Outgoing::to_queue(&self.dead_queue, &original.data, properties)
+            .map(|copy| {
+                let original = &copy.message.delivery;
+                let marks = Marks::of(copy, &self.queue, &now);
+                let properties = copy::copied(&original.properties, &marks, &mut frame);
+                Outgoing::to_queue(self.queue_of(copy.to), &original.data, properties)
             })
             .collect();
         self.publisher.publish(&copies).await.map_err(BrokerError::into_outage)

@@ -1,7 +1,7 @@
-//! The properties of a copy for the dead queue: the original's, less what the broker would act on, plus our own
-//! headers (`docs/headers.md` has the table).
+//! The properties of a copy for another queue: the original's, less what the broker would act on, plus our own headers
+//! (`docs/headers.md` has the table).
 
-use crate::{domain::settlement::Reason, pipeline::ports::DeadLetter};
+use crate::{domain::settlement::Destination, pipeline::ports::Forward};
 use lapin::{
     BasicProperties,
     protocol::basic::gen_properties,
@@ -20,13 +20,20 @@ const SHORT_ERROR_BYTES: usize = 128;
 /// What surrounds the properties in a content header frame: frame header and end (8), class, weight, body size (12).
 const HEADER_FRAME_OVERHEAD: usize = 20;
 
-const SOURCE_QUEUE: &str = "x-pointsd-source-queue";
-const REASON: &str = "x-pointsd-reason";
-const ERROR: &str = "x-pointsd-error";
-const FIRST_FAILED_AT: &str = "x-pointsd-first-failed-at";
-const LEDGER_USER: &str = "x-pointsd-ledger-user";
-const LEDGER_POINTS: &str = "x-pointsd-ledger-points";
-const TRUNCATED: &str = "x-pointsd-truncated";
+pub(super) const ATTEMPT: &str = "x-pointsd-attempt";
+pub(super) const CHECK: &str = "x-pointsd-check";
+pub(super) const SOURCE: &str = "x-pointsd-source";
+pub(super) const SOURCE_QUEUE: &str = "x-pointsd-source-queue";
+pub(super) const REASON: &str = "x-pointsd-reason";
+pub(super) const ERROR: &str = "x-pointsd-error";
+pub(super) const FIRST_FAILED_AT: &str = "x-pointsd-first-failed-at";
+pub(super) const LEDGER_USER: &str = "x-pointsd-ledger-user";
+pub(super) const LEDGER_POINTS: &str = "x-pointsd-ledger-points";
+pub(super) const REQUEUE_ID: &str = "x-pointsd-requeue-id";
+pub(super) const TRUNCATED: &str = "x-pointsd-truncated";
+
+/// Our headers that a message keeps wherever it goes, also where foreign ones do not fit.
+const CARRIED: [&str; 6] = [ATTEMPT, CHECK, SOURCE, FIRST_FAILED_AT, REQUEUE_ID, TRUNCATED];
 
 /// Headers that the broker acts on: a kept `x-death` lets it drop the copy as a cycle, `CC` and `BCC` route it again.
 pub(super) fn is_brokers(name: &str) -> bool {
@@ -35,15 +42,21 @@ pub(super) fn is_brokers(name: &str) -> bool {
         || name.starts_with("x-last-death-")
 }
 
-/// Our headers that belong to one stay in the dead queue; those of an earlier stay are out of date.
+/// Headers that tell of a failure: of no meaning on a message that begins anew. [`SOURCE`] says how the body looks, and
+/// [`REQUEUE_ID`] who sent it: they stay.
+pub(super) fn is_of_a_failure(name: &str) -> bool {
+    is_of_one_stay(name) || matches!(name, ATTEMPT | CHECK | FIRST_FAILED_AT | TRUNCATED)
+}
+
+/// Our headers that belong to one stay in a queue; those of an earlier stay are out of date.
 fn is_of_one_stay(name: &str) -> bool {
-    matches!(name, SOURCE_QUEUE | REASON | ERROR | LEDGER_USER | LEDGER_POINTS | TRUNCATED)
+    matches!(name, SOURCE_QUEUE | REASON | ERROR | LEDGER_USER | LEDGER_POINTS)
 }
 
 /// What a copy says of the failure.
 pub(super) struct Marks<'a> {
     pub(super) source_queue: &'a str,
-    pub(super) reason: Reason,
+    pub(super) to: Destination,
     pub(super) error: &'a str,
     /// RFC 3339.
     pub(super) now: &'a str,
@@ -51,30 +64,59 @@ pub(super) struct Marks<'a> {
 }
 
 impl<'a> Marks<'a> {
-    pub(super) fn of<M>(dead_letter: &'a DeadLetter<'a, M>, source_queue: &'a str, now: &'a str) -> Self {
+    pub(super) fn of<M>(copy: &'a Forward<'a, M>, source_queue: &'a str, now: &'a str) -> Self {
         Self {
             source_queue,
-            reason: dead_letter.reason,
-            error: &dead_letter.error,
+            to: copy.to,
+            error: &copy.error,
             now,
-            ledger: dead_letter.standing.map(|standing| (standing.user_id.as_str(), standing.points)),
+            ledger: copy.standing.map(|standing| (standing.user_id.as_str(), standing.points)),
         }
     }
 
-    fn headers(&self, max_error_bytes: usize) -> FieldTable {
+    /// `carried`: what the message brought of its own.
+    fn headers(&self, carried: &FieldTable, max_error_bytes: usize) -> FieldTable {
         let mut table = FieldTable::default();
         let mut text = |name: &str, value: &str| {
             table.insert(name.into(), AMQPValue::LongString(value.into()));
         };
         text(SOURCE_QUEUE, self.source_queue);
-        text(REASON, self.reason.label());
         text(ERROR, at_most(self.error, max_error_bytes));
         text(FIRST_FAILED_AT, self.now);
+        if let Destination::Dead(reason) = self.to {
+            text(REASON, reason.label());
+        }
         if let Some((user, points)) = self.ledger {
             text(LEDGER_USER, user);
             table.insert(LEDGER_POINTS.into(), AMQPValue::LongLongInt(points));
         }
+        for (name, value) in carried.inner() {
+            table.insert(name.clone(), value.clone());
+        }
+        if let Destination::Retry(step) = self.to {
+            table.insert(ATTEMPT.into(), AMQPValue::LongLongInt(step.attempt().into()));
+        }
         table
+    }
+}
+
+/// Delayed retries that a message has taken, by its header; 0 where that makes no sense.
+pub(super) fn retries_taken(properties: &BasicProperties) -> u32 {
+    let value = properties.headers().as_ref().and_then(|headers| headers.inner().get(ATTEMPT));
+    value.and_then(as_integer).map_or(0, |taken| u32::try_from(taken.max(0)).unwrap_or(u32::MAX))
+}
+
+/// An integer of whatever width.
+pub(super) fn as_integer(value: &AMQPValue) -> Option<i64> {
+    match value {
+        AMQPValue::ShortShortInt(number) => Some((*number).into()),
+        AMQPValue::ShortShortUInt(number) => Some((*number).into()),
+        AMQPValue::ShortInt(number) => Some((*number).into()),
+        AMQPValue::ShortUInt(number) => Some((*number).into()),
+        AMQPValue::LongInt(number) => Some((*number).into()),
+        AMQPValue::LongUInt(number) => Some((*number).into()),
+        AMQPValue::LongLongInt(number) => Some(*number),
+        _ => None,
     }
 }
 
@@ -83,22 +125,20 @@ fn at_most(text: &str, bytes: usize) -> &str {
     &text[..text.floor_char_boundary(bytes)]
 }
 
-/// The properties of a copy that is parked. Where its content header would not fit into a `frame` (the broker closes
-/// the connection over one), foreign headers are left out and the copy says so.
-pub(super) fn parked(original: &BasicProperties, marks: &Marks<'_>, frame: &mut HeaderFrame) -> BasicProperties {
+/// The properties of a copy. Where its content header would not fit into a `frame` (the broker closes the connection
+/// over one), foreign headers are left out and the copy says so.
+pub(super) fn copied(original: &BasicProperties, marks: &Marks<'_>, frame: &mut HeaderFrame) -> BasicProperties {
     let given = original.headers().as_ref().map(FieldTable::inner);
-    let first_failed_at = given.and_then(|headers| headers.get(FIRST_FAILED_AT)).filter(|value| is_time(value));
-    let own = |max_error_bytes| {
-        let mut own = marks.headers(max_error_bytes);
-        if let Some(first) = first_failed_at {
-            own.insert(FIRST_FAILED_AT.into(), first.clone());
-        }
-        own
-    };
-    let mut headers = own(MAX_ERROR_BYTES);
+    let mut carried = FieldTable::default();
     for (name, value) in given.into_iter().flatten() {
-        let name_is_ours = headers.contains_key(name.as_str()) || is_of_one_stay(name.as_str());
-        if !name_is_ours && !is_brokers(name.as_str()) {
+        if CARRIED.contains(&name.as_str()) && makes_sense(name.as_str(), value) {
+            carried.insert(name.clone(), value.clone());
+        }
+    }
+    let mut headers = marks.headers(&carried, MAX_ERROR_BYTES);
+    for (name, value) in given.into_iter().flatten() {
+        let ours = CARRIED.contains(&name.as_str()) || is_of_one_stay(name.as_str());
+        if !ours && !is_brokers(name.as_str()) {
             headers.insert(name.clone(), value.clone());
         }
     }
@@ -106,15 +146,38 @@ pub(super) fn parked(original: &BasicProperties, marks: &Marks<'_>, frame: &mut 
     if frame.fits(&whole) {
         return whole;
     }
-    let mut headers = own(SHORT_ERROR_BYTES);
+    let mut headers = marks.headers(&carried, SHORT_ERROR_BYTES);
     headers.insert(TRUNCATED.into(), AMQPValue::Boolean(true));
     with_headers(original, headers)
+}
+
+/// Whether a header of ours is one that we could have written: anybody can send one of that name.
+fn makes_sense(name: &str, value: &AMQPValue) -> bool {
+    match name {
+        FIRST_FAILED_AT => is_time(value),
+        TRUNCATED => matches!(value, AMQPValue::Boolean(true)),
+        ATTEMPT | CHECK => as_integer(value).is_some_and(|number| number > 0),
+        _ => matches!(value, AMQPValue::LongString(text) if text.len() <= 255),
+    }
 }
 
 /// Whether a header says a time, as ours does; anybody can send one of that name.
 fn is_time(value: &AMQPValue) -> bool {
     let AMQPValue::LongString(text) = value else { return false };
     text.len() <= 40 && text.to_string().parse::<jiff::Timestamp>().is_ok()
+}
+
+/// The properties of a message that goes back to where it was consumed, as if it had just been sent: without the marks
+/// of its failure, with the id of the run that sends it.
+pub(super) fn requeued(original: &BasicProperties, requeue_id: &str) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    for (name, value) in original.headers().as_ref().map(FieldTable::inner).into_iter().flatten() {
+        if !is_brokers(name.as_str()) && !is_of_a_failure(name.as_str()) {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+    headers.insert(REQUEUE_ID.into(), AMQPValue::LongString(requeue_id.into()));
+    with_headers(original, headers)
 }
 
 /// Every property but `expiration` (the copy would vanish) and `user_id` (the broker checks it against ours).
@@ -157,6 +220,10 @@ impl HeaderFrame {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{
+        retry::{Delay, RetryPolicy},
+        settlement::Reason,
+    };
     use lapin::types::ShortString;
 
     const FRAME_MAX: usize = 131_072;
@@ -164,7 +231,7 @@ mod tests {
     fn marks() -> Marks<'static> {
         Marks {
             source_queue: "q",
-            reason: Reason::Conflict,
+            to: Destination::Dead(Reason::Conflict),
             error: "why",
             now: "2026-01-01T00:00:00Z",
             ledger: Some(("u", 7)),
@@ -213,7 +280,7 @@ mod tests {
                 ("trace", text("t-1")),
                 ("n", AMQPValue::LongLongInt(5)),
             ]));
-        let copy = parked(&original, &marks(), &mut HeaderFrame::of(FRAME_MAX));
+        let copy = copied(&original, &marks(), &mut HeaderFrame::of(FRAME_MAX));
         let expected = BasicProperties::default()
             .with_content_type("application/json".into())
             .with_content_encoding("utf-8".into())
@@ -241,13 +308,64 @@ mod tests {
     }
 
     #[test]
+    fn a_retry_is_counted_and_a_requeue_begins_anew() {
+        let policy = RetryPolicy::new(vec![Delay::parse("1s").unwrap(); 3]);
+        let foreign = BasicProperties::default().with_headers(table(&[
+            ("trace", text("t-1")),
+            ("x-pointsd-source", text("orders")),
+            ("x-pointsd-attempt", AMQPValue::LongInt(1)),
+            ("x-pointsd-reason", text("malformed")),
+            ("x-pointsd-made-up", text("foreign, too")),
+        ]));
+        assert_eq!(retries_taken(&foreign), 1);
+        let step = policy.next(retries_taken(&foreign)).unwrap();
+        let marks = Marks { to: Destination::Retry(step), ledger: None, ..marks() };
+        let copy = copied(&foreign, &marks, &mut HeaderFrame::of(FRAME_MAX));
+        let expected = table(&[
+            ("trace", text("t-1")),
+            ("x-pointsd-made-up", text("foreign, too")),
+            ("x-pointsd-source", text("orders")),
+            ("x-pointsd-attempt", AMQPValue::LongLongInt(2)),
+            ("x-pointsd-source-queue", text("q")),
+            ("x-pointsd-error", text("why")),
+            ("x-pointsd-first-failed-at", text("2026-01-01T00:00:00Z")),
+        ]);
+        assert_eq!(copy.headers().as_ref(), Some(&expected));
+        assert_eq!(retries_taken(&copy), 2);
+
+        let again = requeued(&copy.with_expiration("5".into()).with_user_id("u".into()), "r-2");
+        let expected = table(&[
+            ("trace", text("t-1")),
+            ("x-pointsd-made-up", text("foreign, too")),
+            ("x-pointsd-source", text("orders")),
+            ("x-pointsd-requeue-id", text("r-2")),
+        ]);
+        assert_eq!(again, BasicProperties::default().with_headers(expected).with_delivery_mode(2));
+        assert_eq!(retries_taken(&again), 0);
+    }
+
+    #[test]
+    fn an_attempt_that_somebody_else_made_up_is_not_believed_where_it_makes_no_sense() {
+        for (value, taken) in [
+            (AMQPValue::LongLongInt(i64::MAX), u32::MAX),
+            (AMQPValue::LongLongInt(-1), 0),
+            (AMQPValue::ShortShortUInt(3), 3),
+            (text("3"), 0),
+            (AMQPValue::Void, 0),
+        ] {
+            let properties = BasicProperties::default().with_headers(table(&[("x-pointsd-attempt", value)]));
+            assert_eq!(retries_taken(&properties), taken);
+        }
+    }
+
+    #[test]
     fn headers_that_do_not_fit_are_dropped_and_the_copy_says_so() {
         let long = "x".repeat(FRAME_MAX);
         let original = BasicProperties::default().with_message_id("m".into()).with_headers(table(&[
             ("trace", text(&long)),
             ("x-pointsd-first-failed-at", text("2025-01-01T00:00:00Z")),
         ]));
-        let copy = parked(&original, &marks(), &mut HeaderFrame::of(FRAME_MAX));
+        let copy = copied(&original, &marks(), &mut HeaderFrame::of(FRAME_MAX));
         let headers = copy.headers().as_ref().unwrap();
         assert!(!headers.contains_key("trace"));
         assert_eq!(headers.inner().get("x-pointsd-truncated"), Some(&AMQPValue::Boolean(true)));
@@ -260,7 +378,7 @@ mod tests {
     fn a_time_that_somebody_else_made_up_is_not_kept() {
         for made_up in [text("yesterday"), text(&"9".repeat(FRAME_MAX)), AMQPValue::LongLongInt(5)] {
             let original = BasicProperties::default().with_headers(table(&[("x-pointsd-first-failed-at", made_up)]));
-            let copy = parked(&original, &marks(), &mut HeaderFrame::of(FRAME_MAX));
+            let copy = copied(&original, &marks(), &mut HeaderFrame::of(FRAME_MAX));
             let headers = copy.headers().as_ref().unwrap().inner();
             assert_eq!(headers.get("x-pointsd-first-failed-at"), Some(&text("2026-01-01T00:00:00Z")));
             assert!(!headers.contains_key("x-pointsd-truncated"));
@@ -280,7 +398,7 @@ mod tests {
     fn errors_are_cut_at_a_character() {
         let error = "支".repeat(1000);
         let marks = Marks { error: &error, ..marks() };
-        let headers = marks.headers(MAX_ERROR_BYTES);
+        let headers = marks.headers(&FieldTable::default(), MAX_ERROR_BYTES);
         let AMQPValue::LongString(text) = &headers.inner()["x-pointsd-error"] else { panic!() };
         assert_eq!(text.to_string(), "支".repeat(341));
     }

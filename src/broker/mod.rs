@@ -10,14 +10,14 @@ mod publish;
 mod topology;
 
 pub use connect::{BrokerUrl, BrokerUrlError};
-pub use consume::{Consumer, Delivered};
+pub use consume::{Consumer, Delivered, Sessions};
 pub use publish::{Outgoing, Publisher};
-pub use topology::{Binding, Difference, QueueSpec, QueueType, Topology};
+pub use topology::{Binding, Difference, QueueSpec, QueueType, Topology, retry_queue};
 
-use crate::pipeline::ports::{Dependency, Outage};
+use crate::pipeline::ports::{Class, Dependency, Outage};
 use std::time::Duration;
 
-/// What can go wrong with the broker. Each of these is an outage: none is a message's fault.
+/// What can go wrong with the broker.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
     /// No node took the connection; what each said.
@@ -41,6 +41,9 @@ pub enum BrokerError {
         /// How long it was waited for.
         after: Duration,
     },
+    /// The broker takes no publishes while it is low on memory or disk.
+    #[error("blocked by an alarm of the broker: {0}")]
+    Blocked(String),
     /// A queue or exchange is missing or different.
     #[error("{0}")]
     Topology(String),
@@ -72,6 +75,21 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
+    /// Whose fault it is: decided here, for every error there is.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Connect(_)
+            | Self::Lost(_)
+            | Self::Unreadable(_)
+            | Self::Timeout { .. }
+            | Self::Blocked(_)
+            | Self::Topology(_)
+            | Self::Unroutable { .. }
+            | Self::Nacked { .. } => Class::Outage,
+            Self::Unsendable(_) => Class::Permanent,
+        }
+    }
+
     /// As an outage.
     pub fn into_outage(self) -> Outage {
         Outage { dependency: Dependency::Broker, reason: self.to_string() }
@@ -112,3 +130,26 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long publisher confirms are waited for: a quorum queue on a busy disk may take its time.
 pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_has_its_class() {
+        let text = || "x".to_owned();
+        for (error, class) in [
+            (BrokerError::Connect(text()), Class::Outage),
+            (BrokerError::Lost(text()), Class::Outage),
+            (BrokerError::Unreadable(text()), Class::Outage),
+            (BrokerError::Timeout { step: "x", after: STEP_TIMEOUT }, Class::Outage),
+            (BrokerError::Blocked(text()), Class::Outage),
+            (BrokerError::Topology(text()), Class::Outage),
+            (BrokerError::Unroutable { returned: 1, sent: 1, target: text(), reason: text() }, Class::Outage),
+            (BrokerError::Nacked { nacked: 1, sent: 1, target: text() }, Class::Outage),
+            (BrokerError::Unsendable(text()), Class::Permanent),
+        ] {
+            assert_eq!(error.class(), class, "{error:?}");
+        }
+    }
+}

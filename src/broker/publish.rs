@@ -2,13 +2,14 @@
 
 use super::{BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT, connect::connect, copy, copy::HeaderFrame, within};
 use crate::config::BrokerSettings;
+use futures_util::{Stream, StreamExt};
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection,
+    BasicProperties, Channel, Confirmation, Connection, Event,
     options::{BasicPublishOptions, ConfirmSelectOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 use std::{borrow::Cow, time::SystemTime};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 /// Most publishes that wait for their confirm at a time.
 const WINDOW: usize = 500;
@@ -93,6 +94,9 @@ fn amqp_value(value: &serde_json::Value) -> AMQPValue {
     }
 }
 
+/// A queue that nobody can declare: names that begin with `amq.` are the broker's.
+const NOWHERE: &str = "amq.pointsd-nowhere";
+
 /// A connection of its own for publishing: a broker under alarm blocks publishing connections, and acknowledgements
 /// must still get through on the other one.
 pub struct Publisher {
@@ -101,16 +105,46 @@ pub struct Publisher {
     /// window is judged as a whole. `None` after one whose confirms did not all come: they might yet, and would take
     /// the word for another's.
     channel: Mutex<Option<Channel>>,
+    /// Why the broker takes nothing now.
+    blocked: watch::Receiver<Option<String>>,
 }
 
 impl Publisher {
     /// Connects and turns confirms on.
     pub async fn open(settings: &BrokerSettings) -> Result<Self, BrokerError> {
         let (connection, _) = connect(settings, "publisher").await?;
+        let (tell, blocked) = watch::channel(None);
+        tokio::spawn(watch_alarms(connection.events_listener(), tell));
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
         let confirm = channel.confirm_select(ConfirmSelectOptions { nowait: false });
         within(STEP_TIMEOUT, "confirm.select", confirm).await?;
-        Ok(Self { connection, channel: Mutex::new(Some(channel)) })
+        Ok(Self { connection, channel: Mutex::new(Some(channel)), blocked })
+    }
+
+    /// Publishes something that must come back. A broker under alarm does not answer; and it tells of an alarm only
+    /// connections that have published (RabbitMQ, "Blocked Connection Notifications"), which this one has then.
+    pub(super) async fn prove(&self) -> Result<(), BrokerError> {
+        let probe = Outgoing::to_queue(NOWHERE, &[], BasicProperties::default());
+        match self.publish(&[probe]).await {
+            Ok(()) | Err(BrokerError::Unroutable { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the broker takes nothing over this connection now, because of an alarm.
+    pub(super) fn is_blocked(&self) -> Option<BrokerError> {
+        let reason = self.blocked.borrow().clone().filter(|_| self.connection.status().connected())?;
+        Some(BrokerError::Blocked(reason))
+    }
+
+    /// Returns when an alarm of the broker blocks the connection; never when the connection ends before.
+    pub(super) async fn alarm(&self) -> BrokerError {
+        let mut blocked = self.blocked.clone();
+        let reason = blocked.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        match reason {
+            Some(reason) => BrokerError::Blocked(reason),
+            None => std::future::pending().await,
+        }
     }
 
     /// What tells whether headers fit into the frames that were agreed on.
@@ -130,7 +164,11 @@ impl Publisher {
     /// Sends messages. `Ok`: the broker is responsible for every one of them, in a queue. Otherwise any of them may
     /// stand there or not.
     pub async fn publish(&self, messages: &[Outgoing<'_>]) -> Result<(), BrokerError> {
-        within(CONFIRM_TIMEOUT, "basic.publish", self.publish_windows(messages)).await
+        tokio::select! {
+            published = within(CONFIRM_TIMEOUT, "basic.publish", self.publish_windows(messages)) => published,
+            // It would be confirmed when the alarm is over, which may be long.
+            alarm = self.alarm() => Err(alarm),
+        }
     }
 
     async fn publish_windows(&self, messages: &[Outgoing<'_>]) -> Result<(), BrokerError> {
@@ -149,9 +187,29 @@ impl Publisher {
         Ok(())
     }
 
-    /// Closes the connection in order, as far as the broker answers.
+    /// Closes the connection in order, as far as the broker answers. One that is blocked writes nothing more.
     pub async fn close(&self) {
+        if self.is_blocked().is_some() {
+            return;
+        }
         let _ = tokio::time::timeout(STEP_TIMEOUT, self.connection.close(200, "done".into())).await;
+    }
+}
+
+/// Keeps what the broker has said last; ends with the connection.
+async fn watch_alarms(events: impl Stream<Item = Event>, tell: watch::Sender<Option<String>>) {
+    let mut events = std::pin::pin!(events);
+    while let Some(event) = events.next().await {
+        match event {
+            Event::ConnectionBlocked(reason) => {
+                tell.send_replace(Some(reason));
+            }
+            Event::ConnectionUnblocked => {
+                tell.send_replace(None);
+            }
+            // A connection that ends tells it by itself.
+            _ => {}
+        }
     }
 }
 

@@ -1,7 +1,11 @@
-//! What must stand at the broker: an exchange, the credit queue, the dead queue. Printed, declared, checked.
+//! What must stand at the broker: an exchange, the credit queue with its delay queues, the dead queue. Printed,
+//! declared, checked.
 
 use super::{BrokerError, STEP_TIMEOUT, connect::connect, told, within};
-use crate::config::BrokerSettings;
+use crate::{
+    config::BrokerSettings,
+    domain::retry::{Delay, RetryPolicy},
+};
 use lapin::{
     Connection, ExchangeKind,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
@@ -86,12 +90,34 @@ pub struct Difference {
     pub harmless: bool,
 }
 
-/// A dead queue is only browsed, and each look counts as a delivery: it must not be browsed to death.
-const DEAD_QUEUE_DELIVERY_LIMIT: i64 = 1_000_000;
+/// A dead queue, or a delay queue, is only browsed, and each look counts as a delivery: it must not be browsed to death.
+const BROWSED_DELIVERY_LIMIT: i64 = 1_000_000;
+
+/// The queue in which the messages of `queue` wait for one step: another delay is another queue, because a queue's time
+/// to live cannot be changed, and because per-message times expire only at a queue's head.
+pub fn retry_queue(queue: &str, delay: &Delay) -> String {
+    format!("{queue}.retry.{}", delay.as_str())
+}
+
+/// The arguments of a delay queue: quorum, whatever the others are, because only quorum queues dead-letter at least
+/// once, and a delay must lose nothing. What has waited goes back through the default exchange.
+fn delay_arguments(delay: &Delay, back_to: &str) -> Vec<(&'static str, Argument)> {
+    let text = |text: &str| Argument::Text(text.to_owned());
+    vec![
+        ("x-queue-type", text(QueueType::Quorum.as_str())),
+        // Bounded by `domain::retry::MAX_DELAY_MILLISECONDS`.
+        ("x-message-ttl", Argument::Number(i64::try_from(delay.milliseconds()).unwrap_or(i64::MAX))),
+        ("x-dead-letter-exchange", text("")),
+        ("x-dead-letter-routing-key", text(back_to)),
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-overflow", text("reject-publish")),
+        ("x-delivery-limit", Argument::Number(BROWSED_DELIVERY_LIMIT)),
+    ]
+}
 
 impl Topology {
     /// From the configuration.
-    pub fn of(settings: &BrokerSettings) -> Self {
+    pub fn of(settings: &BrokerSettings, retry: &RetryPolicy) -> Self {
         let text = |text: &str| Argument::Text(text.to_owned());
         let queue_type = ("x-queue-type", text(settings.queue_type.as_str()));
         let (credit_arguments, dead_arguments) = match settings.queue_type {
@@ -107,17 +133,25 @@ impl Topology {
                     ("x-dead-letter-strategy", text("at-least-once")),
                     ("x-overflow", text("reject-publish")),
                 ],
-                vec![queue_type, ("x-delivery-limit", Argument::Number(DEAD_QUEUE_DELIVERY_LIMIT))],
+                vec![queue_type, ("x-delivery-limit", Argument::Number(BROWSED_DELIVERY_LIMIT))],
             ),
             QueueType::Classic => (vec![queue_type.clone()], vec![queue_type]),
         };
         let queue = |name: &str, purpose, arguments| QueueSpec { name: name.to_owned(), purpose, arguments };
+        let mut queues = vec![
+            queue(&settings.dead_queue, "parked for a person", dead_arguments),
+            queue(&settings.credit_queue, "points messages", credit_arguments),
+        ];
+        for delay in retry.delays() {
+            let name = retry_queue(&settings.credit_queue, delay);
+            if !queues.iter().any(|queue| queue.name == name) {
+                let arguments = delay_arguments(delay, &settings.credit_queue);
+                queues.push(queue(&name, "waiting to be tried again", arguments));
+            }
+        }
         Self {
             exchange: settings.exchange.clone(),
-            queues: vec![
-                queue(&settings.dead_queue, "parked for a person", dead_arguments),
-                queue(&settings.credit_queue, "points messages", credit_arguments),
-            ],
+            queues,
             binding: Binding { queue: settings.credit_queue.clone(), key: settings.routing_key.clone() },
         }
     }
@@ -318,7 +352,7 @@ fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {
     table
 }
 
-async fn close(connection: &Connection) {
+pub(super) async fn close(connection: &Connection) {
     // A connection that does not close in order is closed by being dropped.
     let _ = tokio::time::timeout(STEP_TIMEOUT, connection.close(200, "done".into())).await;
 }

@@ -48,11 +48,9 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         let mut messages = Vec::with_capacity(lines.len());
         for line in lines {
             let number = line.number;
-            let checked = outgoing(settings, line)
-                .and_then(|message| publisher.check(&message).map_err(|error| error.to_string()).map(|()| message));
-            match checked {
+            match outgoing(settings, line).and_then(|message| publisher.check(&message).map(|()| message)) {
                 Ok(message) => messages.push(message),
-                Err(error) => account.bad_lines.push(BadLine { line: number, error }),
+                Err(error) => account.bad_lines.push(BadLine { line: number, error: error.to_string() }),
             }
         }
         match publisher.publish(&messages).await {
@@ -74,13 +72,12 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     Ok(if account.bad_lines.is_empty() { Exit::Done } else { Exit::Failed })
 }
 
-fn outgoing(settings: &Settings, line: Line) -> Result<Outgoing<'static>, String> {
-    let recorded = line.message.map_err(|error| error.to_string())?;
+fn outgoing(settings: &Settings, line: Line) -> Result<Outgoing<'static>, BrokerError> {
+    let recorded = line.message.map_err(|error| BrokerError::Unsendable(error.to_string()))?;
     let routing_key = recorded.routing_key.as_deref().unwrap_or(&settings.broker.routing_key);
     let message_id = recorded.message_id.as_deref();
     let exchange = &settings.broker.exchange;
     Outgoing::new(exchange, routing_key, recorded.body, message_id, &recorded.headers)
-        .map_err(|error| error.to_string())
 }
 
 impl Account {

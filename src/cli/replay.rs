@@ -5,12 +5,12 @@ use crate::{
     app,
     cli::input::Input,
     config::Settings,
-    domain::credit::Outcome,
+    domain::{credit::Outcome, retry::RetryPolicy},
     ledger::Access,
     observe::pulse::Pulses,
     pipeline::{
         credit::{CreditPipeline, Interrupted, Turn},
-        ports::{CreditLedger, DeadLetter, Decided, Deliveries, Message, Outage},
+        ports::{CreditLedger, Decided, Deliveries, Forward, Message, Outage},
     },
     recorded::Line,
 };
@@ -43,6 +43,8 @@ pub(super) async fn run(settings: Settings, arguments: &Arguments, output: &mut 
         format: settings.message,
         ledger: ledger as Arc<dyn CreditLedger>,
         immediate_attempts: settings.retry.immediate_attempts,
+        // There is no queue to wait in: what still fails is told, and the file can be replayed again.
+        retry: RetryPolicy::default(),
     };
     // No watchdog, and no stop but the process's end: a person watches.
     let pulse = Pulses::default().begin("replay", Duration::from_secs(60));
@@ -80,6 +82,10 @@ impl Message for Replayed {
         None
     }
 
+    fn retries_taken(&self) -> u32 {
+        0
+    }
+
     fn label(&self) -> String {
         format!("line {}", self.number)
     }
@@ -97,6 +103,7 @@ struct Account {
     conflict: u64,
     malformed: u64,
     rejected: u64,
+    exhausted: u64,
     bad_lines: Vec<BadLine>,
 }
 
@@ -141,17 +148,17 @@ impl Tape {
 impl Deliveries for Tape {
     type Message = Replayed;
 
-    async fn park(&self, dead_letters: &[DeadLetter<'_, Replayed>]) -> Result<(), Outage> {
+    async fn forward(&self, copies: &[Forward<'_, Replayed>]) -> Result<(), Outage> {
         self.account(|account| {
-            account.bad_lines.extend(dead_letters.iter().map(|dead| BadLine {
-                line: dead.message.number,
-                outcome: dead.reason.label(),
-                payment_id: dead.payment_id.map(ToString::to_string),
-                error: match dead.standing {
+            account.bad_lines.extend(copies.iter().map(|copy| BadLine {
+                line: copy.message.number,
+                outcome: copy.to.label(),
+                payment_id: copy.payment_id.map(ToString::to_string),
+                error: match copy.standing {
                     Some(standing) => {
-                        format!("{}: user {}, {} points", dead.error, standing.user_id, standing.points)
+                        format!("{}: user {}, {} points", copy.error, standing.user_id, standing.points)
                     }
-                    None => dead.error.clone(),
+                    None => copy.error.clone().into_owned(),
                 },
             }));
         });
@@ -167,6 +174,8 @@ impl Deliveries for Tape {
                     Outcome::Conflict(_) => &mut account.conflict,
                     Outcome::Malformed(_) => &mut account.malformed,
                     Outcome::Rejected(_) => &mut account.rejected,
+                    // Without a delay to wait for there is no retry: the two are one here.
+                    Outcome::Retry { .. } | Outcome::Exhausted { .. } => &mut account.exhausted,
                 } += 1;
             }
         });
@@ -182,9 +191,10 @@ impl Account {
                 let payment = payment_id.as_ref().map(|id| format!(" payment {id}:")).unwrap_or_default();
                 output.line(&format!("line {line}: {outcome}:{payment} {error}"))?;
             }
-            let Self { credited, duplicate, conflict, malformed, rejected, .. } = self;
+            let Self { credited, duplicate, conflict, malformed, rejected, exhausted, .. } = self;
             output.line(&format!(
-                "credited {credited}, duplicate {duplicate}, conflict {conflict}, malformed {malformed}, rejected {rejected}"
+                "credited {credited}, duplicate {duplicate}, conflict {conflict}, malformed {malformed}, \
+                 rejected {rejected}, exhausted {exhausted}"
             ))?;
         }
         Ok(if self.bad_lines.is_empty() { Exit::Done } else { Exit::Failed })

@@ -27,7 +27,7 @@ enum Action {
 }
 
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
-    let topology = Topology::of(&settings.broker);
+    let topology = Topology::of(&settings.broker, &settings.retry.policy);
     match arguments.action.unwrap_or(Action::Print) {
         Action::Print => print(&topology, arguments.json, output),
         Action::Declare => {

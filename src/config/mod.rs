@@ -6,7 +6,7 @@ mod source;
 
 use crate::{
     broker::{BrokerUrl, QueueType},
-    domain::message::Format,
+    domain::{message::Format, retry::RetryPolicy},
     ledger::LedgerUrl,
 };
 use setting::{Raw, Setting};
@@ -106,10 +106,12 @@ pub struct LedgerSettings {
 }
 
 /// `[retry]`: what is done about a failure that may pass.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct RetrySettings {
     /// Attempts at a batch before it is split: at least 1.
     pub immediate_attempts: u32,
+    /// The delayed retries of a message that fails alone.
+    pub policy: RetryPolicy,
 }
 
 /// `[http]`

@@ -5,10 +5,11 @@ use super::{
     TlsFiles, setting::Setting, source::Reader,
 };
 use crate::{
-    broker::{BrokerUrl, QueueType},
+    broker::{BrokerUrl, QueueType, retry_queue},
     domain::{
         credit::{MAX_BATCH, MAX_POINTS_LIMIT},
         message::{Field, Format},
+        retry::{Delay, MAX_DELAY_MILLISECONDS, MAX_STEPS, RetryPolicy},
         shape::Shape,
     },
     ledger::LedgerUrl,
@@ -24,10 +25,13 @@ use std::{
 /// Takes every key there is. `None` when something is missing; then a fault is told.
 pub(super) fn all(reader: &mut Reader, state_directory: Option<&Path>) -> Option<Settings> {
     let shutdown_timeout = duration(reader, "shutdown_timeout", 25);
-    let broker = broker(reader);
+    let retry = RetrySettings {
+        immediate_attempts: number(reader, "retry.immediate_attempts", 3, 1..=20),
+        policy: retry_policy(reader),
+    };
+    let broker = broker(reader, &retry.policy);
     let message = message(reader);
     let ledger = ledger(reader, state_directory);
-    let retry = RetrySettings { immediate_attempts: number(reader, "retry.immediate_attempts", 3, 1..=20) };
     let http = HttpSettings { listen: reader.setting("http.listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 9187))) };
     let log = LogSettings {
         level: reader.setting("log.level", LogLevel::Info),
@@ -63,19 +67,14 @@ fn name(reader: &mut Reader, key: &str, default: &str) -> String {
     })
 }
 
-fn broker(reader: &mut Reader) -> Option<BrokerSettings> {
+fn broker(reader: &mut Reader, retry: &RetryPolicy) -> Option<BrokerSettings> {
     let urls = broker_urls(reader);
     let tls = tls(reader, urls.iter().any(BrokerUrl::is_tls));
     let exchange = name(reader, "broker.exchange", "points");
     let routing_key = name(reader, "broker.routing_key", "points.credit");
     let credit_queue = name(reader, "broker.credit_queue", "points.credit");
     let dead_queue = name(reader, "broker.dead_queue", "points.dead");
-    if credit_queue == dead_queue {
-        reader.fault(
-            "broker.dead_queue",
-            "is the credit queue; must be another queue, or what is parked is consumed again",
-        );
-    }
+    distinct_queues(reader, &credit_queue, &dead_queue, retry);
     let queue_type = reader.setting("broker.queue_type", QueueType::Quorum);
     let delivery_limit = number(reader, "broker.delivery_limit", 1000, 1..=1_000_000);
     let declare = reader.setting("broker.declare", true);
@@ -95,6 +94,42 @@ fn broker(reader: &mut Reader) -> Option<BrokerSettings> {
         declare,
         prefetch,
     })
+}
+
+/// Each delay is the name of a queue, and its time to live.
+fn retry_policy(reader: &mut Reader) -> RetryPolicy {
+    let wanted = format!(
+        "a list of at most {MAX_STEPS} delays, each a whole number and ms, s, m or h, up to {}h, as in [\"1s\", \"5m\"]",
+        MAX_DELAY_MILLISECONDS / 3_600_000
+    );
+    let default = ["1s", "5s", "30s", "2m", "10m"].map(str::to_owned).to_vec();
+    let texts = reader.checked("retry.delays", default, &wanted, |texts| {
+        texts.len() <= MAX_STEPS && texts.iter().all(|text| Delay::parse(text).is_some())
+    });
+    RetryPolicy::new(texts.iter().filter_map(|text| Delay::parse(text)).collect())
+}
+
+/// No queue may be another one's, and AMQP bounds the length of the names that are made of them.
+fn distinct_queues(reader: &mut Reader, credit_queue: &str, dead_queue: &str, retry: &RetryPolicy) {
+    if credit_queue == dead_queue {
+        reader.fault(
+            "broker.dead_queue",
+            "is the credit queue; must be another queue, or what is parked is consumed again",
+        );
+    }
+    for delay in retry.delays() {
+        let name = retry_queue(credit_queue, delay);
+        if name.len() > 255 {
+            reader.fault(
+                "broker.credit_queue",
+                format!("is too long for the name of its delay queue {name}; that must have at most 255 bytes"),
+            );
+            return;
+        }
+        if name == dead_queue {
+            reader.fault("broker.dead_queue", "is a delay queue of retry.delays; must be another queue");
+        }
+    }
 }
 
 const DEFAULT_BROKER_URL: &str = "amqp://guest:guest@127.0.0.1:5672/%2f";

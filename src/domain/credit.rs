@@ -3,7 +3,8 @@
 use super::{
     ids::{PaymentId, UserId},
     message::Malformed,
-    settlement::{Reason, Settlement},
+    retry::{RetryPolicy, Step},
+    settlement::{Destination, Reason, Settlement},
 };
 
 /// The highest `message.max_points` that can be configured.
@@ -90,6 +91,18 @@ pub enum Outcome {
     Malformed(Malformed),
     /// The ledger refuses this one message, now and later; why.
     Rejected(String),
+    /// It failed alone for a reason that may pass, while something else was committed.
+    Retry {
+        /// The delayed retry that it takes next.
+        step: Step,
+        /// Why it failed.
+        error: String,
+    },
+    /// The same, and no delayed retry is left.
+    Exhausted {
+        /// Why it failed the last time.
+        error: String,
+    },
 }
 
 impl From<Verdict> for Outcome {
@@ -104,7 +117,16 @@ impl From<Verdict> for Outcome {
 
 impl Outcome {
     /// Every label, in the order in which people want to read them.
-    pub const LABELS: [&'static str; 5] = ["credited", "duplicate", "conflict", "malformed", "rejected"];
+    pub const LABELS: [&'static str; 7] =
+        ["credited", "duplicate", "conflict", "malformed", "rejected", "retry", "exhausted"];
+
+    /// Of a message that failed alone for a reason that may pass, after `taken` delayed retries.
+    pub fn after_failure(error: String, taken: u32, policy: &RetryPolicy) -> Self {
+        match policy.next(taken) {
+            Some(step) => Self::Retry { step, error },
+            None => Self::Exhausted { error },
+        }
+    }
 
     /// The outcome's name in metrics, logs and counts: one of [`Outcome::LABELS`].
     pub fn label(&self) -> &'static str {
@@ -114,16 +136,21 @@ impl Outcome {
             Self::Conflict(_) => "conflict",
             Self::Malformed(_) => "malformed",
             Self::Rejected(_) => "rejected",
+            Self::Retry { .. } => "retry",
+            Self::Exhausted { .. } => "exhausted",
         }
     }
 
     /// How the message is settled: the whole table.
     pub fn settlement(&self) -> Settlement {
+        let dead = |reason| Settlement::Forward(Destination::Dead(reason));
         match self {
             Self::Credited | Self::Duplicate => Settlement::Ack,
-            Self::Conflict(_) => Settlement::Park(Reason::Conflict),
-            Self::Malformed(_) => Settlement::Park(Reason::Malformed),
-            Self::Rejected(_) => Settlement::Park(Reason::Rejected),
+            Self::Conflict(_) => dead(Reason::Conflict),
+            Self::Malformed(_) => dead(Reason::Malformed),
+            Self::Rejected(_) => dead(Reason::Rejected),
+            Self::Retry { step, .. } => Settlement::Forward(Destination::Retry(*step)),
+            Self::Exhausted { .. } => dead(Reason::Exhausted),
         }
     }
 }
@@ -131,7 +158,10 @@ impl Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::message::{Field, Problem};
+    use crate::domain::{
+        message::{Field, Problem},
+        retry::Delay,
+    };
 
     fn credit(user: &str, points: i64) -> Credit {
         Credit {
@@ -159,13 +189,23 @@ mod tests {
     fn each_outcome_has_its_label_and_its_settlement() {
         let standing = Standing { user_id: "u".into(), points: 5 };
         let malformed = Malformed { field: Field::Body, problem: Problem::NotAnObject };
+        let policy = RetryPolicy::new(vec![Delay::parse("5s").unwrap()]);
+        let step = policy.next(0).unwrap();
+        let dead = |reason| Settlement::Forward(Destination::Dead(reason));
         let table = [
             (Outcome::Credited, "credited", Settlement::Ack),
             (Outcome::Duplicate, "duplicate", Settlement::Ack),
-            (Outcome::Conflict(standing), "conflict", Settlement::Park(Reason::Conflict)),
-            (Outcome::Malformed(malformed), "malformed", Settlement::Park(Reason::Malformed)),
-            (Outcome::Rejected("no".into()), "rejected", Settlement::Park(Reason::Rejected)),
+            (Outcome::Conflict(standing), "conflict", dead(Reason::Conflict)),
+            (Outcome::Malformed(malformed), "malformed", dead(Reason::Malformed)),
+            (Outcome::Rejected("no".into()), "rejected", dead(Reason::Rejected)),
+            (
+                Outcome::after_failure("perhaps".into(), 0, &policy),
+                "retry",
+                Settlement::Forward(Destination::Retry(step)),
+            ),
+            (Outcome::after_failure("perhaps".into(), 1, &policy), "exhausted", dead(Reason::Exhausted)),
         ];
+        assert_eq!(table.len(), Outcome::LABELS.len());
         for ((outcome, label, settlement), listed) in table.iter().zip(Outcome::LABELS) {
             assert_eq!(outcome.label(), *label);
             assert_eq!(outcome.label(), listed);

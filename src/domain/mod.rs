@@ -3,5 +3,6 @@
 pub mod credit;
 pub mod ids;
 pub mod message;
+pub mod retry;
 pub mod settlement;
 pub mod shape;

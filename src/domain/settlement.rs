@@ -3,6 +3,7 @@
 //! [`Tracker`] turns deliveries that finish in any order into few acknowledgements of whole prefixes
 //! (`basic.ack` with `multiple`), and never acknowledges past one that is not settled.
 
+use super::retry::Step;
 use std::collections::VecDeque;
 
 /// How a message leaves the queue it was consumed from.
@@ -10,8 +11,27 @@ use std::collections::VecDeque;
 pub enum Settlement {
     /// Its effect is committed (now or earlier): acknowledge.
     Ack,
-    /// A confirmed copy goes to the dead queue first, then acknowledge.
-    Park(Reason),
+    /// A confirmed copy goes to another queue first, then acknowledge.
+    Forward(Destination),
+}
+
+/// Where a message goes that is not done with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Destination {
+    /// The delay queue of this step: it comes back by itself.
+    Retry(Step),
+    /// The dead queue: parked for a person.
+    Dead(Reason),
+}
+
+impl Destination {
+    /// Its name in counts: that of the reason, or `retry`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Retry(_) => "retry",
+            Self::Dead(reason) => reason.label(),
+        }
+    }
 }
 
 /// Why a message lies in the dead queue: the value of `x-pointsd-reason`.
@@ -23,11 +43,13 @@ pub enum Reason {
     Conflict,
     /// The ledger refuses this one message for good.
     Rejected,
+    /// It failed again and again for a reason that might have passed, and no retry is left.
+    Exhausted,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Malformed, Self::Conflict, Self::Rejected];
+    pub const ALL: [Self; 4] = [Self::Malformed, Self::Conflict, Self::Rejected, Self::Exhausted];
 
     /// The header's and the metric's value.
     pub fn label(self) -> &'static str {
@@ -35,6 +57,7 @@ impl Reason {
             Self::Malformed => "malformed",
             Self::Conflict => "conflict",
             Self::Rejected => "rejected",
+            Self::Exhausted => "exhausted",
         }
     }
 }

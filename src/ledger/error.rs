@@ -1,6 +1,6 @@
 //! What can go wrong with the ledger, and whose fault it is.
 
-use crate::pipeline::ports::{CommitError, Dependency, Outage};
+use crate::pipeline::ports::{Class, CommitError, Dependency, Outage};
 use diesel::result::{ConnectionError, DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError};
 use std::time::Duration;
 
@@ -31,17 +31,6 @@ pub enum LedgerError {
     /// The code that talks to it panicked.
     #[error("internal error: {0}")]
     Panicked(String),
-}
-
-/// Whose fault an error is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
-    /// Nobody's message: the ledger does not work.
-    Outage,
-    /// A message's, for good.
-    Permanent,
-    /// It may pass, or cannot be told: tried again, then split.
-    Transient,
 }
 
 impl LedgerError {
@@ -146,6 +135,8 @@ fn of_text(message: String) -> LedgerError {
         "SSL connection has been closed",
     ]) {
         LedgerError::Unreachable(message)
+    } else if any(&["out of range", "integer overflow"]) {
+        LedgerError::Refused(message)
     } else {
         LedgerError::Database(message)
     }
@@ -178,6 +169,29 @@ mod tests {
     }
 
     #[test]
+    fn errors_that_diesel_tells_apart_are_known_by_their_kind() {
+        for (kind, class) in [
+            (DatabaseErrorKind::ClosedConnection, Class::Outage),
+            (DatabaseErrorKind::UnableToSendCommand, Class::Outage),
+            (DatabaseErrorKind::ReadOnlyTransaction, Class::Outage),
+            (DatabaseErrorKind::CheckViolation, Class::Permanent),
+            (DatabaseErrorKind::NotNullViolation, Class::Permanent),
+            (DatabaseErrorKind::ForeignKeyViolation, Class::Permanent),
+            (DatabaseErrorKind::ExclusionViolation, Class::Permanent),
+            (DatabaseErrorKind::RestrictViolation, Class::Permanent),
+            (DatabaseErrorKind::UniqueViolation, Class::Permanent),
+            (DatabaseErrorKind::SerializationFailure, Class::Transient),
+            (DatabaseErrorKind::Unknown, Class::Transient),
+        ] {
+            let error = DieselError::DatabaseError(kind, Box::new("text".to_owned()));
+            assert_eq!(LedgerError::from(error).class(), class);
+        }
+        let refused = ConnectionError::BadConnection("connection refused".into());
+        assert_eq!(LedgerError::from(refused).class(), Class::Outage);
+        assert_eq!(LedgerError::from(DieselError::BrokenTransactionManager).class(), Class::Outage);
+    }
+
+    #[test]
     fn errors_that_diesel_does_not_tell_apart_are_known_by_their_text() {
         for (text, class) in [
             ("database or disk is full", Class::Outage),
@@ -186,7 +200,11 @@ mod tests {
             ("file is not a database", Class::Outage),
             ("terminating connection due to administrator command", Class::Outage),
             ("the database system is starting up", Class::Outage),
+            ("bigint out of range", Class::Permanent),
+            ("integer overflow", Class::Permanent),
             ("deadlock detected", Class::Transient),
+            ("could not serialize access due to concurrent update", Class::Transient),
+            ("canceling statement due to lock timeout", Class::Transient),
             ("database is locked", Class::Transient),
             ("canceling statement due to statement timeout", Class::Transient),
         ] {

@@ -4,11 +4,11 @@
 //! So each call runs on a thread of its own that is left behind when it does not answer, together with its
 //! connection and pool. A commit that lands after that is harmless: the message comes again and is a duplicate.
 
-use super::{Class, Ledger, LedgerError};
+use super::{Ledger, LedgerError};
 use crate::{
     domain::credit::{Credit, Verdict},
     observe::events,
-    pipeline::ports::{CommitError, CreditLedger, Outage},
+    pipeline::ports::{Class, CommitError, CreditLedger, Outage},
 };
 use async_trait::async_trait;
 use std::{

@@ -15,7 +15,7 @@ mod records;
 mod sqlite;
 mod verify;
 
-pub use error::{Class, LedgerError};
+pub use error::LedgerError;
 pub use guarded::Guarded;
 pub use lock::{LockError, WriterLock};
 pub use migrations::SchemaState;

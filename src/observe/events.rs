@@ -54,7 +54,7 @@ pub struct CommitRetried<'a> {
 impl CommitRetried<'_> {
     /// Tells of it.
     pub fn emit(self) {
-        warn!(size = self.size, reason = self.reason, pause = ?self.pause, "commit failed, trying again");
+        debug!(size = self.size, reason = self.reason, pause = ?self.pause, "commit failed, trying again");
     }
 }
 
@@ -109,6 +109,34 @@ impl MessageParked<'_> {
     }
 }
 
+/// A confirmed copy of a message stands in a delay queue.
+pub struct MessageDelayed<'a> {
+    /// Which delayed retry it is, counted from 1.
+    pub attempt: u32,
+    /// How long it waits, as configured.
+    pub delay: &'a str,
+    /// Its payment.
+    pub payment_id: Option<&'a PaymentId>,
+    /// What it can be found by.
+    pub message: &'a str,
+    /// What happened.
+    pub error: &'a str,
+}
+
+impl MessageDelayed<'_> {
+    /// Tells of it.
+    pub fn emit(self) {
+        warn!(
+            attempt = self.attempt,
+            delay = self.delay,
+            payment_id = self.payment_id.map(PaymentId::as_str),
+            message_id = self.message,
+            error = self.error,
+            "message delayed"
+        );
+    }
+}
+
 /// How many deliveries are taken and not settled.
 pub struct InFlight(
     /// Their number.
@@ -132,7 +160,7 @@ pub struct LedgerAbandoned {
 impl LedgerAbandoned {
     /// Tells of it.
     pub fn emit(self) {
-        warn!(timeout = ?self.timeout, "the ledger does not answer: its connections are abandoned");
+        debug!(timeout = ?self.timeout, "the ledger does not answer: its connections are abandoned");
     }
 }
 
@@ -146,7 +174,7 @@ impl GaveBack {
     /// Tells of it.
     pub fn emit(self) {
         if self.deliveries > 0 {
-            info!(deliveries = self.deliveries, "unsettled deliveries given back");
+            debug!(deliveries = self.deliveries, "unsettled deliveries given back");
         }
     }
 }
@@ -180,7 +208,8 @@ impl Paused<'_> {
     }
 }
 
-/// It still waits, and what it sees has changed.
+/// It still waits, and what it sees has changed. `/readyz` and systemd's status tell it, the log only when asked to: an
+/// outage is one line at its start and one at its end.
 pub struct StillPaused<'a> {
     /// For which.
     pub dependency: Dependency,
@@ -191,7 +220,7 @@ pub struct StillPaused<'a> {
 impl StillPaused<'_> {
     /// Tells of it.
     pub fn emit(self) {
-        warn!(dependency = self.dependency.label(), reason = self.reason, "still paused");
+        debug!(dependency = self.dependency.label(), reason = self.reason, "still paused");
     }
 }
 
@@ -211,7 +240,7 @@ impl Resumed {
     }
 }
 
-/// The daemon consumes.
+/// The daemon consumes, for the first time or from another node than before.
 pub struct Consuming<'a> {
     /// From which queue.
     pub queue: &'a str,

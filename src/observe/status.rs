@@ -19,6 +19,8 @@ struct State {
     consuming: bool,
     stopping: bool,
     ready_told: bool,
+    /// The node that was told last.
+    node: String,
     paused: [Option<Pause>; Dependency::ALL.len()],
 }
 
@@ -65,7 +67,10 @@ impl Status {
     pub fn consuming(&self, queue: &str, broker: &str) {
         let mut state = self.lock();
         state.consuming = true;
-        events::Consuming { queue, broker }.emit();
+        if state.node != broker {
+            broker.clone_into(&mut state.node);
+            events::Consuming { queue, broker }.emit();
+        }
         state.tell();
     }
 

@@ -1,21 +1,22 @@
 //! One batch of points messages from arrival to settlement.
 //!
 //! [`CreditPipeline::process`] is the whole way. At every `await` the process may die, and the message comes again:
-//! before the commit nothing happened; after it the message is a duplicate; after the copy in the dead queue is
-//! confirmed there may be a second copy. Nothing is settled before its effect is durable.
+//! before the commit nothing happened; after it the message is a duplicate; after a copy for another queue is confirmed
+//! there may be a second copy. Nothing is settled before its effect is durable.
 
-use super::ports::{CommitError, CreditLedger, DeadLetter, Decided, Deliveries, Message, Outage};
+use super::ports::{CommitError, CreditLedger, Decided, Deliveries, Forward, Message, Outage};
 use crate::{
     backoff,
     domain::{
         credit::{Credit, Outcome},
         message::Format,
-        settlement::Settlement,
+        retry::RetryPolicy,
+        settlement::{Destination, Settlement},
     },
     observe::{events, pulse::Pulse},
-    pipeline::ports::Dependency,
 };
 use std::{
+    borrow::Cow,
     ops::Range,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -32,8 +33,11 @@ pub struct CreditPipeline {
     pub format: Format,
     /// Where credits go.
     pub ledger: Arc<dyn CreditLedger>,
-    /// How often a batch is tried before it is split: at least 1 (`retry.immediate_attempts`).
+    /// How often a batch is tried before it is split, and a message that fails alone: at least 1
+    /// (`retry.immediate_attempts`).
     pub immediate_attempts: u32,
+    /// The delayed retries of a message that fails alone (`retry.delays`).
+    pub retry: RetryPolicy,
 }
 
 /// Who works on a batch.
@@ -47,14 +51,14 @@ pub struct Turn<'a> {
 /// Processing stopped before every message was settled.
 #[derive(Debug)]
 pub struct Interrupted<M> {
-    /// What is down; `None` when the worker was told to stop.
+    /// What is down; `None` when the worker was told to stop, or a batch took too long.
     pub outage: Option<Outage>,
-    /// Neither committed for certain nor parked: to be given back.
+    /// Neither committed for certain nor forwarded: to be given back.
     pub unsettled: Vec<M>,
 }
 
 impl CreditPipeline {
-    /// Takes `batch` the whole way: parse, commit, park what cannot be credited, settle. Each message ends as if it
+    /// Takes `batch` the whole way: parse, commit, forward what is not done with, settle. Each message ends as if it
     /// had come alone. What is left undone is handed back, the rest is settled.
     pub async fn process<D: Deliveries>(
         &self,
@@ -66,14 +70,14 @@ impl CreditPipeline {
         let committed = self.commit(credits, turn).await;
         turn.pulse.beat();
         let decided = malformed.into_iter().chain(committed.decided).collect();
-        let parked = park(deliveries, decided).await;
+        let forwarded = forward(deliveries, decided).await;
         turn.pulse.beat();
-        report(&parked.decided);
-        deliveries.settle(parked.decided).await;
+        self.report(&forwarded.decided);
+        deliveries.settle(forwarded.decided).await;
 
         let mut unsettled = committed.undecided;
-        unsettled.extend(parked.undecided);
-        let outage = committed.outage.or(parked.outage);
+        unsettled.extend(forwarded.undecided);
+        let outage = committed.outage.or(forwarded.outage);
         if outage.is_none() && unsettled.is_empty() { Ok(()) } else { Err(Interrupted { outage, unsettled }) }
     }
 
@@ -94,68 +98,82 @@ impl CreditPipeline {
     async fn commit<M: Message>(&self, credits: Vec<(M, Credit)>, turn: &Turn<'_>) -> Progress<M> {
         let (messages, credits): (Vec<M>, Vec<Credit>) = credits.into_iter().unzip();
         let credits: Arc<[Credit]> = credits.into();
-        let (outcomes, outage) = self.commit_credits(&credits, turn).await;
+        let (fates, outage) = self.commit_credits(&credits, turn).await;
         let mut progress = Progress { decided: Vec::with_capacity(messages.len()), undecided: Vec::new(), outage };
-        for ((message, credit), outcome) in messages.into_iter().zip(&*credits).zip(outcomes) {
-            match outcome {
-                None => progress.undecided.push(message),
-                Some(outcome) => {
-                    let parked = outcome.settlement() != Settlement::Ack;
-                    let payment_id = parked.then(|| credit.payment_id.clone());
-                    progress.decided.push(Decided { message, payment_id, outcome });
+        for ((message, credit), fate) in messages.into_iter().zip(&*credits).zip(fates) {
+            let outcome = match fate {
+                Fate::Open => {
+                    progress.undecided.push(message);
+                    continue;
                 }
-            }
+                Fate::Decided(outcome) => outcome,
+                Fate::Failed(error) => Outcome::after_failure(error, message.retries_taken(), &self.retry),
+            };
+            let told = outcome.settlement() != Settlement::Ack;
+            let payment_id = told.then(|| credit.payment_id.clone());
+            progress.decided.push(Decided { message, payment_id, outcome });
         }
         progress
     }
 
-    /// The outcome of each credit, in order; `None` for those that are not decided.
+    /// What became of each credit, in order.
     ///
     /// A batch that fails for a reason of its own is split until the message that fails is alone; the parts are
-    /// committed in order, so that of two messages with one id still the first one is credited. One that is refused
-    /// is rejected. One that fails alone for a reason that may pass is left undecided, and is an outage for itself:
-    /// it goes back to the queue, and the others are credited.
-    async fn commit_credits(&self, credits: &Arc<[Credit]>, turn: &Turn<'_>) -> (Vec<Option<Outcome>>, Option<Outage>) {
-        let mut outcomes = vec![None; credits.len()];
-        let mut failed_alone = None;
+    /// committed in order, so that of two messages with one id still the first one is credited.
+    async fn commit_credits(&self, credits: &Arc<[Credit]>, turn: &Turn<'_>) -> (Vec<Fate>, Option<Outage>) {
+        let mut fates = vec![Fate::Open; credits.len()];
         let begun = Instant::now();
         let mut parts = vec![Range { start: 0, end: credits.len() }];
         while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
-            let split_before = part.len() < credits.len();
-            if split_before && (turn.stop.is_cancelled() || begun.elapsed() > SPLITTING_TIME) {
+            let (whole, alone) = (part.len() == credits.len(), part.len() == 1);
+            if !whole && (turn.stop.is_cancelled() || begun.elapsed() > SPLITTING_TIME) {
                 break;
             }
-            match self.attempt(credits, part.clone(), turn).await {
-                Ok(decided) => {
-                    for (outcome, decided) in outcomes[part].iter_mut().zip(decided) {
-                        *outcome = Some(decided);
+            // A part that is only looked through for the message that fails has failed often enough.
+            let attempts = if whole || alone { self.immediate_attempts } else { 1 };
+            let tried = match self.attempt(credits, part.clone(), attempts, turn).await {
+                Err(CommitError::Transient(reason)) => self.blame(credits, &part, reason, turn).await,
+                tried => tried,
+            };
+            match tried {
+                Ok(verdicts) => {
+                    for (fate, outcome) in fates[part].iter_mut().zip(verdicts) {
+                        *fate = Fate::Decided(outcome);
                     }
-                    continue;
                 }
-                Err(CommitError::Outage(outage)) => return (outcomes, Some(outage)),
-                Err(CommitError::Refused(reason)) if part.len() == 1 => {
-                    outcomes[part.start] = Some(Outcome::Rejected(reason));
-                    continue;
+                Err(CommitError::Outage(outage)) => return (fates, Some(outage)),
+                // Told to stop: no attempt is spent on a message that has not had all of its own.
+                Err(CommitError::Transient(_)) if alone && turn.stop.is_cancelled() => break,
+                Err(CommitError::Refused(reason)) if alone => {
+                    fates[part.start] = Fate::Decided(Outcome::Rejected(reason));
                 }
-                Err(CommitError::Refused(_)) => {}
-                Err(CommitError::Transient(reason)) => {
-                    // It is a message's fault only if something else can be committed meanwhile.
-                    turn.pulse.beat();
-                    if let Err(outage) = self.ledger.probe().await {
-                        return (outcomes, Some(outage));
-                    }
-                    if part.len() == 1 {
-                        let reason = format!("payment {} fails alone: {reason}", credits[part.start].payment_id);
-                        failed_alone = Some(Outage { dependency: Dependency::Ledger, reason });
-                        continue;
-                    }
+                Err(CommitError::Transient(reason)) if alone => fates[part.start] = Fate::Failed(reason),
+                Err(CommitError::Refused(_) | CommitError::Transient(_)) => {
+                    let middle = part.start + part.len() / 2;
+                    parts.push(middle..part.end);
+                    parts.push(part.start..middle);
                 }
             }
-            let middle = part.start + part.len() / 2;
-            parts.push(middle..part.end);
-            parts.push(part.start..middle);
         }
-        (outcomes, failed_alone)
+        (fates, None)
+    }
+
+    /// Whether a failure that may pass is the part's own: something else must be committed meanwhile, or nobody's
+    /// message is to blame. A message alone is tried once more after that, so that what was in everybody's way when it
+    /// failed, and has just gone, is not charged to it.
+    async fn blame(
+        &self,
+        credits: &Arc<[Credit]>,
+        part: &Range<usize>,
+        reason: String,
+        turn: &Turn<'_>,
+    ) -> Result<Vec<Outcome>, CommitError> {
+        turn.pulse.beat();
+        self.ledger.probe().await?;
+        if part.len() > 1 {
+            return Err(CommitError::Transient(reason));
+        }
+        self.attempt(credits, part.clone(), 1, turn).await
     }
 
     /// The immediate stage: a few attempts at one part, as long as the reason may pass.
@@ -163,10 +181,11 @@ impl CreditPipeline {
         &self,
         credits: &Arc<[Credit]>,
         part: Range<usize>,
+        attempts: u32,
         turn: &Turn<'_>,
     ) -> Result<Vec<Outcome>, CommitError> {
         let batch: Arc<[Credit]> = if part.len() == credits.len() { Arc::clone(credits) } else { credits[part].into() };
-        let mut pauses = backoff::immediate(self.immediate_attempts);
+        let mut pauses = backoff::immediate(attempts);
         loop {
             turn.pulse.beat();
             let begun = Instant::now();
@@ -186,6 +205,37 @@ impl CreditPipeline {
             }
         }
     }
+
+    /// Tells of every message that is about to be settled.
+    fn report<M: Message>(&self, done: &[Decided<M>]) {
+        let now = SystemTime::now();
+        let ages = done.iter().filter_map(|decided| now.duration_since(decided.message.sent_at()?).ok());
+        events::BatchSettled { outcomes: done.iter().map(|decided| &decided.outcome), ages }.emit();
+        for Forward { message, payment_id, to, error, .. } in done.iter().filter_map(copy) {
+            let message = &message.label();
+            match to {
+                Destination::Dead(reason) => {
+                    events::MessageParked { reason, payment_id, message, error: &error }.emit();
+                }
+                Destination::Retry(step) => {
+                    let delay = self.retry.delays()[step.index()].as_str();
+                    events::MessageDelayed { attempt: step.attempt(), delay, payment_id, message, error: &error }
+                        .emit();
+                }
+            }
+        }
+    }
+}
+
+/// What became of a credit.
+#[derive(Debug, Clone)]
+enum Fate {
+    /// Nothing that is certain.
+    Open,
+    /// This.
+    Decided(Outcome),
+    /// It failed alone for a reason that may pass, while something else was committed.
+    Failed(String),
 }
 
 /// How far a batch came in one step.
@@ -195,52 +245,38 @@ struct Progress<M> {
     outage: Option<Outage>,
 }
 
-/// Puts confirmed copies of what cannot be credited into the dead queue. When that fails none of them counts as
-/// parked: a second copy is better than none.
-async fn park<D: Deliveries>(deliveries: &D, decided: Vec<Decided<D::Message>>) -> Progress<D::Message> {
-    let dead_letters: Vec<_> = decided.iter().filter_map(dead_letter).collect();
-    let parked = if dead_letters.is_empty() { Ok(()) } else { deliveries.park(&dead_letters).await };
-    match parked {
+/// Puts confirmed copies of what is not done with into the queues that they go to. When that fails none of them counts
+/// as being there: a second copy is better than none.
+async fn forward<D: Deliveries>(deliveries: &D, decided: Vec<Decided<D::Message>>) -> Progress<D::Message> {
+    let copies: Vec<_> = decided.iter().filter_map(copy).collect();
+    let forwarded = if copies.is_empty() { Ok(()) } else { deliveries.forward(&copies).await };
+    match forwarded {
         Ok(()) => Progress { decided, undecided: Vec::new(), outage: None },
         Err(outage) => {
-            let (decided, unparked): (Vec<_>, Vec<_>) =
+            let (decided, unforwarded): (Vec<_>, Vec<_>) =
                 decided.into_iter().partition(|decided| decided.outcome.settlement() == Settlement::Ack);
-            let undecided = unparked.into_iter().map(|decided| decided.message).collect();
+            let undecided = unforwarded.into_iter().map(|decided| decided.message).collect();
             Progress { decided, undecided, outage: Some(outage) }
         }
     }
 }
 
-/// The copy for the dead queue, for outcomes that ask for one.
-fn dead_letter<M>(decided: &Decided<M>) -> Option<DeadLetter<'_, M>> {
-    let Settlement::Park(reason) = decided.outcome.settlement() else { return None };
-    let (error, standing) = match &decided.outcome {
+/// The copy for another queue, for outcomes that ask for one.
+fn copy<M>(decided: &Decided<M>) -> Option<Forward<'_, M>> {
+    let Settlement::Forward(to) = decided.outcome.settlement() else { return None };
+    let mut standing = None;
+    let error = match &decided.outcome {
         Outcome::Credited | Outcome::Duplicate => return None,
-        Outcome::Conflict(standing) => {
-            ("the payment is in the ledger with another user or other points".to_owned(), Some(standing))
+        Outcome::Conflict(version) => {
+            standing = Some(version);
+            Cow::Borrowed("the payment is in the ledger with another user or other points")
         }
-        Outcome::Malformed(malformed) => (malformed.to_string(), None),
-        Outcome::Rejected(why) => (why.clone(), None),
+        Outcome::Malformed(malformed) => Cow::Owned(malformed.to_string()),
+        Outcome::Rejected(error) | Outcome::Retry { error, .. } | Outcome::Exhausted { error } => {
+            Cow::Borrowed(error.as_str())
+        }
     };
-    let payment_id = decided.payment_id.as_ref();
-    Some(DeadLetter { message: &decided.message, payment_id, reason, error, standing })
-}
-
-/// Tells of every message that is about to be settled.
-fn report<M: Message>(done: &[Decided<M>]) {
-    let now = SystemTime::now();
-    let ages = done.iter().filter_map(|decided| now.duration_since(decided.message.sent_at()?).ok());
-    events::BatchSettled { outcomes: done.iter().map(|decided| &decided.outcome), ages }.emit();
-    for dead in done.iter().filter_map(dead_letter) {
-        let message = dead.message.label();
-        events::MessageParked {
-            reason: dead.reason,
-            payment_id: dead.payment_id,
-            message: &message,
-            error: &dead.error,
-        }
-        .emit();
-    }
+    Some(Forward { message: &decided.message, payment_id: decided.payment_id.as_ref(), to, error, standing })
 }
 
 #[cfg(test)]

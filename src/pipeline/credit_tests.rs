@@ -3,6 +3,7 @@ use crate::{
     domain::{
         credit::{Standing, Verdict},
         message::Format,
+        retry::Delay,
         shape::Shape,
     },
     observe::pulse::Pulses,
@@ -26,10 +27,16 @@ impl Message for Text {
     fn sent_at(&self) -> Option<SystemTime> {
         None
     }
+    fn retries_taken(&self) -> u32 {
+        TAKEN
+    }
     fn label(&self) -> String {
         String::new()
     }
 }
+
+/// What each message has behind it.
+const TAKEN: u32 = 1;
 
 /// Logic only: a ledger in memory that fails as it is told by the payment's id.
 #[derive(Default)]
@@ -46,9 +53,14 @@ fn outage(dependency: Dependency) -> Outage {
 #[async_trait]
 impl CreditLedger for Script {
     async fn credit(&self, batch: Arc<[Credit]>) -> Result<Vec<Verdict>, CommitError> {
-        self.calls.lock().unwrap().push(batch.len());
+        let calls = {
+            let mut calls = self.calls.lock().unwrap();
+            calls.push(batch.len());
+            calls.clone()
+        };
         for credit in &*batch {
             match credit.payment_id.as_str() {
+                "once" if calls.len() < 7 => return Err(CommitError::Transient("not for long".into())),
                 "refused" => return Err(CommitError::Refused("never".into())),
                 "transient" => return Err(CommitError::Transient("perhaps".into())),
                 "down" => return Err(outage(Dependency::Ledger).into()),
@@ -83,15 +95,15 @@ struct Queue {
 impl Deliveries for Queue {
     type Message = Text;
 
-    async fn park(&self, dead_letters: &[DeadLetter<'_, Text>]) -> Result<(), Outage> {
-        assert!(self.settled.lock().unwrap().is_empty(), "nothing is settled before it is parked");
+    async fn forward(&self, copies: &[Forward<'_, Text>]) -> Result<(), Outage> {
+        assert!(self.settled.lock().unwrap().is_empty(), "nothing is settled before its copy is confirmed");
         if self.parking_fails {
             return Err(outage(Dependency::Broker));
         }
         self.parked
             .lock()
             .unwrap()
-            .extend(dead_letters.iter().map(|dead| format!("{}: {}", dead.message.0, dead.error)));
+            .extend(copies.iter().map(|copy| format!("{}: {}", copy.message.0, copy.error)));
         Ok(())
     }
 
@@ -105,11 +117,27 @@ fn body(payment: &str, user: &str) -> String {
     format!(r#"{{"paymentId":"{payment}","userId":"{user}","integral":1}}"#)
 }
 
+fn pipeline(ledger: &Arc<Script>, delays: &[&str]) -> CreditPipeline {
+    CreditPipeline {
+        format: Format { shape: Shape::default(), max_body_bytes: 1000, max_points: 100 },
+        ledger: Arc::clone(ledger) as Arc<dyn CreditLedger>,
+        immediate_attempts: 3,
+        retry: RetryPolicy::new(delays.iter().filter_map(|delay| Delay::parse(delay)).collect()),
+    }
+}
+
 async fn process(ledger: Script, queue: &Queue, bodies: &[String]) -> (Result<(), Interrupted<Text>>, Vec<usize>) {
+    process_with(ledger, queue, bodies, &["1s", "5s"]).await
+}
+
+async fn process_with(
+    ledger: Script,
+    queue: &Queue,
+    bodies: &[String],
+    delays: &[&str],
+) -> (Result<(), Interrupted<Text>>, Vec<usize>) {
     let ledger = Arc::new(ledger);
-    let format = Format { shape: Shape::default(), max_body_bytes: 1000, max_points: 100 };
-    let pipeline =
-        CreditPipeline { format, ledger: Arc::clone(&ledger) as Arc<dyn CreditLedger>, immediate_attempts: 3 };
+    let pipeline = pipeline(&ledger, delays);
     let pulse = Pulses::default().begin("test", Duration::from_secs(60));
     let batch = bodies.iter().cloned().map(Text).collect();
     let stop = CancellationToken::new();
@@ -146,11 +174,16 @@ async fn a_reason_that_may_pass_costs_no_other_message_anything() {
     let bodies = [body("a", "u"), body("transient", "u"), body("b", "u")];
     let queue = Queue::default();
     let (done, calls) = process(Script::default(), &queue, &bodies).await;
-    let interrupted = done.unwrap_err();
-    assert_eq!(calls, [3, 3, 3, 1, 2, 2, 2, 1, 1, 1, 1], "three attempts each, then split");
-    assert_eq!(interrupted.unsettled, [Text(bodies[1].clone())], "not parked: the ledger may be to blame");
-    assert_eq!(interrupted.outage.unwrap().reason, "payment transient fails alone: perhaps");
-    assert_eq!(settled(&queue), [(bodies[0].clone(), "credited"), (bodies[2].clone(), "credited")]);
+    assert!(done.is_ok(), "the others are not held up");
+    assert_eq!(calls, [3, 3, 3, 1, 2, 1, 1, 1, 1, 1], "three attempts whole, one in parts, three alone and one more");
+    let credited = |n: usize| (bodies[n].clone(), "credited");
+    assert_eq!(settled(&queue), [credited(0), credited(2), (bodies[1].clone(), "retry")]);
+    assert_eq!(*queue.parked.lock().unwrap(), [format!("{}: perhaps", bodies[1])], "a copy waits, and says why");
+
+    let queue = Queue::default();
+    let (done, _) = process_with(Script::default(), &queue, &bodies, &["1s"]).await;
+    assert!(done.is_ok());
+    assert_eq!(settled(&queue), [credited(0), credited(2), (bodies[1].clone(), "exhausted")]);
 
     let queue = Queue::default();
     let (done, calls) = process(Script { probe_fails: true, ..Script::default() }, &queue, &bodies).await;
@@ -161,13 +194,36 @@ async fn a_reason_that_may_pass_costs_no_other_message_anything() {
     assert!(settled(&queue).is_empty() && queue.parked.lock().unwrap().is_empty());
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_has_just_passed_is_charged_to_nobody() {
+    // It fails until the probe after its own attempts, and not once more: something was in everybody's way.
+    let bodies = [body("a", "u"), body("once", "u")];
+    let queue = Queue::default();
+    let (done, calls) = process(Script::default(), &queue, &bodies).await;
+    assert!(done.is_ok());
+    assert_eq!(calls, [2, 2, 2, 1, 1, 1, 1]);
+    assert!(settled(&queue).iter().all(|(_, outcome)| *outcome == "credited"), "{:?}", settled(&queue));
+}
+
+#[tokio::test]
+async fn no_attempt_is_spent_on_the_way_out() {
+    let ledger = Arc::new(Script::default());
+    let pulse = Pulses::default().begin("test", Duration::from_secs(60));
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let queue = Queue::default();
+    let batch = vec![Text(body("transient", "u"))];
+    let done = pipeline(&ledger, &["1s"]).process(&queue, batch, &Turn { pulse: &pulse, stop: &stop }).await;
+    let interrupted = done.unwrap_err();
+    assert_eq!((interrupted.outage, interrupted.unsettled.len()), (None, 1));
+    assert!(settled(&queue).is_empty());
+}
+
 #[tokio::test]
 async fn splitting_stops_when_the_worker_is_told_to() {
     let bodies: Vec<String> = (0..6).map(|n| body(if n == 0 { "refused" } else { "p" }, "u")).collect();
     let ledger = Arc::new(Script::default());
-    let format = Format { shape: Shape::default(), max_body_bytes: 1000, max_points: 100 };
-    let pipeline =
-        CreditPipeline { format, ledger: Arc::clone(&ledger) as Arc<dyn CreditLedger>, immediate_attempts: 3 };
+    let pipeline = pipeline(&ledger, &["1s"]);
     let pulse = Pulses::default().begin("test", Duration::from_secs(60));
     let stop = CancellationToken::new();
     stop.cancel();

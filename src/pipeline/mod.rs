@@ -1,4 +1,4 @@
-//! A message's way: parse, commit, park, settle ([`credit`]), and what that way needs of the world ([`ports`]).
+//! A message's way: parse, commit, forward, settle ([`credit`]), and what that way needs of the world ([`ports`]).
 
 pub mod credit;
 pub mod ports;

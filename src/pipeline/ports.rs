@@ -3,10 +3,10 @@
 use crate::domain::{
     credit::{Credit, Outcome, Standing, Verdict},
     ids::PaymentId,
-    settlement::Reason,
+    settlement::Destination,
 };
 use async_trait::async_trait;
-use std::{fmt, sync::Arc, time::SystemTime};
+use std::{borrow::Cow, fmt, sync::Arc, time::SystemTime};
 
 /// Something the daemon cannot work without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,17 @@ pub struct Outage {
     pub reason: String,
 }
 
+/// Whose fault an error is. Every kind of error says it of itself, in an exhaustive match beside its type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Nobody's message: the dependency does not work.
+    Outage,
+    /// A message's, for good.
+    Permanent,
+    /// It may pass, or cannot be told: tried again, then split until the message that fails is alone.
+    Transient,
+}
+
 /// Why a batch of credits was not committed. Nothing of it was.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommitError {
@@ -79,6 +90,9 @@ pub trait Message: Send + Sync {
     /// When its producer says it was sent.
     fn sent_at(&self) -> Option<SystemTime>;
 
+    /// Delayed retries that it has taken (`x-pointsd-attempt`).
+    fn retries_taken(&self) -> u32;
+
     /// What a person can find it by when no payment id can be read from it: a message id or a line number.
     fn label(&self) -> String;
 }
@@ -88,23 +102,23 @@ pub trait Message: Send + Sync {
 pub struct Decided<M> {
     /// The message.
     pub message: M,
-    /// Its payment, where it is told to a person (whatever goes to the dead queue) and could be read.
+    /// Its payment, where it is told to a person (whatever is not acknowledged at once) and could be read.
     pub payment_id: Option<PaymentId>,
     /// What became of it.
     pub outcome: Outcome,
 }
 
-/// A copy that is to stand in the dead queue.
+/// A copy that is to stand in another queue before its original is settled.
 #[derive(Debug)]
-pub struct DeadLetter<'a, M> {
+pub struct Forward<'a, M> {
     /// The message.
     pub message: &'a M,
     /// Its payment, where it could be read.
     pub payment_id: Option<&'a PaymentId>,
-    /// Why.
-    pub reason: Reason,
+    /// Where it goes.
+    pub to: Destination,
     /// What happened, for a person.
-    pub error: String,
+    pub error: Cow<'a, str>,
     /// The version in the ledger, on a conflict.
     pub standing: Option<&'a Standing>,
 }
@@ -115,9 +129,9 @@ pub trait Deliveries: Send + Sync {
     /// What is delivered.
     type Message: Message;
 
-    /// Puts confirmed copies into the dead queue. When this returns `Ok`, each of them stands there durably; an
-    /// error leaves it open which ones do.
-    async fn park(&self, dead_letters: &[DeadLetter<'_, Self::Message>]) -> Result<(), Outage>;
+    /// Puts confirmed copies into the queues that they go to. When this returns `Ok`, each of them stands there
+    /// durably; an error leaves it open which ones do.
+    async fn forward(&self, copies: &[Forward<'_, Self::Message>]) -> Result<(), Outage>;
 
     /// Settles messages whose effect is durable. It cannot fail: a message whose settlement is lost comes again and
     /// is a duplicate then.

@@ -42,7 +42,8 @@ impl PostgresLedger {
     /// Connects to nothing yet.
     pub(super) fn new(uri: &str, options: Options) -> Self {
         let uri = with_parameters(uri, options.timeout);
-        let settings = Settings { statement_timeout: options.timeout.mul_f64(0.8) };
+        let settings =
+            Settings { statement_timeout: options.timeout.mul_f64(0.8), lock_timeout: options.timeout.mul_f64(0.1) };
         let pool = r2d2::Pool::builder()
             .max_size(options.pool_size)
             .min_idle(Some(0))
@@ -65,7 +66,7 @@ impl PostgresLedger {
     /// The same without a time limit on statements, for commands that a person has started and can stop.
     fn fresh_unlimited(&self) -> Result<PgConnection, LedgerError> {
         let mut connection = self.fresh()?;
-        connection.batch_execute("SET statement_timeout = 0")?;
+        connection.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0")?;
         Ok(connection)
     }
 }
@@ -154,6 +155,9 @@ impl Ledger for PostgresLedger {
 struct Settings {
     /// Shorter than the caller's deadline: a server that works can then say itself what it waited for.
     statement_timeout: Duration,
+    /// Shorter still: a row that somebody else holds is one payment's trouble, and a whole batch waits while that payment
+    /// is looked for.
+    lock_timeout: Duration,
 }
 
 impl Settings {
@@ -162,8 +166,9 @@ impl Settings {
     /// is ended by the server, because it holds rows that other daemons wait for.
     fn apply(&self, connection: &mut PgConnection) -> diesel::QueryResult<()> {
         let timeout = self.statement_timeout.as_millis();
+        let lock_timeout = self.lock_timeout.as_millis();
         connection.batch_execute(&format!(
-            "SET statement_timeout = {timeout}; SET idle_in_transaction_session_timeout = {timeout}; \
+            "SET statement_timeout = {timeout}; SET lock_timeout = {lock_timeout}; SET idle_in_transaction_session_timeout = {timeout}; \
              SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
         ))
     }

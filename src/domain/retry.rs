@@ -1,0 +1,184 @@
+//! Delayed retries: after which delays, and how many. The queues that wait are the broker's.
+
+/// The longest delay: 30 days, in milliseconds. RabbitMQ keeps a time to live in 32 bits (49 days).
+pub const MAX_DELAY_MILLISECONDS: u64 = 30 * 24 * 3_600_000;
+
+/// The most steps that can be configured.
+pub const MAX_STEPS: usize = 50;
+
+/// A delay as it is configured. Its text is part of a queue's name: another text is another queue, so that changing a
+/// delay never meets a queue's immutable argument.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delay {
+    text: String,
+    milliseconds: u64,
+}
+
+impl Delay {
+    /// Reads `[1-9][0-9]*(ms|s|m|h)`, up to [`MAX_DELAY_MILLISECONDS`].
+    pub fn parse(text: &str) -> Option<Self> {
+        let unit_at = text.find(|character: char| !character.is_ascii_digit())?;
+        let (number, unit) = text.split_at(unit_at);
+        let unit = match unit {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return None,
+        };
+        if number.starts_with('0') {
+            return None;
+        }
+        let milliseconds = number.parse::<u64>().ok()?.checked_mul(unit)?;
+        (milliseconds <= MAX_DELAY_MILLISECONDS).then(|| Self { text: text.to_owned(), milliseconds })
+    }
+
+    /// As it was configured.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// How long it is.
+    pub fn milliseconds(&self) -> u64 {
+        self.milliseconds
+    }
+}
+
+/// A delayed retry that is still to be had. Only [`RetryPolicy::next`] makes one, so there is a delay for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Step(u32);
+
+impl Step {
+    /// Which delayed retry it is, counted from 1: the value of `x-pointsd-attempt` on its copy.
+    pub fn attempt(self) -> u32 {
+        self.0 + 1
+    }
+
+    /// The place of its delay among [`RetryPolicy::delays`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// The delays of a message's retries, one after the other (`retry.delays`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RetryPolicy(Vec<Delay>);
+
+impl RetryPolicy {
+    /// Of these delays; those beyond [`MAX_STEPS`] are left out. None of them: a message that fails is exhausted at once.
+    pub fn new(mut delays: Vec<Delay>) -> Self {
+        delays.truncate(MAX_STEPS);
+        Self(delays)
+    }
+
+    /// In order.
+    pub fn delays(&self) -> &[Delay] {
+        &self.0
+    }
+
+    /// The step after `taken` delayed retries; `None` when they are used up.
+    pub fn next(&self, taken: u32) -> Option<Step> {
+        ((taken as usize) < self.0.len()).then_some(Step(taken))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{
+        credit::{Outcome, Standing},
+        message::{Field, Malformed, Problem},
+        settlement::{Destination, Reason, Settlement},
+    };
+    use proptest::prelude::*;
+
+    #[test]
+    fn delays_are_written_as_the_names_of_their_queues() {
+        for (text, milliseconds) in [
+            ("1ms", Some(1)),
+            ("500ms", Some(500)),
+            ("1s", Some(1000)),
+            ("2m", Some(120_000)),
+            ("12h", Some(43_200_000)),
+            ("720h", Some(MAX_DELAY_MILLISECONDS)),
+            ("721h", None),
+            ("0s", None),
+            ("01s", None),
+            ("1", None),
+            ("s", None),
+            ("1 s", None),
+            ("1m30s", None),
+            ("1d", None),
+            ("-1s", None),
+            ("1.5s", None),
+            ("18446744073709551616ms", None),
+            ("18446744073709551615h", None),
+            ("", None),
+        ] {
+            let delay = Delay::parse(text);
+            assert_eq!(delay.as_ref().map(Delay::milliseconds), milliseconds, "{text}");
+            assert!(delay.is_none_or(|delay| delay.as_str() == text));
+        }
+    }
+
+    fn policy(steps: usize) -> RetryPolicy {
+        RetryPolicy::new((1..=steps).map(|n| Delay::parse(&format!("{n}s")).unwrap()).collect())
+    }
+
+    /// Every outcome there is, of a message that has taken so many delayed retries.
+    fn outcomes(taken: u32, policy: &RetryPolicy) -> [Outcome; 6] {
+        [
+            Outcome::Credited,
+            Outcome::Duplicate,
+            Outcome::Conflict(Standing { user_id: "u".into(), points: 5 }),
+            Outcome::Malformed(Malformed { field: Field::Body, problem: Problem::NotAnObject }),
+            Outcome::Rejected("no".into()),
+            Outcome::after_failure("perhaps".into(), taken, policy),
+        ]
+    }
+
+    proptest! {
+        /// The whole decision, from outcome, attempts and policy to settlement: total, bounded, monotone in attempts.
+        #[test]
+        fn a_message_is_settled_after_a_bounded_number_of_retries(steps in 0..=60_usize, taken in any::<u32>()) {
+            let policy = policy(steps);
+            let bound = u32::try_from(steps.min(MAX_STEPS)).unwrap();
+            for outcome in outcomes(taken, &policy) {
+                let first = outcomes(0, &policy).into_iter().find(|first| first.label() == outcome.label());
+                match outcome.settlement() {
+                    Settlement::Forward(Destination::Retry(step)) => {
+                        prop_assert!(taken < bound, "bounded");
+                        prop_assert_eq!(step.attempt(), taken + 1, "each step counts one");
+                        prop_assert!(policy.delays().get(step.index()).is_some(), "there is a delay for it");
+                    }
+                    // Whatever is not retried does not depend on how often it was.
+                    settlement if outcome.label() != "exhausted" => {
+                        prop_assert_eq!(Some(settlement), first.map(|first| first.settlement()));
+                    }
+                    settlement => {
+                        prop_assert_eq!(settlement, Settlement::Forward(Destination::Dead(Reason::Exhausted)));
+                        prop_assert!(taken >= bound, "not before the last step");
+                    }
+                }
+            }
+            // Monotone: once exhausted, exhausted whatever else is counted.
+            let exhausted = |taken| Outcome::after_failure(String::new(), taken, &policy).label() == "exhausted";
+            prop_assert!(!exhausted(taken) || exhausted(taken.saturating_add(1)));
+        }
+
+        /// A message that fails every time ends, after exactly as many retries as there are delays.
+        #[test]
+        fn a_message_that_always_fails_takes_every_step_once(steps in 0..=MAX_STEPS) {
+            let policy = policy(steps);
+            let mut taken = 0;
+            let mut waited = Vec::new();
+            while let Settlement::Forward(Destination::Retry(step)) =
+                Outcome::after_failure(String::new(), taken, &policy).settlement()
+            {
+                waited.push(policy.delays()[step.index()].clone());
+                taken = step.attempt();
+            }
+            prop_assert_eq!(waited, policy.delays().to_vec());
+        }
+    }
+}
