@@ -11,5 +11,6 @@ pub mod domain;
 pub mod http;
 pub mod ledger;
 pub mod observe;
+pub mod parked;
 pub mod pipeline;
 pub mod recorded;

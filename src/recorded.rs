@@ -1,5 +1,6 @@
 //! Recorded messages: JSON Lines, one message a line, bare or in an envelope (`docs/messages.md`).
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor},
@@ -109,6 +110,50 @@ impl<R: BufRead> Lines<R> {
     }
 }
 
+/// The line that [`parse`] reads as this message again, without its end.
+///
+/// The body stands there as JSON where that keeps every byte of it, as a string where it is some other text, and as
+/// base64 where it is no text.
+pub fn to_line(message: &Recorded) -> String {
+    let text = std::str::from_utf8(&message.body);
+    let verbatim = text.ok().filter(|text| stands_verbatim(text));
+    let (name, body) = match (verbatim, text) {
+        (Some(json), _) => (BODY, json.to_owned()),
+        (None, Ok(text)) => (BODY, quoted(text)),
+        (None, Err(_)) => (BODY_BASE64, quoted(&BASE64_STANDARD.encode(&message.body))),
+    };
+    let mut line = format!("{{\"{name}\":{body}");
+    let mut member = |name: &str, value: String| {
+        line.push_str(",\"");
+        line.push_str(name);
+        line.push_str("\":");
+        line.push_str(&value);
+    };
+    if let Some(message_id) = &message.message_id {
+        member(MESSAGE_ID, quoted(message_id));
+    }
+    if !message.headers.is_empty() {
+        member(HEADERS, serde_json::Value::Object(message.headers.clone()).to_string());
+    }
+    if let Some(routing_key) = &message.routing_key {
+        member(ROUTING_KEY, quoted(routing_key));
+    }
+    line.push('}');
+    line
+}
+
+/// An object in one line, with nothing around it.
+fn stands_verbatim(text: &str) -> bool {
+    text.starts_with('{')
+        && text.ends_with('}')
+        && !text.contains(['\n', '\r'])
+        && serde_json::from_str::<&RawValue>(text).is_ok_and(|value| value.get() == text)
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::String(text.to_owned()).to_string()
+}
+
 /// An envelope has a `body` and nothing but the members of an envelope; any other line is a body itself.
 fn parse(line: Vec<u8>) -> Result<Recorded, RecordedError> {
     match serde_json::from_slice::<Members<'_>>(&line) {
@@ -118,6 +163,7 @@ fn parse(line: Vec<u8>) -> Result<Recorded, RecordedError> {
 }
 
 const BODY: &str = "body";
+const BODY_BASE64: &str = "body_base64";
 const MESSAGE_ID: &str = "message_id";
 const HEADERS: &str = "headers";
 const ROUTING_KEY: &str = "routing_key";
@@ -128,16 +174,23 @@ struct Members<'a>(Vec<(String, &'a RawValue)>);
 impl<'a> Members<'a> {
     fn are_an_envelope(&self) -> bool {
         let members = || self.0.iter().map(|(name, _)| name.as_str());
-        members().any(|name| name == BODY)
-            && members().all(|name| [BODY, MESSAGE_ID, HEADERS, ROUTING_KEY].contains(&name))
+        members().any(|name| name == BODY || name == BODY_BASE64)
+            && members().all(|name| [BODY, BODY_BASE64, MESSAGE_ID, HEADERS, ROUTING_KEY].contains(&name))
     }
 
     fn into_recorded(self) -> Result<Recorded, RecordedError> {
-        let body = self.one(BODY)?.ok_or(RecordedError::WrongType { member: BODY, wanted: "given" })?;
-        // A string stands for its text, so that any text can be recorded; anything else for its JSON.
-        let body = match serde_json::from_str::<String>(body.get()) {
-            Ok(text) => text.into_bytes(),
-            Err(_) => body.get().as_bytes().to_vec(),
+        let base64: Option<String> = self.typed(BODY_BASE64, "a string")?;
+        let body = match (self.one(BODY)?, base64) {
+            (Some(_), Some(_)) => return Err(RecordedError::GivenTwice(BODY.to_owned())),
+            (None, Some(base64)) => BASE64_STANDARD
+                .decode(base64)
+                .map_err(|_| RecordedError::WrongType { member: BODY_BASE64, wanted: "base64" })?,
+            // A string stands for its text, so that any text can be recorded; anything else for its JSON.
+            (Some(body), None) => match serde_json::from_str::<String>(body.get()) {
+                Ok(text) => text.into_bytes(),
+                Err(_) => body.get().as_bytes().to_vec(),
+            },
+            (None, None) => return Err(RecordedError::WrongType { member: BODY, wanted: "given" }),
         };
         Ok(Recorded {
             body,
@@ -238,9 +291,42 @@ mod tests {
             (r#"{"body":1,"message_id":5}"#, "message_id: must be a string"),
             (r#"{"body":1,"routing_key":{}}"#, "routing_key: must be a string"),
             (r#"{"body":1,"body":2}"#, "body: is given twice"),
+            (r#"{"body":1,"body_base64":"MQ=="}"#, "body: is given twice"),
+            (r#"{"body_base64":"?"}"#, "body_base64: must be base64"),
+            (r#"{"body_base64":null}"#, "body: must be given"),
         ] {
             let read = lines(line.as_bytes());
             assert_eq!(read[0].1.as_ref().unwrap_err().to_string(), error, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_as_it_was() {
+        let mut headers = serde_json::Map::new();
+        headers.insert("x".into(), serde_json::json!({"a": [1, "\n"]}));
+        for (body, begin) in [
+            (&br#"{"paymentId": 12345678901234567890, "a":1e400}"#[..], r#"{"body":{"paymentId""#),
+            (b"{\"a\":1} ", r#"{"body":"{"#),
+            (b"{\"a\":\n1}", r#"{"body":"{"#),
+            (b"17", r#"{"body":"17""#),
+            (b"\"text\"", r#"{"body":"\"text\"""#),
+            (b"{not json}", r#"{"body":"{not"#),
+            (b"", r#"{"body":"""#),
+            (b"\xac\xed\x00\x05", r#"{"body_base64":"rO0ABQ==""#),
+        ] {
+            for (message_id, headers, routing_key) in
+                [(None, serde_json::Map::new(), None), (Some("m\"1"), headers.clone(), Some("k"))]
+            {
+                let message = Recorded {
+                    body: body.to_vec(),
+                    message_id: message_id.map(str::to_owned),
+                    headers,
+                    routing_key: routing_key.map(str::to_owned),
+                };
+                let line = to_line(&message);
+                assert!(line.starts_with(begin) && !line.contains('\n'), "{line}");
+                assert_eq!(lines(line.as_bytes()), [(1, Ok(message))], "{line}");
+            }
         }
     }
 

@@ -6,11 +6,15 @@
 mod connect;
 mod consume;
 mod copy;
+mod dead;
+mod headers;
 mod publish;
+mod retire;
 mod topology;
 
 pub use connect::{BrokerUrl, BrokerUrlError};
 pub use consume::{Consumer, Delivered, Sessions};
+pub use dead::{DeadQueue, Found, Tag};
 pub use publish::{Outgoing, Publisher};
 pub use topology::{Binding, Difference, QueueSpec, QueueType, Topology, retry_queue};
 

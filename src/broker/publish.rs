@@ -1,12 +1,18 @@
 //! Publishing so that nothing is lost: persistent, mandatory, confirmed, in a window.
 
-use super::{BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT, connect::connect, copy, copy::HeaderFrame, within};
+use super::{
+    BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT,
+    connect::connect,
+    copy::{self, HeaderFrame},
+    headers::{self, short},
+    within,
+};
 use crate::config::BrokerSettings;
 use futures_util::{Stream, StreamExt};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, Event,
     options::{BasicPublishOptions, ConfirmSelectOptions},
-    types::{AMQPValue, FieldTable, ShortString},
+    types::{FieldTable, ShortString},
 };
 use std::{borrow::Cow, time::SystemTime};
 use tokio::sync::{Mutex, watch};
@@ -27,20 +33,18 @@ pub struct Outgoing<'a> {
 }
 
 impl<'a> Outgoing<'a> {
-    /// A new JSON message, time-stamped. `headers` are a JSON object; those that the broker would act on are left out.
+    /// A new JSON message, time-stamped. `given` are its headers; those that the broker would act on are left out, and
+    /// those of ours that tell of an earlier failure.
     pub fn new(
         exchange: &str,
         routing_key: &str,
         body: Vec<u8>,
         message_id: Option<&str>,
-        headers: &serde_json::Map<String, serde_json::Value>,
+        given: &serde_json::Map<String, serde_json::Value>,
     ) -> Result<Self, BrokerError> {
-        let short = |what: &str, text: &str| {
-            ShortString::try_new(text).map_err(|_| BrokerError::Unsendable(format!("{what} has more than 255 bytes")))
-        };
         let mut table = FieldTable::default();
-        for (name, value) in headers.iter().filter(|(name, _)| !copy::is_brokers(name)) {
-            table.insert(short("a header's name", name)?, amqp_value(value));
+        for (name, value) in given.iter().filter(|(name, _)| !copy::is_brokers(name) && !copy::is_of_a_failure(name)) {
+            table.insert(short("a header's name", name)?, headers::from_json(value));
         }
         let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut properties = BasicProperties::default()
@@ -65,31 +69,6 @@ impl<'a> Outgoing<'a> {
             format!("queue {}", self.routing_key)
         } else {
             format!("exchange {} with key {}", self.exchange, self.routing_key)
-        }
-    }
-}
-
-fn amqp_value(value: &serde_json::Value) -> AMQPValue {
-    match value {
-        serde_json::Value::Null => AMQPValue::Void,
-        serde_json::Value::Bool(flag) => AMQPValue::Boolean(*flag),
-        serde_json::Value::Number(number) => match (number.as_i64(), number.as_f64()) {
-            (Some(integer), _) => AMQPValue::LongLongInt(integer),
-            (None, Some(float)) => AMQPValue::Double(float),
-            (None, None) => AMQPValue::LongString(number.to_string().into()),
-        },
-        serde_json::Value::String(text) => AMQPValue::LongString(text.as_str().into()),
-        serde_json::Value::Array(items) => {
-            AMQPValue::FieldArray(items.iter().map(amqp_value).collect::<Vec<_>>().into())
-        }
-        serde_json::Value::Object(members) => {
-            let mut table = FieldTable::default();
-            for (name, value) in members {
-                if let Ok(name) = ShortString::try_new(name.as_str()) {
-                    table.insert(name, amqp_value(value));
-                }
-            }
-            AMQPValue::FieldTable(table)
         }
     }
 }
@@ -145,6 +124,10 @@ impl Publisher {
             Some(reason) => BrokerError::Blocked(reason),
             None => std::future::pending().await,
         }
+    }
+
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
     }
 
     /// What tells whether headers fit into the frames that were agreed on.

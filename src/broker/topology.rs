@@ -210,6 +210,21 @@ impl Topology {
         )))
     }
 
+    /// Whether the dead queue, which must be there, is not as it is here: what a reader of it should know.
+    pub(super) async fn dead_queue_differs(&self, connection: &Connection) -> Result<Option<String>, BrokerError> {
+        let Some(item) = self.queues.first().map(Item::Queue) else { return Ok(None) };
+        let refused = |failure| match failure {
+            Failure::Broker(text) => BrokerError::Topology(format!("{} {}", item.subject(), item.explain(&text))),
+            Failure::Other(error) => error,
+        };
+        item.declare(connection, true).await.map_err(refused)?;
+        match item.declare(connection, false).await {
+            Ok(()) => Ok(None),
+            Err(Failure::Broker(text)) => Ok(Some(format!("{}: {}", item.subject(), item.explain(&text)))),
+            Err(Failure::Other(error)) => Err(error),
+        }
+    }
+
     /// Compares the broker with this, changing nothing: first by passive declares, then, of what is there, by
     /// declaring it as it should be, which the broker refuses with the argument that differs.
     pub async fn check(&self, settings: &BrokerSettings) -> Result<Vec<Difference>, BrokerError> {
@@ -350,6 +365,20 @@ fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {
         table.insert((*name).into(), value);
     }
     table
+}
+
+/// Looks at a queue, changing nothing. A refusal (it is not there, say) closes the channel.
+pub(super) async fn passive(channel: &lapin::Channel, queue: &str) -> Result<lapin::Queue, BrokerError> {
+    let options =
+        QueueDeclareOptions { passive: true, durable: true, exclusive: false, auto_delete: false, nowait: false };
+    let declare = channel.queue_declare(queue.into(), options, FieldTable::default());
+    match tokio::time::timeout(STEP_TIMEOUT, declare).await {
+        Ok(declared) => declared.map_err(|error| match Failure::from(error) {
+            Failure::Broker(text) => BrokerError::Topology(text),
+            Failure::Other(error) => error,
+        }),
+        Err(_) => Err(BrokerError::Timeout { step: "queue.declare", after: STEP_TIMEOUT }),
+    }
 }
 
 pub(super) async fn close(connection: &Connection) {

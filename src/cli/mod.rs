@@ -2,6 +2,7 @@
 
 mod balance;
 mod check_config;
+mod dead;
 mod input;
 mod migrate;
 mod output;
@@ -64,6 +65,8 @@ enum Command {
     CheckConfig(Json),
     /// Show, make or compare the exchange and queues that are needed at the broker.
     Topology(topology::Arguments),
+    /// Look into the dead queue, send back what was parked, or drop it.
+    Dead(dead::Arguments),
     /// Print a user's points; 0 for a user that is not known.
     Balance(balance::Arguments),
     /// Print everything known about a payment. Exit status 1 when nothing is.
@@ -120,6 +123,7 @@ fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
             Command::Migrate(json) => migrate::run(&settings, json.json, output).await,
             Command::CheckConfig(json) => check_config::run(&settings, json.json, output),
             Command::Topology(arguments) => topology::run(&settings, &arguments, output).await,
+            Command::Dead(arguments) => dead::run(&settings, &arguments, output).await,
             Command::Balance(arguments) => balance::run(&settings, &arguments, output).await,
             Command::Payment(arguments) => payment::run(&settings, &arguments, output).await,
             Command::Verify(json) => verify::run(&settings, json.json, output).await,

@@ -1,4 +1,4 @@
-//! `pointsd topology [print|declare|check]`
+//! `pointsd topology [print|declare|check|retire]`
 
 use super::{Exit, Output};
 use crate::{
@@ -6,6 +6,7 @@ use crate::{
     config::Settings,
 };
 use anyhow::Context as _;
+use indicatif::ProgressBar;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -16,7 +17,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-#[derive(Debug, Clone, Copy, clap::Subcommand)]
+#[derive(Debug, Clone, clap::Subcommand)]
 enum Action {
     /// Show what is needed, without asking the broker (the default).
     Print,
@@ -24,15 +25,32 @@ enum Action {
     Declare,
     /// Compare the broker with what is needed, changing nothing. Exit status 1 when something is missing or different.
     Check,
+    /// Delete a delay queue that is no longer configured, after everything in it has gone back to its queue. That can
+    /// take as long as the delay; to interrupt it loses nothing.
+    Retire {
+        /// As in points.credit.retry.5s
+        queue: String,
+    },
 }
 
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
     let topology = Topology::of(&settings.broker, &settings.retry.policy);
-    match arguments.action.unwrap_or(Action::Print) {
+    match arguments.action.as_ref().unwrap_or(&Action::Print) {
         Action::Print => print(&topology, arguments.json, output),
         Action::Declare => {
             topology.declare(&settings.broker).await.context("broker")?;
             print(&topology, arguments.json, output)
+        }
+        Action::Retire { queue } => {
+            let progress = ProgressBar::new_spinner();
+            let waiting = |messages| {
+                progress.set_message(format!("{messages} messages wait in {queue}"));
+                progress.tick();
+            };
+            topology.retire(&settings.broker, queue, waiting).await.context("broker")?;
+            progress.finish_and_clear();
+            output.line(&format!("queue {queue} is deleted"))?;
+            Ok(Exit::Done)
         }
         Action::Check => {
             let differences = topology.check(&settings.broker).await.context("broker")?;

@@ -329,3 +329,31 @@ impl LoopStuck<'_> {
         warn!(name = self.name, late = ?self.late, "a loop does not turn: the watchdog is not fed");
     }
 }
+
+/// Somebody worked with the dead queue: the audit's line, whatever the level of the log.
+pub struct DeadQueueAudit<'a> {
+    /// Who, and on which machine.
+    pub who: &'a str,
+    /// Which command.
+    pub action: &'a str,
+    /// On which queue.
+    pub queue: &'a str,
+    /// Which messages were meant.
+    pub selection: &'a str,
+    /// How many that were.
+    pub selected: u64,
+    /// How many were taken out of the queue.
+    pub removed: u64,
+    /// How it ended.
+    pub end: &'a str,
+    /// The run of a requeue, as in `x-pointsd-requeue-id`.
+    pub requeue_id: Option<&'a str>,
+}
+
+impl DeadQueueAudit<'_> {
+    /// Tells of it.
+    pub fn emit(self) {
+        let Self { who, action, queue, selection, selected, removed, end, requeue_id } = self;
+        info!(target: "pointsd::audit", who, action, queue, selection, selected, removed, end, requeue_id, "dead queue");
+    }
+}

@@ -8,7 +8,8 @@ use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::Subscribe
 pub fn install(settings: &LogSettings) -> io::Result<()> {
     // lapin logs messages that come back with their payload (target lapin::returned_messages), and repeats at ERROR
     // what its callers are told anyway: its own lines are silenced. So are the other libraries' below WARN.
-    let filter = EnvFilter::new(format!("warn,lapin=off,pointsd={}", settings.level.as_str()));
+    // The audit is not a matter of levels.
+    let filter = EnvFilter::new(format!("warn,lapin=off,pointsd={},pointsd::audit=info", settings.level.as_str()));
     let registry = tracing_subscriber::registry();
     let stderr = || tracing_subscriber::fmt::layer().with_writer(io::stderr);
     match settings.format {

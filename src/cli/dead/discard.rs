@@ -1,0 +1,92 @@
+//! `pointsd dead drop`
+
+use super::{Audit, Exit, Filter, Output, UsageError, Walk, printable};
+use crate::{config::Settings, parked::Groups};
+use jiff::Timestamp;
+use serde::Serialize;
+use std::{
+    io::{self, IsTerminal},
+    time::Duration,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    filter: Filter,
+    /// Everything that lies in the dead queue now.
+    #[arg(long)]
+    all: bool,
+    /// Do not ask.
+    #[arg(long)]
+    yes: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How long an answer is waited for: the broker takes deliveries back that are held for half an hour.
+const TIME_TO_ANSWER: Duration = Duration::from_secs(600);
+
+#[derive(Debug, Serialize)]
+struct Account {
+    selected: u64,
+    dropped: u64,
+}
+
+pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
+    let selection = arguments.filter.or_all(arguments.all)?;
+    if !arguments.yes && !io::stdin().is_terminal() {
+        return Err(UsageError("there is no terminal to ask; give --yes to drop for good".into()).into());
+    }
+    let now = Timestamp::now();
+    let mut walk = Walk::begin(settings, output).await?;
+    let (mut tags, mut groups) = (Vec::new(), Groups::default());
+    while let Some((found, parked)) = walk.next().await? {
+        if selection.takes(&parked, now) {
+            tags.push(found.tag());
+            groups.add(&parked);
+        }
+    }
+    // They are held while the person thinks: what is dropped is what was counted.
+    let agreed = tags.is_empty() || arguments.yes || ask(settings, groups, tags.len(), output).await?;
+    let mut account = Account { selected: tags.len() as u64, dropped: 0 };
+    if agreed {
+        walk.queue.remove(&tags).await?;
+        account.dropped = account.selected;
+    }
+    walk.end().await?;
+    let end = if agreed { "done" } else { "not agreed to" };
+    Audit {
+        action: "drop",
+        selection: &selection,
+        selected: account.selected,
+        removed: account.dropped,
+        end,
+        requeue_id: None,
+    }
+    .tell(settings);
+    if arguments.json {
+        output.json(&account)?;
+    } else {
+        output.line(&format!("dropped {} of {} selected messages", account.dropped, account.selected))?;
+    }
+    Ok(if agreed { Exit::Done } else { Exit::Failed })
+}
+
+async fn ask(settings: &Settings, groups: Groups, messages: usize, output: &mut Output) -> anyhow::Result<bool> {
+    for group in groups.sorted() {
+        output.complain(&format!("{:>8}  {}", group.messages, printable(&group.reason)));
+    }
+    output.complain(&format!("drop these {messages} messages of {} for good? Type yes:", settings.broker.dead_queue));
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer).map(|_| answer)
+    });
+    match tokio::time::timeout(TIME_TO_ANSWER, answer).await {
+        Ok(answer) => Ok(answer??.trim() == "yes"),
+        Err(_) => {
+            output.complain("no answer: nothing is dropped");
+            Ok(false)
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! `pointsd dead list`
+
+use super::{Audit, Exit, Filter, Output, Walk, age, printable};
+use crate::{
+    config::Settings,
+    parked::{Groups, Parked},
+};
+use jiff::Timestamp;
+use serde::Serialize;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    filter: Filter,
+    /// A line for each message instead of the counts.
+    #[arg(long)]
+    each: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
+    let selection = arguments.filter.selection();
+    let now = Timestamp::now();
+    let mut walk = Walk::begin(settings, output).await?;
+    let (mut groups, mut each, mut messages) = (Groups::default(), Vec::new(), 0);
+    while let Some((_, parked)) = walk.next().await? {
+        if selection.takes(&parked, now) {
+            messages += 1;
+            groups.add(&parked);
+            if arguments.each {
+                each.push(parked);
+            }
+        }
+    }
+    walk.end().await?;
+    each.sort_by_key(|parked| parked.first_failed_at);
+    print(settings, arguments, Listed { messages, groups, each }, now, output)?;
+    Audit { action: "list", selection: &selection, selected: messages, removed: 0, end: "done", requeue_id: None }
+        .tell(settings);
+    Ok(Exit::Done)
+}
+
+struct Listed {
+    messages: u64,
+    groups: Groups,
+    each: Vec<Parked>,
+}
+
+fn print(
+    settings: &Settings,
+    arguments: &Arguments,
+    listed: Listed,
+    now: Timestamp,
+    output: &mut Output,
+) -> anyhow::Result<()> {
+    let queue = &settings.broker.dead_queue;
+    let Listed { messages, groups, each } = listed;
+    if arguments.json {
+        #[derive(Serialize)]
+        struct Json<'a, T> {
+            queue: &'a str,
+            messages: u64,
+            #[serde(flatten)]
+            what: T,
+        }
+        #[derive(Serialize)]
+        #[serde(rename_all = "lowercase")]
+        enum What {
+            Each(Vec<Parked>),
+            Groups(Vec<crate::parked::Group>),
+        }
+        let what = if arguments.each { What::Each(each) } else { What::Groups(groups.sorted()) };
+        return output.json(&Json { queue, messages, what });
+    }
+    for parked in &each {
+        output.line(&line(parked, now))?;
+    }
+    if !arguments.each {
+        for group in groups.sorted() {
+            let error = group.first_error.as_deref().map(printable).unwrap_or_default();
+            output.line(&format!(
+                "{:>8}  {:<14}  oldest {}, newest {}  first: {error}",
+                group.messages,
+                printable(&group.reason),
+                age(group.oldest, now),
+                age(group.newest, now),
+            ))?;
+        }
+    }
+    Ok(output.line(&format!("{messages} messages in {queue}"))?)
+}
+
+fn line(parked: &Parked, now: Timestamp) -> String {
+    let or_dash = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), printable);
+    format!(
+        "{:<14}  payment {}  message {}  {} ago  attempts {}  from {}  {}",
+        printable(&parked.reason),
+        or_dash(&parked.payment_id),
+        or_dash(&parked.message_id),
+        age(parked.first_failed_at, now),
+        parked.attempts,
+        or_dash(&parked.source_queue),
+        or_dash(&parked.error),
+    )
+}

@@ -1,0 +1,223 @@
+//! `pointsd dead list|show|requeue|export|drop`
+
+mod discard;
+mod export;
+mod list;
+mod requeue;
+mod show;
+
+use super::{Exit, Output, UsageError};
+use crate::{
+    broker::{BrokerError, DeadQueue, Found},
+    config::Settings,
+    domain::settlement::Reason,
+    observe::{events, logging},
+    parked::{DELIVERY_LIMIT, Parked, Selection, UNKNOWN},
+};
+use anyhow::Context as _;
+use clap::builder::PossibleValuesParser;
+use jiff::Timestamp;
+use std::time::Duration;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Count what is parked, by reason; or list each message. Changes nothing.
+    List(list::Arguments),
+    /// Show messages whole: headers, body, what the ledger says now. Changes nothing.
+    Show(show::Arguments),
+    /// Send messages back to the queue that they came from. Each leaves the dead queue after its copy is confirmed.
+    ///
+    /// What is meant is fixed at the start: what fails again meanwhile is not taken twice. It stops by itself when
+    /// something that it has sent comes back. Exit status 1 when it stopped, or could not send everything.
+    Requeue(requeue::Arguments),
+    /// Write messages as JSON Lines, as `publish` and `replay` read them. Changes nothing.
+    Export(export::Arguments),
+    /// Take messages out of the dead queue for good. Asks first.
+    Drop(discard::Arguments),
+}
+
+/// Which messages.
+#[derive(Debug, clap::Args)]
+struct Filter {
+    /// Only of this reason; may be given several times.
+    #[arg(long, value_parser = reasons())]
+    reason: Vec<String>,
+    /// Only of this payment; may be given several times. Messages whose body cannot be read have none.
+    #[arg(long, value_name = "PAYMENT", allow_hyphen_values = true)]
+    payment: Vec<String>,
+    /// Only with this message id; may be given several times.
+    #[arg(long, value_name = "ID", allow_hyphen_values = true)]
+    message_id: Vec<String>,
+    /// Only what failed first longer ago than this, as in "2h" or "1day".
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+    /// Only what failed first within this time.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    newer_than: Option<Duration>,
+}
+
+/// The reasons that a message can have.
+fn reasons() -> PossibleValuesParser {
+    PossibleValuesParser::new(Reason::ALL.map(Reason::label).into_iter().chain([DELIVERY_LIMIT, UNKNOWN]))
+}
+
+impl Filter {
+    fn selection(&self) -> Selection {
+        Selection {
+            reasons: self.reason.clone(),
+            payments: self.payment.clone(),
+            message_ids: self.message_id.clone(),
+            older_than: self.older_than,
+            newer_than: self.newer_than,
+        }
+    }
+
+    /// For what changes the queue: everything must have been asked for.
+    fn or_all(&self, all: bool) -> Result<Selection, UsageError> {
+        let Self { reason, payment, message_id, older_than, newer_than } = self;
+        let narrowed = !(reason.is_empty() && payment.is_empty() && message_id.is_empty())
+            || older_than.is_some()
+            || newer_than.is_some();
+        match (narrowed, all) {
+            (true, true) => Err(UsageError("--all is given together with a filter; must be one of them".into())),
+            (false, false) => Err(UsageError(
+                "which messages? Give --reason, --payment, --message-id, --older-than or --newer-than, or --all".into(),
+            )),
+            _ => Ok(self.selection()),
+        }
+    }
+}
+
+pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
+    logging::install(&settings.log).context("log.format = \"journald\": the journal does not answer")?;
+    match &arguments.action {
+        Action::List(arguments) => list::run(settings, arguments, output).await,
+        Action::Show(arguments) => show::run(settings, arguments, output).await,
+        Action::Requeue(arguments) => requeue::run(settings, arguments, output).await,
+        Action::Export(arguments) => export::run(settings, arguments, output).await,
+        Action::Drop(arguments) => discard::run(settings, arguments, output).await,
+    }
+}
+
+/// How long the next message may take to come. One that another reader took meanwhile does not.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A look through everything that was in the dead queue when it began.
+struct Walk<'a> {
+    settings: &'a Settings,
+    queue: DeadQueue,
+    left: u32,
+}
+
+impl<'a> Walk<'a> {
+    async fn begin(settings: &'a Settings, output: &mut Output) -> anyhow::Result<Self> {
+        let queue = DeadQueue::open(&settings.broker, &settings.retry.policy).await.context("broker")?;
+        for remark in queue.remarks() {
+            output.complain(&format!("note: {remark}"));
+        }
+        Ok(Self { settings, left: queue.waiting(), queue })
+    }
+
+    /// The next message of those; `None` at the end.
+    async fn next(&mut self) -> anyhow::Result<Option<(Found, Parked)>> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        self.left -= 1;
+        let found = self.queue.next(PATIENCE).await.context("broker")?;
+        Ok(found.map(|found| {
+            let parked = parked(self.settings, &found);
+            (found, parked)
+        }))
+    }
+
+    async fn end(self) -> Result<(), BrokerError> {
+        self.queue.close().await
+    }
+}
+
+/// What a message says of itself, and its payment.
+fn parked(settings: &Settings, found: &Found) -> Parked {
+    let payment_id = settings.message.parse(found.body()).ok().map(|credit| credit.payment_id.to_string());
+    Parked { payment_id, ..found.parked() }
+}
+
+/// The audit's line.
+struct Audit<'a> {
+    action: &'a str,
+    selection: &'a Selection,
+    selected: u64,
+    removed: u64,
+    end: &'a str,
+    requeue_id: Option<&'a str>,
+}
+
+impl Audit<'_> {
+    fn tell(self, settings: &Settings) {
+        events::DeadQueueAudit {
+            who: &who(),
+            action: self.action,
+            queue: &settings.broker.dead_queue,
+            selection: &self.selection.describe(),
+            selected: self.selected,
+            removed: self.removed,
+            end: self.end,
+            requeue_id: self.requeue_id,
+        }
+        .emit();
+    }
+}
+
+/// Who runs this, and where: the system's word, and beside it whose `sudo` it is.
+fn who() -> String {
+    let unknown = |_| "unknown".to_owned();
+    let user = whoami::username().unwrap_or_else(unknown);
+    let host = whoami::hostname().unwrap_or_else(unknown);
+    match std::env::var("SUDO_USER") {
+        Ok(sudo) => format!("{user}@{host} (sudo by {sudo})"),
+        Err(_) => format!("{user}@{host}"),
+    }
+}
+
+/// Text of a message for a terminal: in one line, without what a terminal would act on.
+fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|character| {
+            let escaped = character.is_control().then(|| character.escape_default());
+            let plain = escaped.is_none().then_some(character);
+            escaped.into_iter().flatten().chain(plain)
+        })
+        .collect()
+}
+
+/// How long ago, in two units.
+fn age(since: Option<Timestamp>, now: Timestamp) -> String {
+    let Some(since) = since else { return "?".to_owned() };
+    let seconds = u64::try_from(now.duration_since(since).as_secs()).unwrap_or(0);
+    let words = humantime::format_duration(Duration::from_secs(seconds)).to_string();
+    words.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_act_on_is_made_visible() {
+        assert_eq!(printable("a\u{1b}[31m\n\u{7f}支"), "a\\u{1b}[31m\\n\\u{7f}支");
+    }
+
+    #[test]
+    fn ages_are_told_in_two_units() {
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        for (since, words) in [(Some(at(0)), "1day 1h"), (Some(at(90_061)), "0s"), (Some(at(99_999)), "0s"), (None, "?")] {
+            assert_eq!(age(since, at(90_061)), words);
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! `pointsd dead requeue`
+//!
+//! Publish, confirm, then remove: whenever this dies, a message is in the dead queue, in the queue that it came from, or
+//! in both; never in none.
+//!
+//! The broker takes deliveries back that are held for half an hour, so a long run goes in rounds: each takes what it can
+//! send in ten minutes, and lets go of everything else. What is meant is fixed in the first round, message by message.
+
+use super::{Audit, Exit, Filter, Output, PATIENCE, Walk, parked, printable};
+use crate::{
+    broker::{Found, Outgoing, Publisher},
+    config::Settings,
+    parked::{Groups, Parked, Selection},
+};
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
+use serde::Serialize;
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::{DefaultHasher, Hash, Hasher},
+    num::NonZeroU32,
+    time::Duration,
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    filter: Filter,
+    /// Everything that lies in the dead queue now.
+    #[arg(long)]
+    all: bool,
+    /// Say what would be sent, and send nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Most messages that are sent.
+    #[arg(long)]
+    limit: Option<u64>,
+    /// Messages a second; without it as fast as the broker confirms.
+    #[arg(long)]
+    rate: Option<NonZeroU32>,
+    /// Send so many first, and wait whether they come back. 0: none.
+    #[arg(long, default_value_t = 10)]
+    canary: u64,
+    /// How long to wait for the canaries.
+    #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
+    canary_wait: Duration,
+    /// Go on also when something comes back.
+    #[arg(long)]
+    keep_going: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Most messages that are published and confirmed together.
+const CHUNK: usize = 500;
+
+/// Most bytes of messages that are kept in memory.
+const MOST_BYTES: usize = 256 * 1024 * 1024;
+
+/// How long deliveries are held at most.
+const ROUND: Duration = Duration::from_secs(600);
+
+/// How long the broker has to put back what a round has let go of.
+const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
+
+/// How long what comes back is looked out for after the last message.
+const LAST_LOOK: Duration = Duration::from_secs(1);
+
+/// What became of the run.
+#[derive(Debug, Default, Serialize)]
+struct Account {
+    /// As in `x-pointsd-requeue-id`.
+    requeue_id: String,
+    selected: u64,
+    sent: u64,
+    /// Of those, how many came back to the dead queue while it was looked at.
+    returned: u64,
+    /// Not sent, because it is not known where to, or the queue is not there.
+    not_sendable: BTreeMap<String, u64>,
+    /// Why it did not go on to the end.
+    stopped: Option<String>,
+    dry_run: bool,
+}
+
+pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
+    let selection = arguments.filter.or_all(arguments.all)?;
+    let stop = stop_on_interrupt();
+    let mut run = Run {
+        settings,
+        arguments,
+        selection: &selection,
+        stop,
+        now: Timestamp::now(),
+        account: Account { requeue_id: new_id(), dry_run: arguments.dry_run, ..Account::default() },
+        frozen: None,
+        came_back: 0,
+        groups: Groups::default(),
+        targets: BTreeMap::new(),
+        progress: ProgressBar::hidden(),
+        begun: Instant::now(),
+    };
+    let done = run.rounds(output).await;
+    run.progress.finish_and_clear();
+    let Run { account, groups, .. } = run;
+    let end = match (&done, &account.stopped) {
+        (Err(error), _) => format!("{error:#}"),
+        (Ok(()), Some(stopped)) => stopped.clone(),
+        (Ok(()), None) if arguments.dry_run => "dry run".into(),
+        (Ok(()), None) => "done".into(),
+    };
+    Audit {
+        action: "requeue",
+        selection: &selection,
+        selected: account.selected,
+        removed: account.sent,
+        end: &end,
+        requeue_id: Some(&account.requeue_id),
+    }
+    .tell(settings);
+    account.print(arguments.json, groups, output)?;
+    done?;
+    let whole = account.stopped.is_none() && account.not_sendable.is_empty() && account.returned == 0;
+    Ok(if whole { Exit::Done } else { Exit::Failed })
+}
+
+/// Which no other run has.
+fn new_id() -> String {
+    let now = Timestamp::now();
+    format!("{}-{:09}-{}", now.strftime("%Y%m%dT%H%M%SZ"), now.subsec_nanosecond(), std::process::id())
+}
+
+/// Ctrl-C ends the run between two chunks: what is confirmed is removed, and the account is given.
+fn stop_on_interrupt() -> CancellationToken {
+    let stop = CancellationToken::new();
+    let token = stop.clone();
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            token.cancel();
+        }
+        // The second one leaves at once, as a kill does: nothing is lost by it.
+        if tokio::signal::ctrl_c().await.is_ok() {
+            std::process::exit(1);
+        }
+    });
+    stop
+}
+
+struct Run<'a> {
+    settings: &'a Settings,
+    arguments: &'a Arguments,
+    selection: &'a Selection,
+    stop: CancellationToken,
+    now: Timestamp,
+    account: Account,
+    /// What was meant in the first round and is not sent yet, by fingerprint.
+    frozen: Option<HashMap<u64, u32>>,
+    /// Of this round: what of this run lies in the dead queue again.
+    came_back: u64,
+    groups: Groups,
+    /// Whether the queues are there that messages go back to.
+    targets: BTreeMap<String, bool>,
+    progress: ProgressBar,
+    begun: Instant,
+}
+
+/// A message that is sent in this round.
+struct Chosen {
+    found: Found,
+    target: String,
+}
+
+impl Run<'_> {
+    async fn rounds(&mut self, output: &mut Output) -> anyhow::Result<()> {
+        let publisher = Publisher::open(&self.settings.broker).await.context("broker")?;
+        let done = loop {
+            match self.round(&publisher, output).await {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        publisher.close().await;
+        done
+    }
+
+    /// Looks through the whole queue, sends what it takes, lets go of the rest. `true`: there is more to be sent.
+    async fn round(&mut self, publisher: &Publisher, output: &mut Output) -> anyhow::Result<bool> {
+        let deadline = Instant::now() + ROUND;
+        let mut walk = Walk::begin(self.settings, output).await?;
+        self.came_back = 0;
+        let first = self.frozen.is_none();
+        let mut frozen = self.frozen.take().unwrap_or_default();
+        let (mut chosen, mut bytes) = (Vec::new(), 0);
+        while let Some((found, parked)) = walk.next().await? {
+            if self.stop.is_cancelled() {
+                break;
+            }
+            if self.is_ours(&parked) {
+                continue;
+            }
+            let fingerprint = fingerprint(&found, &parked);
+            if first {
+                if !self.selection.takes(&parked, self.now) || self.is_enough() {
+                    continue;
+                }
+                if self.target(&parked, publisher).await?.is_none() {
+                    continue;
+                }
+                self.account.selected += 1;
+                self.groups.add(&parked);
+                *frozen.entry(fingerprint).or_default() += 1;
+            }
+            let room = chosen.len() < self.most_in_a_round() && (bytes == 0 || bytes + found.size() <= MOST_BYTES);
+            if room && !self.arguments.dry_run && take_one(&mut frozen, fingerprint) {
+                let Some(target) = parked.source_queue.clone() else { continue };
+                bytes += found.size();
+                chosen.push(Chosen { found, target });
+            }
+        }
+        if first && !self.arguments.dry_run {
+            self.progress = ProgressBar::new(self.account.selected)
+                .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta}").unwrap_or_else(|_| ProgressStyle::default_bar()));
+        }
+        let nothing_found = chosen.is_empty();
+        self.frozen = Some(frozen);
+        let sent = self.send(chosen, deadline, &mut walk, publisher).await;
+        // What was sent is removed only by this: an error here means that it may be seen twice.
+        let closed = walk.end().await.context("broker");
+        sent?;
+        closed?;
+        if self.account.stopped.is_none() && self.stop.is_cancelled() {
+            self.account.stopped = Some("interrupted".into());
+        }
+        let left: u32 = self.frozen.iter().flat_map(HashMap::values).sum();
+        if left == 0 || self.account.stopped.is_some() || self.arguments.dry_run {
+            return Ok(false);
+        }
+        if nothing_found {
+            self.account.stopped = Some(format!("{left} of them are not there any more: somebody else has taken them"));
+            return Ok(false);
+        }
+        // The broker puts back what was let go of.
+        tokio::time::sleep(BETWEEN_ROUNDS).await;
+        Ok(true)
+    }
+
+    fn is_ours(&mut self, parked: &Parked) -> bool {
+        let ours = parked.requeue_id.as_deref() == Some(&self.account.requeue_id);
+        self.came_back += u64::from(ours);
+        self.account.returned = self.account.returned.max(self.came_back);
+        ours
+    }
+
+    fn is_enough(&self) -> bool {
+        self.arguments.limit.is_some_and(|limit| self.account.selected >= limit)
+    }
+
+    fn most_in_a_round(&self) -> usize {
+        self.arguments.rate.map_or(usize::MAX, |rate| {
+            usize::try_from(u64::from(rate.get()) * ROUND.as_secs() / 2).unwrap_or(usize::MAX)
+        })
+    }
+
+    /// Where a message goes back to; `None`, and counted, when that cannot be.
+    async fn target(&mut self, parked: &Parked, publisher: &Publisher) -> anyhow::Result<Option<String>> {
+        let Some(queue) = &parked.source_queue else {
+            self.not_sendable("nothing says which queue it came from".into());
+            return Ok(None);
+        };
+        let there = match self.targets.get(queue) {
+            Some(there) => *there,
+            None => {
+                let there = *queue != self.settings.broker.dead_queue
+                    && queue.len() <= 255
+                    && publisher.has_queue(queue).await.context("broker")?;
+                self.targets.insert(queue.clone(), there);
+                there
+            }
+        };
+        if there {
+            return Ok(Some(queue.clone()));
+        }
+        self.not_sendable(format!("the queue that it came from is not there: {}", printable(queue)));
+        Ok(None)
+    }
+
+    fn not_sendable(&mut self, why: String) {
+        *self.account.not_sendable.entry(why).or_default() += 1;
+    }
+
+    async fn send(
+        &mut self,
+        chosen: Vec<Chosen>,
+        deadline: Instant,
+        walk: &mut Walk<'_>,
+        publisher: &Publisher,
+    ) -> anyhow::Result<()> {
+        let mut rest = &chosen[..];
+        while !rest.is_empty() && self.account.stopped.is_none() && !self.stop.is_cancelled() {
+            if Instant::now() > deadline {
+                // The broker would take them back soon; the next round finds them again.
+                let frozen = self.frozen.get_or_insert_default();
+                for Chosen { found, .. } in rest {
+                    *frozen.entry(fingerprint(found, &parked(self.settings, found))).or_default() += 1;
+                }
+                return Ok(());
+            }
+            let (chunk, later) = rest.split_at(self.chunk().min(rest.len()));
+            self.send_chunk(chunk, walk, publisher).await?;
+            rest = later;
+            let wait = if rest.is_empty() {
+                LAST_LOOK
+            } else if self.account.sent == self.arguments.canary {
+                self.arguments.canary_wait
+            } else {
+                self.behind_rate()
+            };
+            self.look_out(wait, walk).await?;
+        }
+        Ok(())
+    }
+
+    /// How many go together now: the canaries alone, then by the rate, ten times a second.
+    fn chunk(&self) -> usize {
+        let canaries = self.arguments.canary.saturating_sub(self.account.sent);
+        let most = self.arguments.rate.map_or(CHUNK, |rate| (rate.get() as usize).div_ceil(10).min(CHUNK));
+        if canaries > 0 { usize::try_from(canaries).unwrap_or(most).min(most) } else { most }
+    }
+
+    /// How long until the next chunk is due.
+    fn behind_rate(&self) -> Duration {
+        let Some(rate) = self.arguments.rate else { return Duration::ZERO };
+        #[expect(clippy::cast_precision_loss, reason = "a wait, not a count")]
+        let due = Duration::from_secs_f64(self.account.sent as f64 / f64::from(rate.get()));
+        due.saturating_sub(self.begun.elapsed())
+    }
+
+    /// Publish, confirm, then remove.
+    async fn send_chunk(
+        &mut self,
+        chunk: &[Chosen],
+        walk: &mut Walk<'_>,
+        publisher: &Publisher,
+    ) -> anyhow::Result<()> {
+        let mut messages: Vec<Outgoing<'_>> = Vec::with_capacity(chunk.len());
+        let mut tags = Vec::with_capacity(chunk.len());
+        for Chosen { found, target } in chunk {
+            let message = found.requeued(target, &self.account.requeue_id);
+            match publisher.check(&message) {
+                Ok(()) => {
+                    messages.push(message);
+                    tags.push(found.tag());
+                }
+                Err(error) => self.not_sendable(error.to_string()),
+            }
+        }
+        publisher.publish(&messages).await.context("broker")?;
+        walk.queue.remove(&tags).await.context("broker")?;
+        self.account.sent += tags.len() as u64;
+        self.progress.set_position(self.account.sent);
+        Ok(())
+    }
+
+    /// Watches the dead queue for what this run has sent.
+    async fn look_out(&mut self, wait: Duration, walk: &mut Walk<'_>) -> anyhow::Result<()> {
+        let until = Instant::now() + wait;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let found = if left.is_zero() {
+                walk.queue.next_now().await.context("broker")?
+            } else {
+                let waited = self.stop.run_until_cancelled(walk.queue.next(left.min(PATIENCE))).await;
+                match waited {
+                    None => return Ok(()),
+                    Some(found) => found.context("broker")?,
+                }
+            };
+            let Some(found) = found else {
+                if left.is_zero() { return Ok(()) } else { continue }
+            };
+            let parked = parked(self.settings, &found);
+            if self.is_ours(&parked) && !self.arguments.keep_going {
+                let Parked { reason, error, .. } = &parked;
+                let error = error.as_deref().unwrap_or_default();
+                self.account.stopped = Some(format!("what was sent comes back: {}: {}", printable(reason), printable(error)));
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Tells messages apart: everything that a requeue and a new failure would change is in it.
+fn fingerprint(found: &Found, parked: &Parked) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    found.body().hash(&mut hasher);
+    (&parked.message_id, &parked.reason, &parked.source_queue, &parked.requeue_id).hash(&mut hasher);
+    parked.first_failed_at.map(Timestamp::as_nanosecond).hash(&mut hasher);
+    hasher.finish()
+}
+
+fn take_one(frozen: &mut HashMap<u64, u32>, fingerprint: u64) -> bool {
+    let Some(count) = frozen.get_mut(&fingerprint) else { return false };
+    *count -= 1;
+    if *count == 0 {
+        frozen.remove(&fingerprint);
+    }
+    true
+}
+
+impl Account {
+    fn print(&self, json: bool, groups: Groups, output: &mut Output) -> anyhow::Result<()> {
+        if json {
+            return output.json(self);
+        }
+        for group in groups.sorted() {
+            output.line(&format!("{:>8}  {}", group.messages, printable(&group.reason)))?;
+        }
+        for (why, messages) in &self.not_sendable {
+            output.line(&format!("{messages:>8}  not sendable: {why}"))?;
+        }
+        let Self { requeue_id, selected, sent, returned, stopped, dry_run, .. } = self;
+        if *dry_run {
+            return Ok(output.line(&format!("would send {selected} messages back (dry run)"))?);
+        }
+        output.line(&format!("sent {sent} of {selected} messages back, {returned} of them came back (run {requeue_id})"))?;
+        if let Some(stopped) = stopped {
+            output.line(&format!("stopped: {stopped}; the rest is still in the dead queue"))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,162 @@
+//! `pointsd dead show`
+
+use super::{Audit, Exit, Filter, Output, Walk, printable};
+use crate::{
+    cli::reading,
+    config::Settings,
+    ledger::{Guarded, PaymentRecord},
+    parked::Parked,
+};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use jiff::Timestamp;
+use serde::Serialize;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    filter: Filter,
+    /// Most messages that are shown.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A message, whole.
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    parked: Parked,
+    headers: serde_json::Map<String, serde_json::Value>,
+    /// The body's text, where it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body_base64: Option<String>,
+    /// What the message asks for, where it can be read.
+    message: Option<Version>,
+    ledger_now: LedgerNow,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Version {
+    user_id: String,
+    points: i64,
+}
+
+/// What the ledger says of the payment now.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum LedgerNow {
+    Record(PaymentRecord),
+    Absent,
+    NotAsked(String),
+}
+
+pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
+    let selection = arguments.filter.selection();
+    let now = Timestamp::now();
+    let mut walk = Walk::begin(settings, output).await?;
+    let mut taken = Vec::new();
+    let mut more = 0_u64;
+    while let Some((found, parked)) = walk.next().await? {
+        if !selection.takes(&parked, now) {
+            continue;
+        }
+        if taken.len() < arguments.limit as usize {
+            taken.push((found, parked));
+        } else {
+            more += 1;
+        }
+    }
+    walk.end().await?;
+
+    let ledger = reading(&settings.ledger).await.map_err(|error| format!("{error:#}"));
+    let mut messages = Vec::with_capacity(taken.len());
+    for (found, parked) in taken {
+        let ledger_now = ask(ledger.as_ref(), parked.payment_id.as_deref()).await;
+        let text = std::str::from_utf8(found.body()).ok().map(str::to_owned);
+        let credit = settings.message.parse(found.body()).ok();
+        messages.push(Shown {
+            parked,
+            headers: found.headers(),
+            body_base64: text.is_none().then(|| BASE64_STANDARD.encode(found.body())),
+            body: text,
+            message: credit.map(|credit| Version { user_id: credit.user_id.to_string(), points: credit.points.get() }),
+            ledger_now,
+        });
+    }
+    if arguments.json {
+        output.json(&messages)?;
+    } else {
+        for message in &messages {
+            for line in lines(message) {
+                output.line(&line)?;
+            }
+        }
+    }
+    if more > 0 {
+        output.complain(&format!("{more} more; --limit shows more at a time"));
+    }
+    let selected = messages.len() as u64;
+    Audit { action: "show", selection: &selection, selected, removed: 0, end: "done", requeue_id: None }.tell(settings);
+    if messages.is_empty() {
+        output.complain(&format!("nothing in {} is meant by that", settings.broker.dead_queue));
+        return Ok(Exit::Failed);
+    }
+    Ok(Exit::Done)
+}
+
+/// A ledger that is down is no reason not to show a message.
+async fn ask(ledger: Result<&Guarded, &String>, payment_id: Option<&str>) -> LedgerNow {
+    let Some(payment_id) = payment_id.map(str::to_owned) else {
+        return LedgerNow::NotAsked("no payment id can be read".into());
+    };
+    match ledger {
+        Err(error) => LedgerNow::NotAsked(error.clone()),
+        Ok(ledger) => match ledger.call(move |ledger| ledger.payment(&payment_id)).await {
+            Ok(Some(record)) => LedgerNow::Record(record),
+            Ok(None) => LedgerNow::Absent,
+            Err(error) => LedgerNow::NotAsked(error.to_string()),
+        },
+    }
+}
+
+fn lines(shown: &Shown) -> Vec<String> {
+    let Shown { parked, headers, body, body_base64, message, ledger_now } = shown;
+    let or_none = |text: &Option<String>| text.as_deref().map_or_else(|| "none".to_owned(), printable);
+    let version = |user: &str, points: i64| format!("user {}, {points} points", printable(user));
+    let mut lines = vec![
+        format!("{}: payment {}", printable(&parked.reason), or_none(&parked.payment_id)),
+        format!("  error           {}", or_none(&parked.error)),
+        format!("  message id      {}", or_none(&parked.message_id)),
+        format!("  consumed from   {}", or_none(&parked.source_queue)),
+        format!(
+            "  failed first    {}, delayed retries {}",
+            parked.first_failed_at.map_or_else(|| "unknown".to_owned(), |at| at.to_string()),
+            parked.attempts
+        ),
+    ];
+    if let Some(message) = message {
+        lines.push(format!("  the message     {}", version(&message.user_id, message.points)));
+    }
+    if let Some(ledger) = &parked.ledger {
+        lines.push(format!("  the ledger then {}", version(&ledger.user_id, ledger.points)));
+    }
+    lines.push(match ledger_now {
+        LedgerNow::Record(record) => {
+            format!("  the ledger now  {}, {}", version(&record.user_id, record.points), record.state)
+        }
+        LedgerNow::Absent => "  the ledger now  knows nothing of the payment".to_owned(),
+        LedgerNow::NotAsked(why) => format!("  the ledger now  not asked: {}", printable(why)),
+    });
+    for (name, value) in headers {
+        lines.push(format!("  header          {} = {}", printable(name), printable(&value.to_string())));
+    }
+    lines.push(match (body, body_base64) {
+        (Some(body), _) => format!("  body            {}", printable(body)),
+        (None, base64) => format!("  body (base64)   {}", base64.as_deref().unwrap_or_default()),
+    });
+    lines
+}

@@ -1,0 +1,208 @@
+//! What lies in the dead queue, as a person asks for it: what each message says of itself, which of them are meant,
+//! and how they are counted.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use std::{collections::BTreeMap, time::Duration};
+
+/// Moved by the broker when a message had been delivered too often; the daemon never gives this reason.
+pub const DELIVERY_LIMIT: &str = "delivery_limit";
+
+/// Of a message that says nothing of why it is there: somebody else put it there.
+pub const UNKNOWN: &str = "unknown";
+
+/// What a message in the dead queue says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Parked {
+    /// `x-pointsd-reason`, [`DELIVERY_LIMIT`] or [`UNKNOWN`].
+    pub reason: String,
+    /// Its payment, where its body can be read.
+    pub payment_id: Option<String>,
+    /// Its message id.
+    pub message_id: Option<String>,
+    /// When it failed first, or when the broker moved it.
+    pub first_failed_at: Option<Timestamp>,
+    /// Delayed retries that it has taken.
+    pub attempts: u32,
+    /// Where it was consumed: where a requeue sends it.
+    pub source_queue: Option<String>,
+    /// What happened.
+    pub error: Option<String>,
+    /// The version in the ledger when it was parked, of a conflict.
+    pub ledger: Option<LedgerVersion>,
+    /// The `dead requeue` that has sent it before.
+    pub requeue_id: Option<String>,
+}
+
+/// Whose payment the ledger held, and with how many points.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LedgerVersion {
+    /// The user.
+    pub user_id: String,
+    /// The points.
+    pub points: i64,
+}
+
+/// Which messages are meant. What is left empty does not matter; everything else must hold.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// One of these reasons.
+    pub reasons: Vec<String>,
+    /// One of these payments.
+    pub payments: Vec<String>,
+    /// One of these message ids.
+    pub message_ids: Vec<String>,
+    /// It failed first longer ago than this.
+    pub older_than: Option<Duration>,
+    /// It failed first within this time.
+    pub newer_than: Option<Duration>,
+}
+
+impl Selection {
+    /// Whether a message is meant. One that does not say when it failed is neither older nor newer than anything.
+    pub fn takes(&self, parked: &Parked, now: Timestamp) -> bool {
+        let one_of = |wanted: &[String], given: Option<&String>| {
+            wanted.is_empty() || given.is_some_and(|given| wanted.contains(given))
+        };
+        let age = parked.first_failed_at.map(|first| Duration::try_from(now.duration_since(first)).unwrap_or_default());
+        one_of(&self.reasons, Some(&parked.reason))
+            && one_of(&self.payments, parked.payment_id.as_ref())
+            && one_of(&self.message_ids, parked.message_id.as_ref())
+            && self.older_than.is_none_or(|limit| age.is_some_and(|age| age > limit))
+            && self.newer_than.is_none_or(|limit| age.is_some_and(|age| age <= limit))
+    }
+
+    /// In words, for the audit.
+    pub fn describe(&self) -> String {
+        let mut words = Vec::new();
+        for (name, values) in
+            [("reason", &self.reasons), ("payment", &self.payments), ("message-id", &self.message_ids)]
+        {
+            if !values.is_empty() {
+                words.push(format!("{name} {}", values.join(" or ")));
+            }
+        }
+        let age = |limit: Duration| humantime::format_duration(limit).to_string().replace(' ', "");
+        words.extend(self.older_than.map(|limit| format!("older than {}", age(limit))));
+        words.extend(self.newer_than.map(|limit| format!("newer than {}", age(limit))));
+        if words.is_empty() { "all".to_owned() } else { words.join(", ") }
+    }
+}
+
+/// The messages of one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Group {
+    /// The reason.
+    pub reason: String,
+    /// How many.
+    pub messages: u64,
+    /// When the first of them failed first.
+    pub oldest: Option<Timestamp>,
+    /// When the last of them failed first.
+    pub newest: Option<Timestamp>,
+    /// What happened to the oldest.
+    pub first_error: Option<String>,
+}
+
+/// Counts by reason.
+#[derive(Debug, Default)]
+pub struct Groups(BTreeMap<String, Group>);
+
+impl Groups {
+    /// One more.
+    pub fn add(&mut self, parked: &Parked) {
+        let at = parked.first_failed_at;
+        let group = self.0.entry(parked.reason.clone()).or_insert_with(|| Group {
+            reason: parked.reason.clone(),
+            messages: 0,
+            oldest: None,
+            newest: None,
+            first_error: None,
+        });
+        group.messages += 1;
+        if group.first_error.is_none() || (at.is_some() && (group.oldest.is_none() || at < group.oldest)) {
+            group.first_error.clone_from(&parked.error);
+        }
+        group.oldest = [group.oldest, at].into_iter().flatten().min();
+        group.newest = [group.newest, at].into_iter().flatten().max();
+    }
+
+    /// The groups, the largest first.
+    pub fn sorted(self) -> Vec<Group> {
+        let mut groups: Vec<Group> = self.0.into_values().collect();
+        groups.sort_by_key(|group| std::cmp::Reverse(group.messages));
+        groups
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    fn parked(reason: &str, failed: Option<i64>, error: &str) -> Parked {
+        Parked {
+            reason: reason.into(),
+            payment_id: Some("p".into()),
+            first_failed_at: failed.map(at),
+            error: Some(error.into()),
+            ..Parked::default()
+        }
+    }
+
+    #[test]
+    fn a_selection_takes_what_meets_all_of_it() {
+        let message = parked("conflict", Some(100), "e");
+        let ageless = parked("conflict", None, "e");
+        let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let any = Selection::default;
+        for (selection, message, takes) in [
+            (any(), &message, true),
+            (Selection { reasons: words(&["conflict", "rejected"]), ..any() }, &message, true),
+            (Selection { reasons: words(&["rejected"]), ..any() }, &message, false),
+            (Selection { payments: words(&["p"]), ..any() }, &message, true),
+            (Selection { payments: words(&["P"]), ..any() }, &message, false),
+            (Selection { message_ids: words(&["m"]), ..any() }, &message, false),
+            (Selection { reasons: words(&["conflict"]), payments: words(&["q"]), ..any() }, &message, false),
+            (Selection { older_than: seconds(50), ..any() }, &message, true),
+            (Selection { older_than: seconds(60), ..any() }, &message, false),
+            (Selection { newer_than: seconds(60), ..any() }, &message, true),
+            (Selection { newer_than: seconds(59), ..any() }, &message, false),
+            (Selection { older_than: seconds(1), ..any() }, &ageless, false),
+            (Selection { newer_than: seconds(1), ..any() }, &ageless, false),
+        ] {
+            assert_eq!(selection.takes(message, at(160)), takes, "{selection:?}");
+        }
+        assert!(!Selection { older_than: seconds(0), ..any() }.takes(&message, at(90)), "not failed yet, by this clock");
+        let both = Selection { reasons: words(&["a", "b"]), older_than: seconds(5400), ..any() };
+        assert_eq!((both.describe().as_str(), any().describe().as_str()), ("reason a or b, older than 1h30m", "all"));
+    }
+
+    #[test]
+    fn groups_tell_their_span_and_their_first_error() {
+        let mut groups = Groups::default();
+        for message in [
+            parked("conflict", Some(5), "second"),
+            parked("malformed", None, "ageless"),
+            parked("conflict", Some(3), "first"),
+            parked("conflict", Some(9), "third"),
+        ] {
+            groups.add(&message);
+        }
+        let group = |reason: &str, messages, oldest: Option<i64>, newest: Option<i64>, error: &str| Group {
+            reason: reason.into(),
+            messages,
+            oldest: oldest.map(at),
+            newest: newest.map(at),
+            first_error: Some(error.into()),
+        };
+        assert_eq!(
+            groups.sorted(),
+            [group("conflict", 3, Some(3), Some(9), "first"), group("malformed", 1, None, None, "ageless")]
+        );
+    }
+}
