@@ -105,7 +105,7 @@ impl App {
             };
             workers.spawn(worker.run());
         }
-        workers.spawn(end_by_alarm(Arc::clone(consumer), stop.clone()));
+        workers.spawn(watch_publishing(Arc::clone(consumer), stop.clone()));
         let mut left = Interrupted { outage: None, unsettled: Vec::new() };
         while let Some(ended) = workers.join_next().await {
             match ended {
@@ -127,11 +127,12 @@ fn outage(outage: Outage, lived: Duration, unreadable: bool) -> Ended {
     Ended::Outage { outage, lived, unreadable }
 }
 
-/// An alarm of the broker is an outage also while nothing has to be published: what is taken must be able to go on.
-async fn end_by_alarm(consumer: Arc<Consumer>, stop: CancellationToken) -> Result<(), Interrupted<Delivered>> {
-    match stop.run_until_cancelled(consumer.alarm()).await {
+/// A broker that takes no messages is down also while none has to be published: whatever is delivered must be able to
+/// go on.
+async fn watch_publishing(consumer: Arc<Consumer>, stop: CancellationToken) -> Result<(), Interrupted<Delivered>> {
+    match stop.run_until_cancelled(consumer.publishing_fails()).await {
         None => Ok(()),
-        Some(alarm) => Err(broker_lost(alarm)),
+        Some(error) => Err(broker_lost(error)),
     }
 }
 

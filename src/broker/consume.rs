@@ -30,6 +30,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+/// How often it is proven that copies could be published.
+const PROOF_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Our only consumer on its channel.
 const CONSUMER_TAG: &str = "pointsd";
 
@@ -185,9 +188,19 @@ impl Consumer {
         matches!(self.stream.lock().await.ended, Some(BrokerError::Unreadable(_)))
     }
 
-    /// Returns when an alarm of the broker blocks publishing.
-    pub async fn alarm(&self) -> BrokerError {
-        self.publisher.alarm().await
+    /// Returns when the broker takes no messages any more: because of an alarm, or because the publishing connection is
+    /// not sound. It must be asked: it tells of an alarm only who publishes.
+    pub async fn publishing_fails(&self) -> BrokerError {
+        loop {
+            match tokio::time::timeout(PROOF_INTERVAL, self.publisher.alarm()).await {
+                Ok(alarm) => return alarm,
+                Err(_) => {
+                    if let Err(error) = self.publisher.prove().await {
+                        return error;
+                    }
+                }
+            }
+        }
     }
 
     fn tracker(&self) -> MutexGuard<'_, Tracker> {

@@ -100,8 +100,8 @@ impl Publisher {
         Ok(Self { connection, channel: Mutex::new(Some(channel)), blocked })
     }
 
-    /// Publishes something that must come back. A broker under alarm does not answer; and it tells of an alarm only
-    /// connections that have published (RabbitMQ, "Blocked Connection Notifications"), which this one has then.
+    /// Publishes something that must come back. A broker under alarm does not answer, and tells so: it tells nobody who
+    /// does not publish (RabbitMQ, "Blocked Connection Notifications").
     pub(super) async fn prove(&self) -> Result<(), BrokerError> {
         let probe = Outgoing::to_queue(NOWHERE, &[], BasicProperties::default());
         match self.publish(&[probe]).await {

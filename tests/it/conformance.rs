@@ -6,7 +6,8 @@ use pointsd::{
         credit::{Credit, MAX_BALANCE, MAX_POINTS_LIMIT, Points, Standing, Verdict},
         ids::{PaymentId, UserId},
     },
-    ledger::{Class, Ledger, LedgerUrl, SchemaState},
+    ledger::{Ledger, LedgerUrl, SchemaState},
+    pipeline::ports::Class,
 };
 use std::sync::Arc;
 

@@ -14,5 +14,8 @@ mod support;
 mod cli;
 mod conformance;
 mod crediting;
+mod dead;
+mod failures;
 mod operations;
+mod outages;
 mod recovery;

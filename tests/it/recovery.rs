@@ -81,7 +81,7 @@ fn kills_at_random_moments_lose_and_double_nothing_in_sqlite() {
 }
 
 /// Nobody credits while this connection lives: what is delivered meanwhile stays unacknowledged.
-fn hold_the_ledger(place: &Place) -> PgConnection {
+pub fn hold_the_ledger(place: &Place) -> PgConnection {
     let LedgerUrl::Postgres(url) = place.parsed() else { panic!("a PostgreSQL ledger") };
     let mut connection = PgConnection::establish(&url).unwrap();
     connection.batch_execute("BEGIN; LOCK TABLE points_credits IN ACCESS EXCLUSIVE MODE").unwrap();
@@ -301,35 +301,6 @@ fn a_table_that_is_locked_is_an_outage_and_no_messages_fault() {
     daemon.wait_ready();
     work_off(&client, &setup, daemon);
     flow.assert_credited_once(&client, &setup);
-}
-
-#[test]
-fn a_row_that_is_locked_holds_up_only_its_own_payment() {
-    let place = Place::new(Kind::Postgres);
-    place.open().migrate().unwrap();
-    place.execute("INSERT INTO points_balances (user_id, balance) VALUES ('locked', 0)");
-    let LedgerUrl::Postgres(url) = place.parsed() else { panic!() };
-    let mut held = PgConnection::establish(&url).unwrap();
-    held.batch_execute("BEGIN; UPDATE points_balances SET balance = 0 WHERE user_id = 'locked'").unwrap();
-    let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
-    let daemon = setup.start_with(|command| {
-        command.env("POINTSD_LEDGER__TIMEOUT", "1s").env("POINTSD_RETRY__IMMEDIATE_ATTEMPTS", "1");
-    });
-    daemon.wait_ready();
-    let client = Client::connect(&rabbit::shared().url());
-    let bodies = ["a", "locked", "b"].map(|user| {
-        (format!(r#"{{"paymentId":"{user}","userId":"{user}","integral":1}}"#).into_bytes(), BasicProperties::default())
-    });
-    client.publish(&setup.exchange, &setup.key, bodies);
-    daemon.wait_not_ready("payment locked fails alone");
-    let balance = |user: &str| setup.json(&["balance", user, "--json"])["balance"].clone();
-    eventually("the others are credited", || (balance("a") == 1 && balance("b") == 1).then_some(()));
-    assert_eq!(balance("locked"), 0);
-    drop(held);
-    eventually("it is credited", || (balance("locked") == 1).then_some(()));
-    assert_eq!(client.ready(&setup.dead_queue), Some(0));
-    daemon.wait_ready();
-    daemon.stop();
 }
 
 #[test]

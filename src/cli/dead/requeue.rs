@@ -59,7 +59,7 @@ pub(super) struct Arguments {
 const CHUNK: usize = 500;
 
 /// Most bytes of messages that are kept in memory.
-const MOST_BYTES: usize = 256 * 1024 * 1024;
+const MOST_BYTES: usize = 64 * 1024 * 1024;
 
 /// How long deliveries are held at most.
 const ROUND: Duration = Duration::from_secs(600);

@@ -43,7 +43,7 @@ impl PostgresLedger {
     pub(super) fn new(uri: &str, options: Options) -> Self {
         let uri = with_parameters(uri, options.timeout);
         let settings =
-            Settings { statement_timeout: options.timeout.mul_f64(0.8), lock_timeout: options.timeout.mul_f64(0.1) };
+            Settings { statement_timeout: options.timeout.mul_f64(0.8), lock_timeout: options.timeout.mul_f64(0.2) };
         let pool = r2d2::Pool::builder()
             .max_size(options.pool_size)
             .min_idle(Some(0))
@@ -156,7 +156,8 @@ struct Settings {
     /// Shorter than the caller's deadline: a server that works can then say itself what it waited for.
     statement_timeout: Duration,
     /// Shorter still: a row that somebody else holds is one payment's trouble, and a whole batch waits while that payment
-    /// is looked for.
+    /// is looked for. Not shorter than this: a message is charged for four such waits in a row, and no transaction of
+    /// another writer of ours lasts so long.
     lock_timeout: Duration,
 }
 

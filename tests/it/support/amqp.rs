@@ -145,6 +145,17 @@ impl Client {
         true
     }
 
+    /// The properties of the first messages of a queue, which stay there.
+    pub fn look(&self, queue: &str, most: usize) -> Vec<BasicProperties> {
+        let take = |_| self.wait(self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: false })).unwrap();
+        let taken: Vec<BasicGetMessage> = (0..most).map_while(take).collect();
+        for message in &taken {
+            let nack = BasicNackOptions { multiple: false, requeue: true };
+            self.wait(self.channel.basic_nack(message.delivery.delivery_tag, nack)).unwrap();
+        }
+        taken.into_iter().map(|message| message.delivery.properties.clone()).collect()
+    }
+
     /// Takes everything out of a queue.
     pub fn drain(&self, queue: &str) -> Vec<BasicGetMessage> {
         std::iter::from_fn(|| self.take(queue)).collect()

@@ -15,6 +15,9 @@ use std::{
 /// The program.
 pub const POINTSD: &str = env!("CARGO_BIN_EXE_pointsd");
 
+/// A delay that outlasts every test: what is put into its queue stays there, and is found at the end.
+const NEVER: &str = "1h";
+
 /// A configuration file in a folder of its own; the queues have names that no other test uses.
 pub struct Setup {
     pub folder: tempfile::TempDir,
@@ -38,12 +41,22 @@ impl Setup {
         };
         let Self { exchange, key, credit_queue, dead_queue, .. } = &setup;
         let text = format!(
-            "[ledger]\nurl = {ledger_url:?}\nauto_migrate = true\n[broker]\nurl = {broker_url:?}\n\
+            "[retry]\ndelays = [{NEVER:?}]\n[ledger]\nurl = {ledger_url:?}\nauto_migrate = true\n[broker]\nurl = {broker_url:?}\n\
              exchange = {exchange:?}\nrouting_key = {key:?}\ncredit_queue = {credit_queue:?}\n\
              dead_queue = {dead_queue:?}\n{more}\n"
         );
         std::fs::write(setup.config(), text).unwrap();
         setup
+    }
+
+    /// The queue of one delay.
+    pub fn retry_queue(&self, delay: &str) -> String {
+        format!("{}.retry.{delay}", self.credit_queue)
+    }
+
+    /// The only delay queue unless a test asks for others.
+    pub fn never_used(&self) -> String {
+        self.retry_queue(NEVER)
     }
 
     pub fn config(&self) -> PathBuf {

@@ -6,7 +6,15 @@ use super::{
     eventually,
 };
 use lapin::BasicProperties;
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
 
 /// Numbers that look random and are the same for every run of a seed (xorshift64*).
 pub struct Dice(u64);
@@ -82,6 +90,37 @@ impl Flow {
         }
         assert_eq!(client.ready(&setup.credit_queue), Some(0), "the queue is empty");
         assert_eq!(client.ready(&setup.dead_queue), Some(0), "nothing was parked");
+        assert_eq!(client.ready(&setup.never_used()).unwrap_or(0), 0, "no delayed retry was taken");
+    }
+}
+
+/// Publishes at an even pace, in the background, until it is stopped: whatever strikes meanwhile strikes a daemon that
+/// works.
+pub struct Stream {
+    thread: JoinHandle<Flow>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Stream {
+    /// About 500 messages a second.
+    pub fn begin(url: &str, setup: &Setup, mut flow: Flow) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (url, exchange, key) = (url.to_owned(), setup.exchange.clone(), setup.key.clone());
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let client = Client::connect(&url);
+            while !stopped.load(Ordering::Relaxed) {
+                client.publish(&exchange, &key, flow.bodies(20));
+                std::thread::sleep(Duration::from_millis(40));
+            }
+            flow
+        });
+        Self { thread, stop }
+    }
+
+    pub fn end(self) -> Flow {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
     }
 }
 

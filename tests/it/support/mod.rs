@@ -5,6 +5,7 @@ pub mod daemon;
 pub mod flow;
 pub mod ledger;
 pub mod postgres;
+pub mod proxy;
 pub mod rabbit;
 
 use std::{

@@ -1,14 +1,15 @@
 //! A private PostgreSQL cluster from Debian's package: own port, own folder, a user that is not root.
 
-use super::{Held, eventually, free_port, is_root, unique};
+use super::{Held, daemon::Signal, eventually, free_port, is_root, unique};
 use diesel::{Connection, PgConnection, connection::SimpleConnection};
+use rustix::process::Pid;
 use std::{path::PathBuf, process::Command, sync::OnceLock};
 
 /// A cluster that ends when it is dropped.
 pub struct Postgres {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     port: u16,
-    _server: Held,
+    server: Option<Held>,
 }
 
 /// The cluster that tests share which do not stop it: each has a database of its own.
@@ -28,6 +29,15 @@ fn as_user() -> &'static str {
     if is_root() { "runuser -u postgres -- " } else { "" }
 }
 
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // One that is stopped takes no other signal.
+        if self.folder.path().join("data/postmaster.pid").exists() {
+            self.signal(Signal::CONT);
+        }
+    }
+}
+
 impl Postgres {
     /// Makes a cluster, starts it, and waits until it answers.
     pub fn start() -> Self {
@@ -43,22 +53,57 @@ impl Postgres {
         }
         let bin = bin.display();
         shell(&format!("{user}{bin}/initdb -D {at}/data -U points -A trust -E UTF8 --locale=C.UTF-8 -N"));
+        let mut postgres = Self { folder, port, server: None };
+        postgres.boot();
+        postgres
+    }
+
+    /// Starts the server (again, on the same data) and waits until it answers.
+    pub fn boot(&mut self) {
+        let (bin, user, port) = (binaries(), as_user(), self.port);
+        let (bin, at) = (bin.display(), self.folder.path().display());
         let server = format!(
             "exec {user}{bin}/postgres -D {at}/data -p {port} -c listen_addresses=127.0.0.1 \
-             -c unix_socket_directories={at} -c max_connections=60 -c log_min_messages=fatal >{at}/log 2>&1"
+             -c unix_socket_directories={at} -c max_connections=60 -c log_min_messages=fatal >>{at}/log 2>&1"
         );
         // SIGINT: fast shutdown. `runuser` passes signals on.
-        let server = Held::start(
-            folder.path(),
-            &server,
-            &format!("kill -INT $(head -n 1 {at}/data/postmaster.pid)"),
-            |command| {
-                command.current_dir("/");
-            },
-        );
-        let postgres = Self { _folder: folder, port, _server: server };
-        eventually("PostgreSQL answers", || PgConnection::establish(&postgres.url_of("postgres")).ok());
-        postgres
+        let stop = format!("[ ! -e {at}/data/postmaster.pid ] || kill -INT $(head -n 1 {at}/data/postmaster.pid)");
+        self.server = Some(Held::start(self.folder.path(), &server, &stop, |command| {
+            command.current_dir("/");
+        }));
+        eventually("PostgreSQL answers", || PgConnection::establish(&self.url_of("postgres")).ok());
+    }
+
+    /// The server's processes: the first one, its children, and `runuser`.
+    fn processes(&self) -> Vec<Pid> {
+        let file = std::fs::read_to_string(self.folder.path().join("data/postmaster.pid")).unwrap();
+        let first: i32 = file.lines().next().unwrap().parse().unwrap();
+        let parent_of = |pid: i32| -> Option<i32> {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+        };
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let all = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let children = all.filter(|pid| parent_of(*pid) == Some(first));
+        // `runuser` stops itself when what it runs is stopped, and must be told to go on, too.
+        let runuser = parent_of(first).filter(|_| is_root());
+        runuser.into_iter().chain([first]).chain(children).filter_map(Pid::from_raw).collect()
+    }
+
+    /// Sends a signal to all of it.
+    pub fn signal(&self, signal: Signal) {
+        for pid in self.processes() {
+            // A child may have ended meanwhile.
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+
+    /// SIGKILL for all of it. Its data stay.
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        // Its number may be another's by the time that somebody reads it there.
+        std::fs::remove_file(self.folder.path().join("data/postmaster.pid")).unwrap();
+        self.server.take().unwrap().stop();
     }
 
     /// An empty database.

@@ -108,6 +108,24 @@ impl Rabbit {
         self.server.take().unwrap().stop();
     }
 
+    /// SIGKILL. Its data stay.
+    pub fn kill(&mut self) {
+        let pid = std::fs::read_to_string(self.folder.path().join("pid")).unwrap();
+        let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        self.server.take().unwrap().stop();
+    }
+
+    /// Runs `rabbitmqctl` for this node.
+    pub fn ctl(&self, arguments: &[&str]) {
+        let program = program("rabbitmqctl", &["/usr/lib/rabbitmq/bin/rabbitmqctl"], "rabbitmq-server");
+        let mut command = Command::new(program);
+        command.args(arguments);
+        self.environment(&mut command);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", super::daemon::told(&output));
+    }
+
     fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("console")).unwrap_or_default()
     }
