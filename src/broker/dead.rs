@@ -5,7 +5,7 @@
 //! added as they fill up. Each look counts as a delivery, which the queue's high limit allows for (DESIGN: section 3).
 
 use super::{
-    BrokerError, STEP_TIMEOUT, Topology,
+    BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT, Topology,
     connect::connect,
     copy, headers,
     publish::{Outgoing, Publisher},
@@ -29,6 +29,9 @@ use std::{collections::BTreeMap, time::Duration};
 /// Most deliveries that one consumer holds: the most that a quorum queue gives it.
 const PER_CONSUMER: u16 = 2000;
 
+/// How long the broker has to pass acknowledgements on.
+const TIME_FOR_ACKNOWLEDGEMENTS: Duration = Duration::from_secs(1);
+
 /// A look at the dead queue.
 pub struct DeadQueue {
     connection: Connection,
@@ -38,6 +41,7 @@ pub struct DeadQueue {
     consumers: u64,
     /// Taken and not removed.
     held: u64,
+    removed: bool,
     waiting: u32,
     readers: u32,
     remark: Option<String>,
@@ -69,6 +73,7 @@ impl DeadQueue {
             deliveries: SelectAll::new(),
             consumers: 0,
             held: 0,
+            removed: false,
             waiting: declared.message_count(),
             readers: declared.consumer_count(),
             remark,
@@ -147,16 +152,29 @@ impl DeadQueue {
             let ack = self.channel.basic_ack(*tag, BasicAckOptions { multiple: false });
             within(STEP_TIMEOUT, "basic.ack", ack).await?;
             self.held -= 1;
+            self.removed = true;
         }
         Ok(())
     }
 
-    /// Ends the look: what was removed is gone when this returns, everything else is back in the queue.
+    /// Ends the look: what was removed is gone, everything else goes back to the queue.
     pub async fn close(self) -> Result<(), BrokerError> {
-        // The broker answers after it has taken every acknowledgement before.
-        let closed = within(STEP_TIMEOUT, "channel.close", self.channel.close(200, "done".into())).await;
+        let closed = self.let_acknowledgements_through().await;
         topology::close(&self.connection).await;
         closed
+    }
+
+    /// A channel passes on only so many acknowledgements to a quorum queue before it hears of the first, keeps the rest
+    /// for later, and forgets them when it closes. AMQP has no answer to an acknowledgement: first the channel is asked
+    /// something, which it answers after it has read them all, and then it is given time. What is forgotten all the same
+    /// is still in the queue, and seen twice.
+    async fn let_acknowledgements_through(&self) -> Result<(), BrokerError> {
+        if self.removed {
+            let asked = self.channel.basic_qos(PER_CONSUMER, BasicQosOptions { global: false });
+            within(CONFIRM_TIMEOUT, "basic.qos", asked).await?;
+            tokio::time::sleep(TIME_FOR_ACKNOWLEDGEMENTS).await;
+        }
+        within(STEP_TIMEOUT, "channel.close", self.channel.close(200, "done".into())).await
     }
 }
 
