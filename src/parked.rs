@@ -177,7 +177,10 @@ mod tests {
         ] {
             assert_eq!(selection.takes(message, at(160)), takes, "{selection:?}");
         }
-        assert!(!Selection { older_than: seconds(0), ..any() }.takes(&message, at(90)), "not failed yet, by this clock");
+        assert!(
+            !Selection { older_than: seconds(0), ..any() }.takes(&message, at(90)),
+            "not failed yet, by this clock"
+        );
         let both = Selection { reasons: words(&["a", "b"]), older_than: seconds(5400), ..any() };
         assert_eq!((both.describe().as_str(), any().describe().as_str()), ("reason a or b, older than 1h30m", "all"));
     }

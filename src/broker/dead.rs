@@ -87,9 +87,8 @@ impl DeadQueue {
 
     /// What a person should know before: another reader holds messages back, or the queue is not as ours are.
     pub fn remarks(&self) -> Vec<String> {
-        let readers = (self.readers > 0).then(|| {
-            format!("{} other reader(s) of {}: what they hold is not seen here", self.readers, self.queue)
-        });
+        let readers = (self.readers > 0)
+            .then(|| format!("{} other reader(s) of {}: what they hold is not seen here", self.readers, self.queue));
         readers.into_iter().chain(self.remark.clone()).collect()
     }
 
@@ -359,8 +358,16 @@ mod tests {
     #[test]
     fn what_the_broker_moved_is_known_by_its_own_header() {
         for (deaths, reason, queue) in [
-            (vec![death("points.credit", "delivery_limit"), death("points.credit.retry.1s", "expired")], DELIVERY_LIMIT, "points.credit"),
-            (vec![death("points.credit.retry.1s", "expired"), death("points.credit", "delivery_limit")], DELIVERY_LIMIT, "points.credit"),
+            (
+                vec![death("points.credit", "delivery_limit"), death("points.credit.retry.1s", "expired")],
+                DELIVERY_LIMIT,
+                "points.credit",
+            ),
+            (
+                vec![death("points.credit.retry.1s", "expired"), death("points.credit", "delivery_limit")],
+                DELIVERY_LIMIT,
+                "points.credit",
+            ),
             (vec![death("theirs", "rejected")], UNKNOWN, "theirs"),
         ] {
             let properties = BasicProperties::default().with_headers(table(&[

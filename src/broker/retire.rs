@@ -7,11 +7,7 @@ use super::{
     within,
 };
 use crate::{config::BrokerSettings, domain::retry::Delay};
-use lapin::{
-    Connection,
-    options::QueueDeleteOptions,
-    types::FieldTable,
-};
+use lapin::{Connection, options::QueueDeleteOptions, types::FieldTable};
 use std::time::Duration;
 
 /// How often the queue is looked at.

@@ -7,7 +7,8 @@ use std::{os::unix::process::CommandExt, process::Command};
 
 pub(super) async fn run(settings: Settings) -> anyhow::Result<Exit> {
     logging::install(&settings.log).context("log.format = \"journald\": the journal does not answer")?;
-    app::run(settings).await?;
+    // The daemon's state is large, and moved once.
+    Box::pin(app::run(settings)).await?;
     Ok(Exit::Done)
 }
 

@@ -100,10 +100,7 @@ impl Deliveries for Queue {
         if self.parking_fails {
             return Err(outage(Dependency::Broker));
         }
-        self.parked
-            .lock()
-            .unwrap()
-            .extend(copies.iter().map(|copy| format!("{}: {}", copy.message.0, copy.error)));
+        self.parked.lock().unwrap().extend(copies.iter().map(|copy| format!("{}: {}", copy.message.0, copy.error)));
         Ok(())
     }
 

@@ -117,10 +117,15 @@ fn what_is_parked_is_counted_listed_and_shown_with_what_the_ledger_says() {
     let shown = &shown[0];
     assert_eq!((&shown["message"]["user_id"], &shown["message"]["points"]), (&"other".into(), &5.into()));
     assert_eq!((&shown["ledger"]["user_id"], &shown["ledger"]["points"]), (&"u".into(), &5.into()), "then");
-    assert_eq!((&shown["ledger_now"]["record"]["user_id"], &shown["ledger_now"]["record"]["points"]), (&"u".into(), &5.into()));
+    assert_eq!(
+        (&shown["ledger_now"]["record"]["user_id"], &shown["ledger_now"]["record"]["points"]),
+        (&"u".into(), &5.into())
+    );
     assert_eq!(shown["headers"]["x-pointsd-reason"], "conflict");
     let text = told(&setup.run(&["dead", "show", "--reason", "conflict"]));
-    for part in ["the message     user other, 5 points", "the ledger then user u, 5 points", "the ledger now  user u, 5 points"] {
+    for part in
+        ["the message     user other, 5 points", "the ledger then user u, 5 points", "the ledger now  user u, 5 points"]
+    {
         assert!(text.contains(part), "{part}: {text}");
     }
     let malformed = setup.run(&["dead", "show", "--reason", "malformed"]);
@@ -131,7 +136,8 @@ fn what_is_parked_is_counted_listed_and_shown_with_what_the_ledger_says() {
 
     assert_eq!(setup.run(&["dead", "show", "--payment", "nobody"]).status.code(), Some(1));
     // A ledger that cannot be asked hides no message.
-    let blind = setup.command(&["dead", "show", "--payment", "p1"]).env("POINTSD_LEDGER__URL", "sqlite:/none/x.db").output();
+    let blind =
+        setup.command(&["dead", "show", "--payment", "p1"]).env("POINTSD_LEDGER__URL", "sqlite:/none/x.db").output();
     let blind = blind.unwrap();
     assert!(blind.status.success() && told(&blind).contains("the ledger now  not asked"), "{}", told(&blind));
     ready_is(&client, &setup.dead_queue, 3);
@@ -154,7 +160,9 @@ fn what_is_sent_back_begins_anew_in_the_queue_that_it_came_from() {
     let account = account(&sent);
     assert_eq!((&account["selected"], &account["sent"], &account["returned"]), (&1.into(), &1.into(), &0.into()));
     let line = audit(&sent);
-    for part in [r#"action="requeue""#, "who=\"", "reason rejected, older than 1h", "selected=1", "removed=1", r#"end="done""#] {
+    for part in
+        [r#"action="requeue""#, "who=\"", "reason rejected, older than 1h", "selected=1", "removed=1", r#"end="done""#]
+    {
         assert!(line.contains(part), "{part}: {line}");
     }
     let requeue_id = account["requeue_id"].as_str().unwrap();
@@ -274,7 +282,10 @@ fn a_message_that_the_broker_moved_goes_back_to_the_queue_in_which_it_died() {
     });
     let listed = setup.json(&["dead", "list", "--each", "--json"]);
     let message = &listed["each"][0];
-    assert_eq!((&message["reason"], &message["source_queue"]), (&"delivery_limit".into(), &setup.credit_queue.as_str().into()));
+    assert_eq!(
+        (&message["reason"], &message["source_queue"]),
+        (&"delivery_limit".into(), &setup.credit_queue.as_str().into())
+    );
     assert!(message["first_failed_at"].is_string() && message["payment_id"] == "p", "{message}");
     let sent = setup.run(&["dead", "requeue", "--reason", "delivery_limit"]);
     assert!(sent.status.success(), "{}", told(&sent));
@@ -445,11 +456,8 @@ fn dropping_asks_first() {
     assert!(told(&unasked).contains("--yes"), "{}", told(&unasked));
     let script = crate::support::program("script", &["/usr/bin/script"], "bsdutils");
     let on_terminal = |answer: &str| {
-        let command = format!(
-            "{} dead drop --payment a --config {}",
-            crate::support::daemon::POINTSD,
-            setup.config().display()
-        );
+        let command =
+            format!("{} dead drop --payment a --config {}", crate::support::daemon::POINTSD, setup.config().display());
         let mut child = std::process::Command::new(&script)
             .args(["-qec", &command, "/dev/null"])
             .env("TERM", "xterm")

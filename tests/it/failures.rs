@@ -94,9 +94,8 @@ fn a_message_that_keeps_failing_takes_each_step_at_its_time_and_is_parked_as_exh
     let messages = [("a", "m-1"), ("transient", "m-2"), ("b", "m-3")];
     client.publish(&setup.exchange, &setup.key, messages.map(|(payment, m)| (body(payment, "u"), id(m))));
     eventually("the others are credited", || setup.json(&["balance", "u", "--json"])["balance"].eq(&2).then_some(()));
-    daemon.wait_for("it waits for the third time", |daemon| {
-        logged(daemon, "message delayed").len().eq(&3).then_some(())
-    });
+    daemon
+        .wait_for("it waits for the third time", |daemon| logged(daemon, "message delayed").len().eq(&3).then_some(()));
     drop(client);
     // A broker that restarts keeps what waits.
     rabbit.stop();
@@ -235,9 +234,7 @@ fn a_row_that_is_locked_for_a_minute_holds_up_only_its_own_payment() {
     let balance = |user: &str| setup.json(&["balance", user, "--json"])["balance"].clone();
     eventually("the others are credited", || (balance("u") == 199).then_some(()));
     assert!(locked_at.elapsed() < Duration::from_secs(50), "while the row is locked");
-    daemon.wait_for("it takes delayed retries", |daemon| {
-        logged(daemon, "message delayed").len().ge(&2).then_some(())
-    });
+    daemon.wait_for("it takes delayed retries", |daemon| logged(daemon, "message delayed").len().ge(&2).then_some(()));
     assert_eq!(daemon.get("/readyz").unwrap().0, 200);
     std::thread::sleep(Duration::from_secs(60).saturating_sub(locked_at.elapsed()));
     assert_eq!(balance("locked"), 0);

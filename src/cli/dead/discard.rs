@@ -82,11 +82,9 @@ async fn ask(settings: &Settings, groups: Groups, messages: usize, output: &mut 
         let mut answer = String::new();
         io::stdin().read_line(&mut answer).map(|_| answer)
     });
-    match tokio::time::timeout(TIME_TO_ANSWER, answer).await {
-        Ok(answer) => Ok(answer??.trim() == "yes"),
-        Err(_) => {
-            output.complain("no answer: nothing is dropped");
-            Ok(false)
-        }
+    if let Ok(answer) = tokio::time::timeout(TIME_TO_ANSWER, answer).await {
+        return Ok(answer??.trim() == "yes");
     }
+    output.complain("no answer: nothing is dropped");
+    Ok(false)
 }

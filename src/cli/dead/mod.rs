@@ -216,7 +216,9 @@ mod tests {
     #[test]
     fn ages_are_told_in_two_units() {
         let at = |seconds| Timestamp::from_second(seconds).unwrap();
-        for (since, words) in [(Some(at(0)), "1day 1h"), (Some(at(90_061)), "0s"), (Some(at(99_999)), "0s"), (None, "?")] {
+        for (since, words) in
+            [(Some(at(0)), "1day 1h"), (Some(at(90_061)), "0s"), (Some(at(99_999)), "0s"), (None, "?")]
+        {
             assert_eq!(age(since, at(90_061)), words);
         }
     }

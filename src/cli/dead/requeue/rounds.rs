@@ -1,59 +1,29 @@
-//! `pointsd dead requeue`
-//!
 //! Publish, confirm, then remove: whenever this dies, a message is in the dead queue, in the queue that it came from, or
 //! in both; never in none.
 //!
 //! The broker takes deliveries back that are held for half an hour, so a long run goes in rounds: each takes what it can
 //! send in ten minutes, and lets go of everything else. What is meant is fixed in the first round, message by message.
 
-use super::{Audit, Exit, Filter, Output, PATIENCE, Walk, parked, printable};
+use super::{Account, Arguments};
 use crate::{
     broker::{Found, Outgoing, Publisher},
+    cli::{
+        Output,
+        dead::{PATIENCE, Walk, parked, printable},
+    },
     config::Settings,
     parked::{Groups, Parked, Selection},
 };
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
-use serde::Serialize;
 use std::{
     collections::{BTreeMap, HashMap},
     hash::{DefaultHasher, Hash, Hasher},
-    num::NonZeroU32,
     time::Duration,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
-    #[command(flatten)]
-    filter: Filter,
-    /// Everything that lies in the dead queue now.
-    #[arg(long)]
-    all: bool,
-    /// Say what would be sent, and send nothing.
-    #[arg(long)]
-    dry_run: bool,
-    /// Most messages that are sent.
-    #[arg(long)]
-    limit: Option<u64>,
-    /// Messages a second; without it as fast as the broker confirms.
-    #[arg(long)]
-    rate: Option<NonZeroU32>,
-    /// Send so many first, and wait whether they come back. 0: none.
-    #[arg(long, default_value_t = 10)]
-    canary: u64,
-    /// How long to wait for the canaries.
-    #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
-    canary_wait: Duration,
-    /// Go on also when something comes back.
-    #[arg(long)]
-    keep_going: bool,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-}
 
 /// Most messages that are published and confirmed together.
 const CHUNK: usize = 500;
@@ -70,86 +40,8 @@ const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 /// How long what comes back is looked out for after the last message.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
-/// What became of the run.
-#[derive(Debug, Default, Serialize)]
-struct Account {
-    /// As in `x-pointsd-requeue-id`.
-    requeue_id: String,
-    selected: u64,
-    sent: u64,
-    /// Of those, how many came back to the dead queue while it was looked at.
-    returned: u64,
-    /// Not sent, because it is not known where to, or the queue is not there.
-    not_sendable: BTreeMap<String, u64>,
-    /// Why it did not go on to the end.
-    stopped: Option<String>,
-    dry_run: bool,
-}
-
-pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
-    let selection = arguments.filter.or_all(arguments.all)?;
-    let stop = stop_on_interrupt();
-    let mut run = Run {
-        settings,
-        arguments,
-        selection: &selection,
-        stop,
-        now: Timestamp::now(),
-        account: Account { requeue_id: new_id(), dry_run: arguments.dry_run, ..Account::default() },
-        frozen: None,
-        came_back: 0,
-        groups: Groups::default(),
-        targets: BTreeMap::new(),
-        progress: ProgressBar::hidden(),
-        begun: Instant::now(),
-    };
-    let done = run.rounds(output).await;
-    run.progress.finish_and_clear();
-    let Run { account, groups, .. } = run;
-    let end = match (&done, &account.stopped) {
-        (Err(error), _) => format!("{error:#}"),
-        (Ok(()), Some(stopped)) => stopped.clone(),
-        (Ok(()), None) if arguments.dry_run => "dry run".into(),
-        (Ok(()), None) => "done".into(),
-    };
-    Audit {
-        action: "requeue",
-        selection: &selection,
-        selected: account.selected,
-        removed: account.sent,
-        end: &end,
-        requeue_id: Some(&account.requeue_id),
-    }
-    .tell(settings);
-    account.print(arguments.json, groups, output)?;
-    done?;
-    let whole = account.stopped.is_none() && account.not_sendable.is_empty() && account.returned == 0;
-    Ok(if whole { Exit::Done } else { Exit::Failed })
-}
-
-/// Which no other run has.
-fn new_id() -> String {
-    let now = Timestamp::now();
-    format!("{}-{:09}-{}", now.strftime("%Y%m%dT%H%M%SZ"), now.subsec_nanosecond(), std::process::id())
-}
-
-/// Ctrl-C ends the run between two chunks: what is confirmed is removed, and the account is given.
-fn stop_on_interrupt() -> CancellationToken {
-    let stop = CancellationToken::new();
-    let token = stop.clone();
-    tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            token.cancel();
-        }
-        // The second one leaves at once, as a kill does: nothing is lost by it.
-        if tokio::signal::ctrl_c().await.is_ok() {
-            std::process::exit(1);
-        }
-    });
-    stop
-}
-
-struct Run<'a> {
+/// A run on its way.
+pub(super) struct Run<'a> {
     settings: &'a Settings,
     arguments: &'a Arguments,
     selection: &'a Selection,
@@ -173,8 +65,38 @@ struct Chosen {
     target: String,
 }
 
-impl Run<'_> {
-    async fn rounds(&mut self, output: &mut Output) -> anyhow::Result<()> {
+impl<'a> Run<'a> {
+    pub(super) fn new(
+        settings: &'a Settings,
+        arguments: &'a Arguments,
+        selection: &'a Selection,
+        stop: CancellationToken,
+        account: Account,
+    ) -> Self {
+        Self {
+            settings,
+            arguments,
+            selection,
+            stop,
+            now: Timestamp::now(),
+            account,
+            frozen: None,
+            came_back: 0,
+            groups: Groups::default(),
+            targets: BTreeMap::new(),
+            progress: ProgressBar::hidden(),
+            begun: Instant::now(),
+        }
+    }
+
+    /// What became of it, and what was meant.
+    pub(super) fn finish(self) -> (Account, Groups) {
+        self.progress.finish_and_clear();
+        (self.account, self.groups)
+    }
+
+    /// One after the other, until everything is sent or something stops it.
+    pub(super) async fn rounds(&mut self, output: &mut Output) -> anyhow::Result<()> {
         let publisher = Publisher::open(&self.settings.broker).await.context("broker")?;
         let done = loop {
             match self.round(&publisher, output).await {
@@ -222,8 +144,10 @@ impl Run<'_> {
             }
         }
         if first && !self.arguments.dry_run {
-            self.progress = ProgressBar::new(self.account.selected)
-                .with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta}").unwrap_or_else(|_| ProgressStyle::default_bar()));
+            self.progress = ProgressBar::new(self.account.selected).with_style(
+                ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta}")
+                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
         }
         let nothing_found = chosen.is_empty();
         self.frozen = Some(frozen);
@@ -271,15 +195,14 @@ impl Run<'_> {
             self.not_sendable("nothing says which queue it came from".into());
             return Ok(None);
         };
-        let there = match self.targets.get(queue) {
-            Some(there) => *there,
-            None => {
-                let there = *queue != self.settings.broker.dead_queue
-                    && queue.len() <= 255
-                    && publisher.has_queue(queue).await.context("broker")?;
-                self.targets.insert(queue.clone(), there);
-                there
-            }
+        let there = if let Some(there) = self.targets.get(queue) {
+            *there
+        } else {
+            let there = *queue != self.settings.broker.dead_queue
+                && (1..=255).contains(&queue.len())
+                && publisher.has_queue(queue).await.context("broker")?;
+            self.targets.insert(queue.clone(), there);
+            there
         };
         if there {
             return Ok(Some(queue.clone()));
@@ -340,12 +263,7 @@ impl Run<'_> {
     }
 
     /// Publish, confirm, then remove.
-    async fn send_chunk(
-        &mut self,
-        chunk: &[Chosen],
-        walk: &mut Walk<'_>,
-        publisher: &Publisher,
-    ) -> anyhow::Result<()> {
+    async fn send_chunk(&mut self, chunk: &[Chosen], walk: &mut Walk<'_>, publisher: &Publisher) -> anyhow::Result<()> {
         let mut messages: Vec<Outgoing<'_>> = Vec::with_capacity(chunk.len());
         let mut tags = Vec::with_capacity(chunk.len());
         for Chosen { found, target } in chunk {
@@ -380,13 +298,17 @@ impl Run<'_> {
                 }
             };
             let Some(found) = found else {
-                if left.is_zero() { return Ok(()) } else { continue }
+                if left.is_zero() {
+                    return Ok(());
+                }
+                continue;
             };
             let parked = parked(self.settings, &found);
             if self.is_ours(&parked) && !self.arguments.keep_going {
                 let Parked { reason, error, .. } = &parked;
                 let error = error.as_deref().unwrap_or_default();
-                self.account.stopped = Some(format!("what was sent comes back: {}: {}", printable(reason), printable(error)));
+                self.account.stopped =
+                    Some(format!("what was sent comes back: {}: {}", printable(reason), printable(error)));
                 return Ok(());
             }
         }
@@ -409,27 +331,4 @@ fn take_one(frozen: &mut HashMap<u64, u32>, fingerprint: u64) -> bool {
         frozen.remove(&fingerprint);
     }
     true
-}
-
-impl Account {
-    fn print(&self, json: bool, groups: Groups, output: &mut Output) -> anyhow::Result<()> {
-        if json {
-            return output.json(self);
-        }
-        for group in groups.sorted() {
-            output.line(&format!("{:>8}  {}", group.messages, printable(&group.reason)))?;
-        }
-        for (why, messages) in &self.not_sendable {
-            output.line(&format!("{messages:>8}  not sendable: {why}"))?;
-        }
-        let Self { requeue_id, selected, sent, returned, stopped, dry_run, .. } = self;
-        if *dry_run {
-            return Ok(output.line(&format!("would send {selected} messages back (dry run)"))?);
-        }
-        output.line(&format!("sent {sent} of {selected} messages back, {returned} of them came back (run {requeue_id})"))?;
-        if let Some(stopped) = stopped {
-            output.line(&format!("stopped: {stopped}; the rest is still in the dead queue"))?;
-        }
-        Ok(())
-    }
 }

@@ -1,0 +1,146 @@
+//! `pointsd dead requeue`: what is asked for, and the account of it. [`rounds`] does it.
+
+mod rounds;
+
+use super::{Audit, Exit, Filter, Output, printable};
+use crate::{config::Settings, parked::Groups};
+use jiff::Timestamp;
+use rounds::Run;
+use serde::Serialize;
+use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+#[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+pub(in crate::cli::dead) struct Arguments {
+    #[command(flatten)]
+    filter: Filter,
+    /// Everything that lies in the dead queue now.
+    #[arg(long)]
+    all: bool,
+    /// Say what would be sent, and send nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Most messages that are sent.
+    #[arg(long)]
+    limit: Option<u64>,
+    /// Messages a second; without it as fast as the broker confirms.
+    #[arg(long)]
+    rate: Option<NonZeroU32>,
+    /// Send so many first, and wait whether they come back. 0: none.
+    #[arg(long, default_value_t = 10)]
+    canary: u64,
+    /// How long to wait for the canaries.
+    #[arg(long, default_value = "3s", value_parser = short_wait)]
+    canary_wait: Duration,
+    /// Go on also when something comes back.
+    #[arg(long)]
+    keep_going: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Deliveries are held meanwhile, which the broker bears for half an hour.
+fn short_wait(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(wait) if wait <= Duration::from_secs(300) => Ok(wait),
+        Ok(_) => Err("must be at most 5m".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// What became of the run.
+#[derive(Debug, Default, Serialize)]
+struct Account {
+    /// As in `x-pointsd-requeue-id`.
+    requeue_id: String,
+    selected: u64,
+    sent: u64,
+    /// Of those, how many came back to the dead queue while it was looked at.
+    returned: u64,
+    /// Not sent, because it is not known where to, or the queue is not there.
+    not_sendable: BTreeMap<String, u64>,
+    /// Why it did not go on to the end.
+    stopped: Option<String>,
+    dry_run: bool,
+}
+
+pub(in crate::cli::dead) async fn run(
+    settings: &Settings,
+    arguments: &Arguments,
+    output: &mut Output,
+) -> anyhow::Result<Exit> {
+    let selection = arguments.filter.or_all(arguments.all)?;
+    let stop = stop_on_interrupt();
+    let account = Account { requeue_id: new_id(), dry_run: arguments.dry_run, ..Account::default() };
+    let mut run = Run::new(settings, arguments, &selection, stop, account);
+    let done = run.rounds(output).await;
+    let (account, groups) = run.finish();
+    let end = match (&done, &account.stopped) {
+        (Err(error), _) => format!("{error:#}"),
+        (Ok(()), Some(stopped)) => stopped.clone(),
+        (Ok(()), None) if arguments.dry_run => "dry run".into(),
+        (Ok(()), None) => "done".into(),
+    };
+    Audit {
+        action: "requeue",
+        selection: &selection,
+        selected: account.selected,
+        removed: account.sent,
+        end: &end,
+        requeue_id: Some(&account.requeue_id),
+    }
+    .tell(settings);
+    account.print(arguments.json, groups, output)?;
+    done?;
+    let whole = account.stopped.is_none() && account.not_sendable.is_empty() && account.returned == 0;
+    Ok(if whole { Exit::Done } else { Exit::Failed })
+}
+
+/// Which no other run has.
+fn new_id() -> String {
+    let now = Timestamp::now();
+    format!("{}-{:09}-{}", now.strftime("%Y%m%dT%H%M%SZ"), now.subsec_nanosecond(), std::process::id())
+}
+
+/// Ctrl-C ends the run between two chunks: what is confirmed is removed, and the account is given.
+fn stop_on_interrupt() -> CancellationToken {
+    let stop = CancellationToken::new();
+    let token = stop.clone();
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            token.cancel();
+        }
+        // The second one leaves at once, as a kill does: nothing is lost by it.
+        if tokio::signal::ctrl_c().await.is_ok() {
+            std::process::exit(1);
+        }
+    });
+    stop
+}
+
+impl Account {
+    fn print(&self, json: bool, groups: Groups, output: &mut Output) -> anyhow::Result<()> {
+        if json {
+            return output.json(self);
+        }
+        for group in groups.sorted() {
+            output.line(&format!("{:>8}  {}", group.messages, printable(&group.reason)))?;
+        }
+        for (why, messages) in &self.not_sendable {
+            output.line(&format!("{messages:>8}  not sendable: {why}"))?;
+        }
+        let Self { requeue_id, selected, sent, returned, stopped, dry_run, .. } = self;
+        if *dry_run {
+            return Ok(output.line(&format!("would send {selected} messages back (dry run)"))?);
+        }
+        output.line(&format!(
+            "sent {sent} of {selected} messages back, {returned} of them came back (run {requeue_id})"
+        ))?;
+        if let Some(stopped) = stopped {
+            output.line(&format!("stopped: {stopped}; the rest is still in the dead queue"))?;
+        }
+        Ok(())
+    }
+}
