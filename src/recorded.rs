@@ -7,12 +7,12 @@ use serde::{
 };
 use serde_json::value::RawValue;
 use std::{
-    fmt,
+    fmt::{self, Write as _},
     io::{self, BufRead, Read},
 };
 
 /// The longest line that is read. Bytes.
-const MAX_LINE_BYTES: u64 = 64 * 1024 * 1024;
+const MAX_LINE_BYTES: u64 = 192 * 1024 * 1024;
 
 /// A message as it was recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,8 +119,8 @@ pub fn to_line(message: &Recorded) -> String {
     let verbatim = text.ok().filter(|text| stands_verbatim(text));
     let (name, body) = match (verbatim, text) {
         (Some(json), _) => (BODY, json.to_owned()),
-        (None, Ok(text)) => (BODY, quoted(text)),
-        (None, Err(_)) => (BODY_BASE64, quoted(&BASE64_STANDARD.encode(&message.body))),
+        (None, Ok(text)) if quoted(text).len() <= 2 * text.len() + 2 => (BODY, quoted(text)),
+        (None, _) => (BODY_BASE64, quoted(&BASE64_STANDARD.encode(&message.body))),
     };
     let mut line = format!("{{\"{name}\":{body}");
     let mut member = |name: &str, value: String| {
@@ -133,7 +133,7 @@ pub fn to_line(message: &Recorded) -> String {
         member(MESSAGE_ID, quoted(message_id));
     }
     if !message.headers.is_empty() {
-        member(HEADERS, serde_json::Value::Object(message.headers.clone()).to_string());
+        member(HEADERS, harmless(&serde_json::Value::Object(message.headers.clone()).to_string()));
     }
     if let Some(routing_key) = &message.routing_key {
         member(ROUTING_KEY, quoted(routing_key));
@@ -146,12 +146,26 @@ pub fn to_line(message: &Recorded) -> String {
 fn stands_verbatim(text: &str) -> bool {
     text.starts_with('{')
         && text.ends_with('}')
-        && !text.contains(['\n', '\r'])
+        && !text.contains(char::is_control)
         && serde_json::from_str::<&RawValue>(text).is_ok_and(|value| value.get() == text)
 }
 
 fn quoted(text: &str) -> String {
-    serde_json::Value::String(text.to_owned()).to_string()
+    harmless(&serde_json::Value::String(text.to_owned()).to_string())
+}
+
+/// JSON with those control characters escaped, too, that JSON leaves as they are and a terminal may act on.
+pub fn harmless(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for character in json.chars() {
+        if matches!(character, '\u{7f}'..='\u{9f}') {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "\\u{:04x}", u32::from(character));
+        } else {
+            text.push(character);
+        }
+    }
+    text
 }
 
 /// An envelope has a `body` and nothing but the members of an envelope; any other line is a body itself.
@@ -312,6 +326,8 @@ mod tests {
             (b"\"text\"", r#"{"body":"\"text\"""#),
             (b"{not json}", r#"{"body":"{not"#),
             (b"", r#"{"body":"""#),
+            (b"{\"a\":\"\xc2\x9b\"}", r#"{"body":"{\"a\":\"\u009b\"}""#),
+            (b"\x01\x01\x01\x01\x01", r#"{"body_base64":"AQEBAQE=""#),
             (b"\xac\xed\x00\x05", r#"{"body_base64":"rO0ABQ==""#),
         ] {
             for (message_id, headers, routing_key) in

@@ -75,8 +75,7 @@ impl App {
             self.status.pause(outage);
         }
         let unreadable = consumer.met_unreadable().await;
-        let deliveries = consumer.close(left.unsettled).await;
-        events::GaveBack { deliveries }.emit();
+        consumer.close(left.unsettled).await;
         events::BrokerConnected(false).emit();
         match left.outage {
             None => Ended::InOrder,
@@ -130,10 +129,7 @@ fn outage(outage: Outage, lived: Duration, unreadable: bool) -> Ended {
 /// A broker that takes no messages is down also while none has to be published: whatever is delivered must be able to
 /// go on.
 async fn watch_publishing(consumer: Arc<Consumer>, stop: CancellationToken) -> Result<(), Interrupted<Delivered>> {
-    match stop.run_until_cancelled(consumer.publishing_fails()).await {
-        None => Ok(()),
-        Some(error) => Err(broker_lost(error)),
-    }
+    consumer.watch_publishing(&stop).await.map_err(broker_lost)
 }
 
 fn broker_lost(error: BrokerError) -> Interrupted<Delivered> {
@@ -175,7 +171,7 @@ impl Worker {
             match self.pipeline.process(&*self.consumer, batch.map_err(broker_lost)?, &turn).await {
                 // A batch that took too long: what is left of it comes again, to whoever takes it.
                 Err(Interrupted { outage: None, unsettled }) if !self.stop.is_cancelled() => {
-                    let deliveries = self.consumer.give_back(unsettled).await;
+                    let deliveries = Some(self.consumer.give_back(unsettled).await);
                     events::GaveBack { deliveries }.emit();
                 }
                 processed => processed?,

@@ -29,6 +29,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
+use tokio_util::sync::CancellationToken;
 
 /// How often it is proven that copies could be published.
 const PROOF_INTERVAL: Duration = Duration::from_secs(5);
@@ -188,18 +189,17 @@ impl Consumer {
         matches!(self.stream.lock().await.ended, Some(BrokerError::Unreadable(_)))
     }
 
-    /// Returns when the broker takes no messages any more: because of an alarm, or because the publishing connection is
-    /// not sound. It must be asked: it tells of an alarm only who publishes.
-    pub async fn publishing_fails(&self) -> BrokerError {
+    /// An error when the broker takes no messages any more, because of an alarm or because the publishing connection is
+    /// not sound; `Ok` when told to stop. It must be asked: it tells of an alarm only who publishes.
+    pub async fn watch_publishing(&self, stop: &CancellationToken) -> Result<(), BrokerError> {
         loop {
-            match tokio::time::timeout(PROOF_INTERVAL, self.publisher.alarm()).await {
-                Ok(alarm) => return alarm,
-                Err(_) => {
-                    if let Err(error) = self.publisher.prove().await {
-                        return error;
-                    }
-                }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                alarm = self.publisher.alarm() => return Err(alarm),
+                () = tokio::time::sleep(PROOF_INTERVAL) => {}
             }
+            // To its end: a proof that is cut off leaves a channel that no worker can use any more.
+            self.publisher.prove().await?;
         }
     }
 
@@ -236,9 +236,10 @@ impl Consumer {
     }
 
     /// Stops consuming and gives back whatever is not settled, one at a time: a requeue of many would count against
-    /// each of them at once. Returns how many. What cannot be given back is the broker's again when the channel ends.
-    pub async fn close(&self, unsettled: Vec<Delivered>) -> usize {
-        let given_back = tokio::time::timeout(STEP_TIMEOUT, self.stop_and_give_back(unsettled)).await.unwrap_or(0);
+    /// each of them at once. What cannot be given back is the broker's again when the channel ends.
+    pub async fn close(&self, unsettled: Vec<Delivered>) {
+        let given_back = tokio::time::timeout(STEP_TIMEOUT, self.stop_and_give_back(unsettled)).await.ok();
+        events::GaveBack { deliveries: given_back }.emit();
         if self.publisher.is_blocked().is_some() {
             *locked(&self.blocked) = Some(Arc::clone(&self.publisher));
         } else {
@@ -247,7 +248,6 @@ impl Consumer {
         let _ = tokio::time::timeout(STEP_TIMEOUT, self.connection.close(200, "done".into())).await;
         self.tracker().channel_opened();
         events::InFlight(0).emit();
-        given_back
     }
 
     async fn stop_and_give_back(&self, mut unsettled: Vec<Delivered>) -> usize {

@@ -17,6 +17,10 @@ const MAX_ERROR_BYTES: usize = 1024;
 /// The same where little room is left: all our headers fit into the smallest frame that AMQP allows (4096 bytes).
 const SHORT_ERROR_BYTES: usize = 128;
 
+/// What the broker may add to the headers of what it delivers again or has dead-lettered (`x-delivery-count`, `x-death` and
+/// its kin): a header that filled a frame would then be beyond what a client reads.
+const HEADROOM: usize = 2048;
+
 /// What surrounds the properties in a content header frame: frame header and end (8), class, weight, body size (12).
 const HEADER_FRAME_OVERHEAD: usize = 20;
 
@@ -169,14 +173,25 @@ fn is_time(value: &AMQPValue) -> bool {
 
 /// The properties of a message that goes back to where it was consumed, as if it had just been sent: without the marks
 /// of its failure, with the id of the run that sends it.
-pub(super) fn requeued(original: &BasicProperties, requeue_id: &str) -> BasicProperties {
+pub(super) fn requeued(original: &BasicProperties, requeue_id: &str, frame: &mut HeaderFrame) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in original.headers().as_ref().map(FieldTable::inner).into_iter().flatten() {
         if !is_brokers(name.as_str()) && !is_of_a_failure(name.as_str()) {
             headers.insert(name.clone(), value.clone());
         }
     }
-    headers.insert(REQUEUE_ID.into(), AMQPValue::LongString(requeue_id.into()));
+    let id = AMQPValue::LongString(requeue_id.into());
+    headers.insert(REQUEUE_ID.into(), id.clone());
+    let whole = with_headers(original, headers);
+    if frame.fits(&whole) {
+        return whole;
+    }
+    let mut headers = FieldTable::default();
+    if let Some(source) = original.headers().as_ref().and_then(|given| given.inner().get(SOURCE)) {
+        headers.insert(SOURCE.into(), source.clone());
+    }
+    headers.insert(REQUEUE_ID.into(), id);
+    headers.insert(TRUNCATED.into(), AMQPValue::Boolean(true));
     with_headers(original, headers)
 }
 
@@ -208,7 +223,8 @@ impl HeaderFrame {
     pub(super) fn of(frame_max: usize) -> Self {
         // More than any header is allowed to have anywhere; a peer without a limit says 4 GiB.
         let frame_max = frame_max.min(16 * 1024 * 1024);
-        Self { room: vec![0; frame_max.saturating_sub(HEADER_FRAME_OVERHEAD)] }
+        let headroom = HEADROOM.min(frame_max / 8);
+        Self { room: vec![0; frame_max.saturating_sub(HEADER_FRAME_OVERHEAD + headroom)] }
     }
 
     /// Whether these fit.
@@ -333,7 +349,11 @@ mod tests {
         assert_eq!(copy.headers().as_ref(), Some(&expected));
         assert_eq!(retries_taken(&copy), 2);
 
-        let again = requeued(&copy.with_expiration("5".into()).with_user_id("u".into()), "r-2");
+        let again = requeued(
+            &copy.with_expiration("5".into()).with_user_id("u".into()),
+            "r-2",
+            &mut HeaderFrame::of(FRAME_MAX),
+        );
         let expected = table(&[
             ("trace", text("t-1")),
             ("x-pointsd-made-up", text("foreign, too")),
@@ -389,7 +409,7 @@ mod tests {
     fn a_header_frame_is_measured_to_the_byte() {
         let of = |size: usize| BasicProperties::default().with_headers(table(&[("a", text(&"x".repeat(size)))]));
         // Flags 2, table length 4, name 1 + 1, type 1, text length 4.
-        let rest = 2 + 4 + 2 + 1 + 4 + HEADER_FRAME_OVERHEAD;
+        let rest = 2 + 4 + 2 + 1 + 4 + HEADER_FRAME_OVERHEAD + 4096 / 8;
         assert!(HeaderFrame::of(4096).fits(&of(4096 - rest)));
         assert!(!HeaderFrame::of(4096).fits(&of(4097 - rest)));
     }

@@ -5,7 +5,7 @@
 //! added as they fill up. Each look counts as a delivery, which the queue's high limit allows for (DESIGN: section 3).
 
 use super::{
-    BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT, Topology,
+    BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT,
     connect::connect,
     copy, headers,
     publish::{Outgoing, Publisher},
@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{
     config::BrokerSettings,
-    domain::retry::RetryPolicy,
     parked::{DELIVERY_LIMIT, LedgerVersion, Parked, UNKNOWN},
 };
 use futures_util::{FutureExt, StreamExt, stream::SelectAll};
@@ -44,7 +43,6 @@ pub struct DeadQueue {
     removed: bool,
     waiting: u32,
     readers: u32,
-    remark: Option<String>,
 }
 
 /// A message in the dead queue, held until it is removed or the look ends.
@@ -57,10 +55,20 @@ pub struct Tag(u64);
 
 impl DeadQueue {
     /// Connects, and counts what lies there. Takes nothing yet.
-    pub async fn open(settings: &BrokerSettings, retry: &RetryPolicy) -> Result<Self, BrokerError> {
+    ///
+    /// Refused where each look would use up the few deliveries that the queue allows, unless `despite_limit`.
+    pub async fn open(settings: &BrokerSettings, despite_limit: bool) -> Result<Self, BrokerError> {
         let (connection, _) = connect(settings, "dead queue").await?;
-        let topology = Topology::of(settings, retry);
-        let remark = topology.dead_queue_differs(&connection).await?;
+        let limit = topology::lower_delivery_limit(&connection, &settings.dead_queue).await?;
+        if let Some(limit) = limit.filter(|_| !despite_limit) {
+            topology::close(&connection).await;
+            return Err(BrokerError::Topology(format!(
+                "queue {} has x-delivery-limit {limit} (none means 20 since RabbitMQ 4.0) instead of 1000000: each look \
+                 at a message uses up a delivery, and after the last one the broker drops it. Make the queue anew, or \
+                 look all the same with --despite-delivery-limit",
+                settings.dead_queue
+            )));
+        }
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
         let declared = passive(&channel, &settings.dead_queue).await?;
         // For each consumer of its own: a quorum queue refuses a limit for the whole channel.
@@ -76,7 +84,6 @@ impl DeadQueue {
             removed: false,
             waiting: declared.message_count(),
             readers: declared.consumer_count(),
-            remark,
         })
     }
 
@@ -85,11 +92,10 @@ impl DeadQueue {
         self.waiting
     }
 
-    /// What a person should know before: another reader holds messages back, or the queue is not as ours are.
-    pub fn remarks(&self) -> Vec<String> {
-        let readers = (self.readers > 0)
-            .then(|| format!("{} other reader(s) of {}: what they hold is not seen here", self.readers, self.queue));
-        readers.into_iter().chain(self.remark.clone()).collect()
+    /// What a person should know before: another reader holds messages back.
+    pub fn remark(&self) -> Option<String> {
+        (self.readers > 0)
+            .then(|| format!("{} other reader(s) of {}: what they hold is not seen here", self.readers, self.queue))
     }
 
     /// The next message; `None` when none has come for `patience`.
@@ -144,14 +150,20 @@ impl DeadQueue {
         Ok(())
     }
 
-    /// Takes messages out of the queue for good.
-    pub async fn remove(&mut self, tags: &[Tag]) -> Result<(), BrokerError> {
+    /// Whether a message was there when this look began: tags count from 1 in the order of delivery.
+    pub fn was_there(&self, tag: Tag) -> bool {
+        tag.0 <= u64::from(self.waiting)
+    }
+
+    /// Takes messages out of the queue for good, and counts them in `removed`, also when it fails in the middle.
+    pub async fn remove(&mut self, tags: &[Tag], removed: &mut u64) -> Result<(), BrokerError> {
         for Tag(tag) in tags {
             // One at a time: what lies between them stays.
             let ack = self.channel.basic_ack(*tag, BasicAckOptions { multiple: false });
             within(STEP_TIMEOUT, "basic.ack", ack).await?;
             self.held -= 1;
             self.removed = true;
+            *removed += 1;
         }
         Ok(())
     }
@@ -210,8 +222,9 @@ impl Found {
     }
 
     /// As a message for `queue`, without the marks of its failure.
-    pub fn requeued<'a>(&'a self, queue: &str, requeue_id: &str) -> Outgoing<'a> {
-        Outgoing::to_queue(queue, &self.0.data, copy::requeued(&self.0.properties, requeue_id))
+    pub fn requeued<'a>(&'a self, publisher: &Publisher, queue: &str, requeue_id: &str) -> Outgoing<'a> {
+        let mut frame = publisher.header_frame();
+        Outgoing::to_queue(queue, &self.0.data, copy::requeued(&self.0.properties, requeue_id, &mut frame))
     }
 }
 

@@ -29,13 +29,23 @@ pub(super) fn from_json(value: &Value) -> AMQPValue {
     }
 }
 
+/// Tables and lists are shown so deep: what is nested deeper nobody wrote for a reader, and few programs read it back.
+const MAX_DEPTH: usize = 32;
+
 /// Headers as a JSON object. AMQP has more types than JSON: a time becomes RFC 3339, bytes that are no text base64,
 /// numbers lose their width.
 pub(super) fn to_json(table: &FieldTable) -> Map<String, Value> {
-    table.inner().iter().map(|(name, value)| (name.to_string(), value_to_json(value))).collect()
+    table_to_json(table, 0)
 }
 
-fn value_to_json(value: &AMQPValue) -> Value {
+fn table_to_json(table: &FieldTable, depth: usize) -> Map<String, Value> {
+    table.inner().iter().map(|(name, value)| (name.to_string(), value_to_json(value, depth + 1))).collect()
+}
+
+fn value_to_json(value: &AMQPValue, depth: usize) -> Value {
+    if depth > MAX_DEPTH {
+        return Value::String("nested too deep to be shown".into());
+    }
     let float = |number: f64| Number::from_f64(number).map_or_else(|| Value::String(number.to_string()), Value::Number);
     match value {
         AMQPValue::Boolean(flag) => Value::Bool(*flag),
@@ -52,9 +62,9 @@ fn value_to_json(value: &AMQPValue) -> Value {
         AMQPValue::ShortString(text) => Value::String(text.to_string()),
         AMQPValue::LongString(text) => bytes_to_json(text.as_bytes()),
         AMQPValue::ByteArray(bytes) => bytes_to_json(bytes.as_slice()),
-        AMQPValue::FieldArray(items) => items.as_slice().iter().map(value_to_json).collect(),
+        AMQPValue::FieldArray(items) => items.as_slice().iter().map(|item| value_to_json(item, depth + 1)).collect(),
         AMQPValue::Timestamp(seconds) => time(*seconds).map_or(Value::Null, |time| Value::String(time.to_string())),
-        AMQPValue::FieldTable(table) => Value::Object(to_json(table)),
+        AMQPValue::FieldTable(table) => Value::Object(table_to_json(table, depth)),
         AMQPValue::Void => Value::Null,
     }
 }

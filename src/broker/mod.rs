@@ -30,7 +30,8 @@ pub enum BrokerError {
     /// A connection or channel ended.
     #[error("lost: {0}")]
     Lost(String),
-    /// A delivery that the client library cannot read: a short string that is no UTF-8, say. It ends the connection,
+    /// A delivery that the client library cannot read: a short string that is no UTF-8, or headers larger than a frame,
+    /// say. It ends the connection,
     /// and comes again with the next one.
     #[error(
         "a message cannot be read by the client ({0}); messages are taken one at a time until the broker moves it to \
@@ -104,6 +105,8 @@ impl From<lapin::Error> for BrokerError {
     fn from(error: lapin::Error) -> Self {
         match error.kind() {
             lapin::ErrorKind::ParsingError(_) => Self::Unreadable(error.to_string()),
+            // Headers that the broker has added to until they are beyond a frame.
+            _ if error.to_string().contains("frame too large") => Self::Unreadable(error.to_string()),
             _ => Self::Lost(told(&error)),
         }
     }

@@ -104,6 +104,10 @@ impl Publisher {
     /// does not publish (RabbitMQ, "Blocked Connection Notifications").
     pub(super) async fn prove(&self) -> Result<(), BrokerError> {
         let probe = Outgoing::to_queue(NOWHERE, &[], BasicProperties::default());
+        // A window on its way says more than this would.
+        if self.channel.try_lock().is_err() {
+            return Ok(());
+        }
         match self.publish(&[probe]).await {
             Ok(()) | Err(BrokerError::Unroutable { .. }) => Ok(()),
             Err(error) => Err(error),
@@ -148,21 +152,22 @@ impl Publisher {
     /// stand there or not.
     pub async fn publish(&self, messages: &[Outgoing<'_>]) -> Result<(), BrokerError> {
         tokio::select! {
-            published = within(CONFIRM_TIMEOUT, "basic.publish", self.publish_windows(messages)) => published,
+            published = self.publish_windows(messages) => published,
             // It would be confirmed when the alarm is over, which may be long.
             alarm = self.alarm() => Err(alarm),
         }
     }
 
+    /// Each window has the channel for itself, and a deadline of its own.
     async fn publish_windows(&self, messages: &[Outgoing<'_>]) -> Result<(), BrokerError> {
-        let mut usable = self.channel.lock().await;
         let mut rest = messages;
         while !rest.is_empty() {
+            let mut usable = self.channel.lock().await;
             let Some(channel) = usable.take() else {
                 return Err(BrokerError::Lost("the publishing channel, over an earlier failure".into()));
             };
             let (window, later) = rest.split_at(window_size(rest));
-            let confirmations = send(&channel, window).await?;
+            let confirmations = within(CONFIRM_TIMEOUT, "basic.publish", send(&channel, window)).await?;
             *usable = Some(channel);
             judge(window, confirmations)?;
             rest = later;

@@ -7,14 +7,15 @@ use super::{
     within,
 };
 use crate::{config::BrokerSettings, domain::retry::Delay};
-use lapin::{Connection, options::QueueDeleteOptions, types::FieldTable};
+use lapin::{Channel, Connection, options::QueueDeleteOptions, types::FieldTable};
 use std::time::Duration;
 
 /// How often the queue is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// For so many looks in a row it must be empty: what has waited is on its way back, unseen, until it is confirmed there.
-const EMPTY_LOOKS: u32 = 5;
+/// For so many looks in a row nothing may be seen in it, and its way back must be open: what has waited is on that way,
+/// unseen, until it is confirmed there.
+const EMPTY_LOOKS: u32 = 10;
 
 impl Topology {
     /// Unbinds a delay queue, waits until it has been empty for a while, and deletes it. `waiting` is told how many
@@ -44,6 +45,17 @@ impl Topology {
         }
     }
 
+    /// How many messages are seen in the queue. An error when something holds others unseen: a consumer, or a credit queue
+    /// that is not there to take them. AMQP tells no more than that.
+    async fn look(&self, channel: &Channel, queue: &str) -> Result<u32, BrokerError> {
+        passive(channel, &self.binding.queue).await?;
+        let there = passive(channel, queue).await?;
+        if there.consumer_count() > 0 {
+            return Err(BrokerError::Topology(format!("queue {queue} has a consumer, which may hold messages of it")));
+        }
+        Ok(there.message_count())
+    }
+
     async fn retire_on(
         &self,
         connection: &Connection,
@@ -51,7 +63,7 @@ impl Topology {
         waiting: &mut impl FnMut(u32),
     ) -> Result<(), BrokerError> {
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
-        let mut messages = passive(&channel, queue).await?.message_count();
+        let mut messages = self.look(&channel, queue).await?;
         let unbind = channel.queue_unbind(
             queue.into(),
             self.exchange.as_str().into(),
@@ -63,7 +75,7 @@ impl Topology {
         while empty < EMPTY_LOOKS {
             waiting(messages);
             tokio::time::sleep(LOOK).await;
-            messages = passive(&channel, queue).await?.message_count();
+            messages = self.look(&channel, queue).await?;
             empty = if messages == 0 { empty + 1 } else { 0 };
         }
         // Quorum queues refuse both conditions; the emptiness was seen above.

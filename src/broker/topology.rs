@@ -210,21 +210,6 @@ impl Topology {
         )))
     }
 
-    /// Whether the dead queue, which must be there, is not as it is here: what a reader of it should know.
-    pub(super) async fn dead_queue_differs(&self, connection: &Connection) -> Result<Option<String>, BrokerError> {
-        let Some(item) = self.queues.first().map(Item::Queue) else { return Ok(None) };
-        let refused = |failure| match failure {
-            Failure::Broker(text) => BrokerError::Topology(format!("{} {}", item.subject(), item.explain(&text))),
-            Failure::Other(error) => error,
-        };
-        item.declare(connection, true).await.map_err(refused)?;
-        match item.declare(connection, false).await {
-            Ok(()) => Ok(None),
-            Err(Failure::Broker(text)) => Ok(Some(format!("{}: {}", item.subject(), item.explain(&text)))),
-            Err(Failure::Other(error)) => Err(error),
-        }
-    }
-
     /// Compares the broker with this, changing nothing: first by passive declares, then, of what is there, by
     /// declaring it as it should be, which the broker refuses with the argument that differs.
     pub async fn check(&self, settings: &BrokerSettings) -> Result<Vec<Difference>, BrokerError> {
@@ -313,6 +298,10 @@ impl Item<'_> {
             (Self::Exchange(_), _) => {
                 "name another one in broker.exchange, or set broker.declare = false to use it as it is"
             }
+            (Self::Queue(_), "x-delivery-limit") if wanted == BROWSED_DELIVERY_LIMIT.to_string() => {
+                "each look at a message in it uses up a delivery, and the broker drops it after the last one (none means \
+                 20 since RabbitMQ 4.0): make the queue anew"
+            }
             (Self::Queue(_), "x-delivery-limit") => {
                 "with a lower limit (none means 20 since RabbitMQ 4.0) messages leave it after few redeliveries: \
                  set broker.delivery_limit, make the queue anew, or set broker.declare = false to use it as it is"
@@ -365,6 +354,32 @@ fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {
         table.insert((*name).into(), value);
     }
     table
+}
+
+/// The delivery limit of a quorum queue, which must be there, if it is another one than a queue needs that is browsed.
+pub(super) async fn lower_delivery_limit(connection: &Connection, queue: &str) -> Result<Option<String>, BrokerError> {
+    let text = |text: &str| Argument::Text(text.to_owned());
+    let wanted = QueueSpec {
+        name: queue.to_owned(),
+        purpose: "",
+        arguments: vec![
+            ("x-queue-type", text(QueueType::Quorum.as_str())),
+            ("x-delivery-limit", Argument::Number(BROWSED_DELIVERY_LIMIT)),
+        ],
+    };
+    let item = Item::Queue(&wanted);
+    item.declare(connection, true).await.map_err(|failure| match failure {
+        Failure::Broker(text) => BrokerError::Topology(format!("{} {}", item.subject(), item.explain(&text))),
+        Failure::Other(error) => error,
+    })?;
+    match item.declare(connection, false).await {
+        Err(Failure::Broker(text)) => {
+            let limit = Inequivalence::parse(&text).filter(|different| different.argument == "x-delivery-limit");
+            Ok(limit.map(|different| different.found))
+        }
+        Ok(()) => Ok(None),
+        Err(Failure::Other(error)) => Err(error),
+    }
 }
 
 /// Looks at a queue, changing nothing. A refusal (it is not there, say) closes the channel.

@@ -88,6 +88,14 @@ pub fn main() -> ExitCode {
     // Once a process, before anything connects. A second call (a test's) finds it done.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = Cli::parse();
+    if matches!(cli.command, Command::Run | Command::Dead(_)) {
+        run::with_deep_stacks();
+    }
+    // On a thread of its own: the first one's stack cannot be set.
+    std::thread::spawn(|| obey(cli)).join().unwrap_or(ExitCode::FAILURE)
+}
+
+fn obey(cli: Cli) -> ExitCode {
     let mut output = Output::default();
     let exit = match dispatch(cli, &mut output) {
         Ok(exit) => exit,
@@ -111,9 +119,6 @@ struct UsageError(String);
 
 fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
     let settings = Settings::load(cli.config.as_deref())?;
-    if matches!(cli.command, Command::Run) {
-        run::with_deep_stacks();
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let done = runtime.block_on(async {
         match cli.command {

@@ -1,5 +1,6 @@
 //! What commands print: data to standard output, everything else to standard error.
 
+use crate::recorded;
 use serde::Serialize;
 use std::io::{self, Write};
 
@@ -24,7 +25,7 @@ impl Output {
     /// Data as JSON.
     pub(super) fn json(&mut self, data: &impl Serialize) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(data)?;
-        Ok(self.line(&text)?)
+        Ok(self.line(&recorded::harmless(&text))?)
     }
 
     /// A line for the person. When standard error is gone there is nobody to tell.

@@ -166,15 +166,17 @@ impl LedgerAbandoned {
 
 /// Unsettled deliveries went back to their queue.
 pub struct GaveBack {
-    /// How many.
-    pub deliveries: usize,
+    /// How many; `None` when the broker did not answer in time, and takes them back as the connection ends.
+    pub deliveries: Option<usize>,
 }
 
 impl GaveBack {
     /// Tells of it.
     pub fn emit(self) {
-        if self.deliveries > 0 {
-            debug!(deliveries = self.deliveries, "unsettled deliveries given back");
+        match self.deliveries {
+            Some(0) => {}
+            Some(deliveries) => debug!(deliveries, "unsettled deliveries given back"),
+            None => debug!("unsettled deliveries given back by ending the connection"),
         }
     }
 }

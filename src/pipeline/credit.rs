@@ -27,6 +27,9 @@ use tokio_util::sync::CancellationToken;
 /// hour (RabbitMQ, "Delivery Acknowledgement Timeout"); what is undecided by then goes back in order before.
 const SPLITTING_TIME: Duration = Duration::from_secs(60);
 
+/// Copies that are sent and confirmed together.
+const FORWARDED_TOGETHER: usize = 100;
+
 /// What stands between a delivered message and the ledger. Shared by all workers.
 pub struct CreditPipeline {
     /// How bodies look.
@@ -70,7 +73,7 @@ impl CreditPipeline {
         let committed = self.commit(credits, turn).await;
         turn.pulse.beat();
         let decided = malformed.into_iter().chain(committed.decided).collect();
-        let forwarded = forward(deliveries, decided).await;
+        let forwarded = forward(deliveries, decided, turn).await;
         turn.pulse.beat();
         self.report(&forwarded.decided);
         deliveries.settle(forwarded.decided).await;
@@ -245,20 +248,27 @@ struct Progress<M> {
     outage: Option<Outage>,
 }
 
-/// Puts confirmed copies of what is not done with into the queues that they go to. When that fails none of them counts
-/// as being there: a second copy is better than none.
-async fn forward<D: Deliveries>(deliveries: &D, decided: Vec<Decided<D::Message>>) -> Progress<D::Message> {
-    let copies: Vec<_> = decided.iter().filter_map(copy).collect();
-    let forwarded = if copies.is_empty() { Ok(()) } else { deliveries.forward(&copies).await };
-    match forwarded {
-        Ok(()) => Progress { decided, undecided: Vec::new(), outage: None },
-        Err(outage) => {
-            let (decided, unforwarded): (Vec<_>, Vec<_>) =
-                decided.into_iter().partition(|decided| decided.outcome.settlement() == Settlement::Ack);
-            let undecided = unforwarded.into_iter().map(|decided| decided.message).collect();
-            Progress { decided, undecided, outage: Some(outage) }
+/// Puts confirmed copies of what is not done with into the queues that they go to, so many at a time; what was confirmed
+/// before one fails is done. Of those that fail together none counts as being there: a second copy is better than none.
+async fn forward<D: Deliveries>(
+    deliveries: &D,
+    decided: Vec<Decided<D::Message>>,
+    turn: &Turn<'_>,
+) -> Progress<D::Message> {
+    let (mut done, open): (Vec<_>, Vec<_>) =
+        decided.into_iter().partition(|decided| decided.outcome.settlement() == Settlement::Ack);
+    let mut open = open.into_iter().peekable();
+    while open.peek().is_some() {
+        let together: Vec<_> = open.by_ref().take(FORWARDED_TOGETHER).collect();
+        let copies: Vec<_> = together.iter().filter_map(copy).collect();
+        turn.pulse.beat();
+        if let Err(outage) = deliveries.forward(&copies).await {
+            let undecided = together.into_iter().chain(open).map(|decided| decided.message).collect();
+            return Progress { decided: done, undecided, outage: Some(outage) };
         }
+        done.extend(together);
     }
+    Progress { decided: done, undecided: Vec::new(), outage: None }
 }
 
 /// The copy for another queue, for outcomes that ask for one.

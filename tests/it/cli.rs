@@ -178,7 +178,7 @@ fn a_progress_bar_is_shown_on_a_terminal_and_nowhere_else() {
     assert!(terminal.status.success(), "{}", told(&terminal));
     assert!(told(&terminal).contains('%') && told(&terminal).contains("credited 20000"), "{}", told(&terminal));
     let piped = setup.run(&["replay", file.to_str().unwrap()]);
-    assert_eq!(told(&piped), "credited 0, duplicate 20000, conflict 0, malformed 0, rejected 0\n");
+    assert_eq!(told(&piped), "credited 0, duplicate 20000, conflict 0, malformed 0, rejected 0, exhausted 0\n");
 }
 
 #[test]
@@ -214,6 +214,6 @@ fn lines_that_are_no_message_are_counted_and_the_rest_goes_on() {
         String::from_utf8_lossy(&output.stdout),
         "line 1: malformed: headers: must be an object\n\
          line 2: malformed: body is not UTF-8 from byte 0 on\n\
-         credited 2500, duplicate 0, conflict 0, malformed 2, rejected 0\n"
+         credited 2500, duplicate 0, conflict 0, malformed 2, rejected 0, exhausted 0\n"
     );
 }

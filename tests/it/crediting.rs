@@ -290,7 +290,7 @@ fn a_recorded_file_gives_the_same_ledger_with_and_without_a_broker() {
              user 1102, 50 points\n\
              line 9: malformed: integral is out of range; must be 1 to 1000000000\n\
              line 10: malformed: body is not JSON: expected value at line 1 column 1\n\
-             credited 5, duplicate 2, conflict 1, malformed 2, rejected 0\n"
+             credited 5, duplicate 2, conflict 1, malformed 2, rejected 0, exhausted 0\n"
         );
         let again = replayed.json(&["replay", FIXTURES, "--json"]);
         assert_eq!((&again["credited"], &again["duplicate"], &again["conflict"]), (&0.into(), &7.into(), &1.into()));

@@ -1,12 +1,15 @@
 //! The dead queue: seen, understood, sent back, exported, dropped; and nothing lost on the way.
 
-use crate::support::{
-    amqp::{Client, text},
-    daemon::{Daemon, Setup, told},
-    eventually,
-    flow::{Dice, work_off},
-    ledger::{Kind, Place},
-    rabbit,
+use crate::{
+    operations::{nested_headers, publish_raw},
+    support::{
+        amqp::{Client, text},
+        daemon::{Daemon, Setup, told},
+        eventually,
+        flow::{Dice, work_off},
+        ledger::{Kind, Place},
+        rabbit,
+    },
 };
 use lapin::{
     BasicProperties,
@@ -78,8 +81,11 @@ fn account(output: &Output) -> serde_json::Value {
 fn audit(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     let lines: Vec<&str> = text.lines().filter(|line| line.contains("dead queue") && line.contains("who=")).collect();
-    assert_eq!(lines.len(), 1, "one audit line: {text}");
-    lines[0].to_owned()
+    // What removes messages has told so before the first of them.
+    let changes = lines[0].contains(r#"action="requeue""#) || lines[0].contains(r#"action="drop""#);
+    assert_eq!(lines.len(), if changes { 2 } else { 1 }, "{text}");
+    assert!(!changes || lines[0].contains(r#"end="begun""#), "{text}");
+    lines[lines.len() - 1].to_owned()
 }
 
 #[test]
@@ -303,15 +309,90 @@ fn what_cannot_be_sent_back_is_told_and_stays_and_the_rest_goes() {
     let mut headers = properties.headers().clone().unwrap();
     headers.insert("x-pointsd-source-queue".into(), long("no.such.queue"));
     client.publish("", &setup.dead_queue, [(bytes, properties.with_headers(headers))]);
+    // There, and takes nothing.
+    let full = crate::support::unique("full");
+    client.declare_queue(&full, &[("x-max-length", AMQPValue::LongLongInt(0)), ("x-overflow", long("reject-publish"))]);
+    let (bytes, properties) = parked(&setup, "refused", "rejected", LONG_AGO);
+    let mut headers = properties.headers().clone().unwrap();
+    headers.insert("x-pointsd-source-queue".into(), long(&full));
+    client.publish("", &setup.dead_queue, [(bytes, properties.with_headers(headers))]);
     client.publish("", &setup.dead_queue, [(b"foreign".to_vec(), BasicProperties::default())]);
     let sent = setup.run(&["dead", "requeue", "--all"]);
     assert_eq!(sent.status.code(), Some(1));
     let text = told(&sent);
     assert!(text.contains("is not there: no.such.queue") && text.contains("nothing says which queue"), "{text}");
-    assert!(text.contains("sent 1 of 1 messages back"), "{text}");
+    assert!(
+        text.contains("did not take 1 of 1 messages to queue") && text.contains("sent 1 of 2 messages back"),
+        "{text}"
+    );
     ready_is(&client, &setup.credit_queue, 1);
-    ready_is(&client, &setup.dead_queue, 2);
+    ready_is(&client, &setup.dead_queue, 3);
     assert_eq!(setup.json(&["dead", "list", "--reason", "unknown", "--json"])["messages"], 1);
+}
+
+#[test]
+fn a_dead_queue_that_looks_would_use_up_is_not_looked_at() {
+    let (_place, setup, client) = prepared(Kind::Sqlite, "");
+    client.delete_queue(&setup.dead_queue);
+    client.declare_queue(
+        &setup.dead_queue,
+        &[("x-queue-type", long("quorum")), ("x-delivery-limit", AMQPValue::LongLongInt(2))],
+    );
+    park(&client, &setup, ["a".into()], "rejected");
+    for _ in 0..5 {
+        let refused = setup.run(&["dead", "list"]);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(told(&refused).contains("x-delivery-limit 2"), "{}", told(&refused));
+    }
+    let asked_for = setup.run(&["dead", "list", "--despite-delivery-limit", "--json"]);
+    assert_eq!(account(&asked_for)["messages"], 1, "{}", told(&asked_for));
+}
+
+#[test]
+fn headers_that_fill_a_frame_or_a_stack_hinder_nobody() {
+    let (_place, setup, client) = prepared(Kind::Sqlite, "");
+    let daemon = setup.start();
+    daemon.wait_ready();
+    // As much as the broker lets in, less and less: some of these fill the frame when ours are added to them.
+    for spare in [40, 150, 200, 300, 400, 600, 1000, 2000, 4000] {
+        let headers = table(&[("long", long(&"x".repeat(131_072 - 40 - spare)))]);
+        let properties = BasicProperties::default().with_headers(headers);
+        client.publish(&setup.exchange, &setup.key, [(b"bad".to_vec(), properties)]);
+    }
+    publish_raw(rabbit::shared().port, "", &setup.dead_queue, 0x2000, &nested_headers(20_000));
+    ready_is(&client, &setup.dead_queue, 10);
+    // The first look leaves a mark of the broker's on each of them.
+    for _ in 0..2 {
+        assert_eq!(setup.json(&["dead", "list", "--json"])["messages"], 10);
+    }
+    let shown = setup.json(&["dead", "show", "--reason", "unknown", "--json"]);
+    assert!(shown[0]["headers"]["deep"].is_array(), "{shown}");
+    let file = setup.folder.path().join("dead.jsonl");
+    let exported = setup.run(&["dead", "export", file.to_str().unwrap()]);
+    assert!(exported.status.success(), "{}", told(&exported));
+    let published = setup.run(&["publish", file.to_str().unwrap(), "--json"]);
+    assert!(account(&published)["published"].as_u64().unwrap() >= 1, "{}", told(&published));
+    daemon.wait_ready();
+    daemon.stop();
+    let dropped = setup.run(&["dead", "drop", "--all", "--yes"]);
+    assert!(dropped.status.success(), "{}", told(&dropped));
+    ready_is(&client, &setup.dead_queue, 0);
+}
+
+#[test]
+fn a_look_that_did_not_see_everything_says_so() {
+    let (_place, setup, client) = prepared(Kind::Sqlite, "");
+    park(&client, &setup, (0..3000).map(|n| format!("p{n}")), "rejected");
+    // Two at a time: each takes what the other would have seen.
+    let export = || setup.command(&["dead", "export"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (one, other) = (export(), export());
+    for output in [one.wait_with_output().unwrap(), other.wait_with_output().unwrap()] {
+        let lines = String::from_utf8_lossy(&output.stdout).lines().count();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(lines == 3000 || said.contains("other reader"), "{lines}: {said}");
+        assert!(output.status.success() || said.contains("were not seen"), "{lines}: {said}");
+    }
+    ready_is(&client, &setup.dead_queue, 3000);
 }
 
 #[test]

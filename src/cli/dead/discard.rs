@@ -1,7 +1,8 @@
 //! `pointsd dead drop`
 
-use super::{Audit, Exit, Filter, Output, UsageError, Walk, printable};
+use super::{Audit, BEGUN, Exit, Filter, Output, UsageError, Walk, printable, stop_on_signals};
 use crate::{config::Settings, parked::Groups};
+use anyhow::Context as _;
 use jiff::Timestamp;
 use serde::Serialize;
 use std::{
@@ -24,6 +25,9 @@ pub(super) struct Arguments {
     json: bool,
 }
 
+/// So many are removed between two looks whether a signal has come.
+const AT_A_TIME: usize = 500;
+
 /// How long an answer is waited for: the broker takes deliveries back that are held for half an hour.
 const TIME_TO_ANSWER: Duration = Duration::from_secs(600);
 
@@ -39,7 +43,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         return Err(UsageError("there is no terminal to ask; give --yes to drop for good".into()).into());
     }
     let now = Timestamp::now();
-    let mut walk = Walk::begin(settings, output).await?;
+    let mut walk = Walk::begin(settings, &arguments.filter, output).await?;
     let (mut tags, mut groups) = (Vec::new(), Groups::default());
     while let Some((found, parked)) = walk.next().await? {
         if selection.takes(&parked, now) {
@@ -50,27 +54,38 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     // They are held while the person thinks: what is dropped is what was counted.
     let agreed = tags.is_empty() || arguments.yes || ask(settings, groups, tags.len(), output).await?;
     let mut account = Account { selected: tags.len() as u64, dropped: 0 };
+    let audit = |removed, end: &str| {
+        let selected = tags.len() as u64;
+        Audit { action: "drop", selection: &selection, selected, removed, end, requeue_id: None }.tell(settings);
+    };
+    let stop = stop_on_signals()?;
     if agreed {
-        walk.queue.remove(&tags).await?;
-        account.dropped = account.selected;
+        audit(0, BEGUN);
+        let mut dropped = Ok(());
+        for some in tags.chunks(AT_A_TIME).take_while(|_| !stop.is_cancelled()) {
+            dropped = walk.queue.remove(some, &mut account.dropped).await;
+            if dropped.is_err() {
+                break;
+            }
+        }
+        let ended = dropped.context("broker").and(walk.end(output).await);
+        let end = match &ended {
+            Err(error) => format!("{error:#}"),
+            Ok(_) if stop.is_cancelled() => "interrupted".into(),
+            Ok(_) => "done".into(),
+        };
+        audit(account.dropped, &end);
+        ended?;
+    } else {
+        walk.end(output).await?;
+        audit(0, "not agreed to");
     }
-    walk.end().await?;
-    let end = if agreed { "done" } else { "not agreed to" };
-    Audit {
-        action: "drop",
-        selection: &selection,
-        selected: account.selected,
-        removed: account.dropped,
-        end,
-        requeue_id: None,
-    }
-    .tell(settings);
     if arguments.json {
         output.json(&account)?;
     } else {
         output.line(&format!("dropped {} of {} selected messages", account.dropped, account.selected))?;
     }
-    Ok(if agreed { Exit::Done } else { Exit::Failed })
+    Ok(if account.dropped == account.selected { Exit::Done } else { Exit::Failed })
 }
 
 async fn ask(settings: &Settings, groups: Groups, messages: usize, output: &mut Output) -> anyhow::Result<bool> {

@@ -3,6 +3,7 @@
 use super::{Audit, Exit, Filter, Output, Walk};
 use crate::{
     config::Settings,
+    parked::Selection,
     recorded::{self, Recorded},
 };
 use anyhow::Context as _;
@@ -24,15 +25,34 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
     let selection = arguments.filter.selection();
-    let now = Timestamp::now();
     let name = arguments.file.display();
-    let mut file: Box<dyn Write + Send> = if arguments.file == Path::new("-") {
-        Box::new(BufWriter::new(io::stdout()))
+    let walk = Walk::begin(settings, &arguments.filter, output).await?;
+    let to_stdout = arguments.file == Path::new("-");
+    let file: Box<dyn Write + Send> = if to_stdout {
+        Box::new(io::stdout())
     } else {
         // What was exported before is not written over.
-        Box::new(BufWriter::new(File::create_new(&arguments.file).with_context(|| format!("{name} cannot be made"))?))
+        Box::new(File::create_new(&arguments.file).with_context(|| format!("{name} cannot be made"))?)
     };
-    let mut walk = Walk::begin(settings, output).await?;
+    let written = write(walk, &selection, BufWriter::new(file), output).await;
+    if written.is_err() && !to_stdout {
+        // Half an export would pass for a whole one.
+        let _ = std::fs::remove_file(&arguments.file);
+    }
+    let (selected, exit) = written.with_context(|| format!("nothing is exported to {name}"))?;
+    output.complain(&format!("{selected} messages exported; they are still in {}", settings.broker.dead_queue));
+    Audit { action: "export", selection: &selection, selected, removed: 0, end: "done", requeue_id: None }
+        .tell(settings);
+    Ok(exit)
+}
+
+async fn write(
+    mut walk: Walk<'_>,
+    selection: &Selection,
+    mut file: impl Write,
+    output: &mut Output,
+) -> anyhow::Result<(u64, Exit)> {
+    let now = Timestamp::now();
     let mut selected = 0;
     while let Some((found, parked)) = walk.next().await? {
         if selection.takes(&parked, now) {
@@ -47,10 +67,6 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
             selected += 1;
         }
     }
-    file.flush().with_context(|| format!("{name} cannot be written"))?;
-    walk.end().await?;
-    output.complain(&format!("{selected} messages exported; they are still in {}", settings.broker.dead_queue));
-    Audit { action: "export", selection: &selection, selected, removed: 0, end: "done", requeue_id: None }
-        .tell(settings);
-    Ok(Exit::Done)
+    file.flush()?;
+    Ok((selected, walk.end(output).await?))
 }

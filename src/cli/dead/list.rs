@@ -23,7 +23,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
     let selection = arguments.filter.selection();
     let now = Timestamp::now();
-    let mut walk = Walk::begin(settings, output).await?;
+    let mut walk = Walk::begin(settings, &arguments.filter, output).await?;
     let (mut groups, mut each, mut messages) = (Groups::default(), Vec::new(), 0);
     while let Some((_, parked)) = walk.next().await? {
         if selection.takes(&parked, now) {
@@ -34,12 +34,12 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
             }
         }
     }
-    walk.end().await?;
+    let exit = walk.end(output).await?;
     each.sort_by_key(|parked| parked.first_failed_at);
     print(settings, arguments, Listed { messages, groups, each }, now, output)?;
     Audit { action: "list", selection: &selection, selected: messages, removed: 0, end: "done", requeue_id: None }
         .tell(settings);
-    Ok(Exit::Done)
+    Ok(exit)
 }
 
 struct Listed {

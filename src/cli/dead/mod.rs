@@ -8,7 +8,7 @@ mod show;
 
 use super::{Exit, Output, UsageError};
 use crate::{
-    broker::{BrokerError, DeadQueue, Found},
+    broker::{DeadQueue, Found},
     config::Settings,
     domain::settlement::Reason,
     observe::{events, logging},
@@ -18,6 +18,8 @@ use anyhow::Context as _;
 use clap::builder::PossibleValuesParser;
 use jiff::Timestamp;
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -60,6 +62,10 @@ struct Filter {
     /// Only what failed first within this time.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     newer_than: Option<Duration>,
+    /// Look also at a dead queue with a low delivery limit, where each look uses up a delivery of each message, and the
+    /// broker drops it after the last one.
+    #[arg(long)]
+    despite_delivery_limit: bool,
 }
 
 /// The reasons that a message can have.
@@ -80,7 +86,7 @@ impl Filter {
 
     /// For what changes the queue: everything must have been asked for.
     fn or_all(&self, all: bool) -> Result<Selection, UsageError> {
-        let Self { reason, payment, message_id, older_than, newer_than } = self;
+        let Self { reason, payment, message_id, older_than, newer_than, .. } = self;
         let narrowed = !(reason.is_empty() && payment.is_empty() && message_id.is_empty())
             || older_than.is_some()
             || newer_than.is_some();
@@ -106,7 +112,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
 }
 
 /// How long the next message may take to come. One that another reader took meanwhile does not.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A look through everything that was in the dead queue when it began.
 struct Walk<'a> {
@@ -116,9 +122,9 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    async fn begin(settings: &'a Settings, output: &mut Output) -> anyhow::Result<Self> {
-        let queue = DeadQueue::open(&settings.broker, &settings.retry.policy).await.context("broker")?;
-        for remark in queue.remarks() {
+    async fn begin(settings: &'a Settings, filter: &Filter, output: &mut Output) -> anyhow::Result<Self> {
+        let queue = DeadQueue::open(&settings.broker, filter.despite_delivery_limit).await.context("broker")?;
+        if let Some(remark) = queue.remark() {
             output.complain(&format!("note: {remark}"));
         }
         Ok(Self { settings, left: queue.waiting(), queue })
@@ -126,19 +132,28 @@ impl<'a> Walk<'a> {
 
     /// The next message of those; `None` at the end.
     async fn next(&mut self) -> anyhow::Result<Option<(Found, Parked)>> {
-        if self.left == 0 {
-            return Ok(None);
+        while self.left > 0 {
+            let Some(found) = self.queue.next(PATIENCE).await.context("broker")? else { return Ok(None) };
+            // What has come since is not meant.
+            if self.queue.was_there(found.tag()) {
+                self.left -= 1;
+                let parked = parked(self.settings, &found);
+                return Ok(Some((found, parked)));
+            }
         }
-        self.left -= 1;
-        let found = self.queue.next(PATIENCE).await.context("broker")?;
-        Ok(found.map(|found| {
-            let parked = parked(self.settings, &found);
-            (found, parked)
-        }))
+        Ok(None)
     }
 
-    async fn end(self) -> Result<(), BrokerError> {
-        self.queue.close().await
+    /// Lets go of everything. [`Exit::Failed`] when not all was seen that was there: another reader has taken it, or the
+    /// broker did not bring it.
+    async fn end(self, output: &mut Output) -> anyhow::Result<Exit> {
+        let unseen = self.left;
+        self.queue.close().await.context("broker")?;
+        if unseen == 0 {
+            return Ok(Exit::Done);
+        }
+        output.complain(&format!("{unseen} messages were not seen: another reader holds them, or the broker is slow"));
+        Ok(Exit::Failed)
     }
 }
 
@@ -147,6 +162,31 @@ fn parked(settings: &Settings, found: &Found) -> Parked {
     let payment_id = settings.message.parse(found.body()).ok().map(|credit| credit.payment_id.to_string());
     Parked { payment_id, ..found.parked() }
 }
+
+/// SIGINT and SIGTERM end a command between two steps: the account is given, and the audit's line. The second one leaves
+/// at once, as a kill does: nothing is lost by it.
+fn stop_on_signals() -> anyhow::Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    let stop = CancellationToken::new();
+    let token = stop.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if token.is_cancelled() {
+                std::process::exit(1);
+            }
+            token.cancel();
+        }
+    });
+    Ok(stop)
+}
+
+/// What a command that removes messages says in the audit before the first of them.
+const BEGUN: &str = "begun";
 
 /// The audit's line.
 struct Audit<'a> {
@@ -189,7 +229,8 @@ fn who() -> String {
 fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|character| {
-            let escaped = character.is_control().then(|| character.escape_default());
+            let turns_text = matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            let escaped = (turns_text || character.is_control()).then(|| character.escape_default());
             let plain = escaped.is_none().then_some(character);
             escaped.into_iter().flatten().chain(plain)
         })
@@ -210,7 +251,7 @@ mod tests {
 
     #[test]
     fn what_a_terminal_would_act_on_is_made_visible() {
-        assert_eq!(printable("a\u{1b}[31m\n\u{7f}支"), "a\\u{1b}[31m\\n\\u{7f}支");
+        assert_eq!(printable("a\u{1b}[31m\n\u{9b}\u{202e}支"), "a\\u{1b}[31m\\n\\u{9b}\\u{202e}支");
     }
 
     #[test]

@@ -57,7 +57,7 @@ enum LedgerNow {
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
     let selection = arguments.filter.selection();
     let now = Timestamp::now();
-    let mut walk = Walk::begin(settings, output).await?;
+    let mut walk = Walk::begin(settings, &arguments.filter, output).await?;
     let mut taken = Vec::new();
     let mut more = 0_u64;
     while let Some((found, parked)) = walk.next().await? {
@@ -70,7 +70,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
             more += 1;
         }
     }
-    walk.end().await?;
+    let exit = walk.end(output).await?;
 
     let ledger = reading(&settings.ledger).await.map_err(|error| format!("{error:#}"));
     let mut messages = Vec::with_capacity(taken.len());
@@ -105,7 +105,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         output.complain(&format!("nothing in {} is meant by that", settings.broker.dead_queue));
         return Ok(Exit::Failed);
     }
-    Ok(Exit::Done)
+    Ok(exit)
 }
 
 /// A ledger that is down is no reason not to show a message.

@@ -156,8 +156,8 @@ struct Settings {
     /// Shorter than the caller's deadline: a server that works can then say itself what it waited for.
     statement_timeout: Duration,
     /// Shorter still: a row that somebody else holds is one payment's trouble, and a whole batch waits while that payment
-    /// is looked for. Not shorter than this: a message is charged for four such waits in a row, and no transaction of
-    /// another writer of ours lasts so long.
+    /// is looked for. Not shorter than this: a message is charged for four such waits in a row, which is as long as a
+    /// statement of another writer of ours may take.
     lock_timeout: Duration,
 }
 

@@ -2,13 +2,12 @@
 
 mod rounds;
 
-use super::{Audit, Exit, Filter, Output, printable};
+use super::{Audit, BEGUN, Exit, Filter, Output, printable, stop_on_signals};
 use crate::{config::Settings, parked::Groups};
 use jiff::Timestamp;
 use rounds::Run;
 use serde::Serialize;
 use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
-use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, clap::Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
@@ -61,6 +60,8 @@ struct Account {
     returned: u64,
     /// Not sent, because it is not known where to, or the queue is not there.
     not_sendable: BTreeMap<String, u64>,
+    /// Messages that were there and could not be looked at.
+    unseen: u64,
     /// Why it did not go on to the end.
     stopped: Option<String>,
     dry_run: bool,
@@ -72,8 +73,13 @@ pub(in crate::cli::dead) async fn run(
     output: &mut Output,
 ) -> anyhow::Result<Exit> {
     let selection = arguments.filter.or_all(arguments.all)?;
-    let stop = stop_on_interrupt();
+    let stop = stop_on_signals()?;
     let account = Account { requeue_id: new_id(), dry_run: arguments.dry_run, ..Account::default() };
+    if !arguments.dry_run {
+        let requeue_id = Some(account.requeue_id.as_str());
+        Audit { action: "requeue", selection: &selection, selected: 0, removed: 0, end: BEGUN, requeue_id }
+            .tell(settings);
+    }
     let mut run = Run::new(settings, arguments, &selection, stop, account);
     let done = run.rounds(output).await;
     let (account, groups) = run.finish();
@@ -94,7 +100,8 @@ pub(in crate::cli::dead) async fn run(
     .tell(settings);
     account.print(arguments.json, groups, output)?;
     done?;
-    let whole = account.stopped.is_none() && account.not_sendable.is_empty() && account.returned == 0;
+    let whole =
+        account.stopped.is_none() && account.not_sendable.is_empty() && account.returned == 0 && account.unseen == 0;
     Ok(if whole { Exit::Done } else { Exit::Failed })
 }
 
@@ -102,22 +109,6 @@ pub(in crate::cli::dead) async fn run(
 fn new_id() -> String {
     let now = Timestamp::now();
     format!("{}-{:09}-{}", now.strftime("%Y%m%dT%H%M%SZ"), now.subsec_nanosecond(), std::process::id())
-}
-
-/// Ctrl-C ends the run between two chunks: what is confirmed is removed, and the account is given.
-fn stop_on_interrupt() -> CancellationToken {
-    let stop = CancellationToken::new();
-    let token = stop.clone();
-    tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            token.cancel();
-        }
-        // The second one leaves at once, as a kill does: nothing is lost by it.
-        if tokio::signal::ctrl_c().await.is_ok() {
-            std::process::exit(1);
-        }
-    });
-    stop
 }
 
 impl Account {
@@ -138,6 +129,11 @@ impl Account {
         output.line(&format!(
             "sent {sent} of {selected} messages back, {returned} of them came back (run {requeue_id})"
         ))?;
+        if self.unseen > 0 {
+            let unseen = self.unseen;
+            output
+                .line(&format!("{unseen} messages were not seen: another reader holds them, or the broker is slow"))?;
+        }
         if let Some(stopped) = stopped {
             output.line(&format!("stopped: {stopped}; the rest is still in the dead queue"))?;
         }

@@ -6,7 +6,7 @@
 
 use super::{Account, Arguments};
 use crate::{
-    broker::{Found, Outgoing, Publisher},
+    broker::{BrokerError, Found, Outgoing, Publisher, Tag},
     cli::{
         Output,
         dead::{PATIENCE, Walk, parked, printable},
@@ -37,6 +37,9 @@ const ROUND: Duration = Duration::from_secs(600);
 /// How long the broker has to put back what a round has let go of.
 const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 
+/// After so many rounds that find nothing of what is left, somebody else has taken it.
+const MOST_EMPTY_ROUNDS: u32 = 5;
+
 /// How long what comes back is looked out for after the last message.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
@@ -56,7 +59,10 @@ pub(super) struct Run<'a> {
     /// Whether the queues are there that messages go back to.
     targets: BTreeMap<String, bool>,
     progress: ProgressBar,
-    begun: Instant,
+    /// How many rounds in a row have found nothing of what is left.
+    empty_rounds: u32,
+    /// When the next chunk may go, by the rate.
+    next_due: Instant,
 }
 
 /// A message that is sent in this round.
@@ -85,7 +91,8 @@ impl<'a> Run<'a> {
             groups: Groups::default(),
             targets: BTreeMap::new(),
             progress: ProgressBar::hidden(),
-            begun: Instant::now(),
+            empty_rounds: 0,
+            next_due: Instant::now(),
         }
     }
 
@@ -111,8 +118,8 @@ impl<'a> Run<'a> {
 
     /// Looks through the whole queue, sends what it takes, lets go of the rest. `true`: there is more to be sent.
     async fn round(&mut self, publisher: &Publisher, output: &mut Output) -> anyhow::Result<bool> {
-        let deadline = Instant::now() + ROUND;
-        let mut walk = Walk::begin(self.settings, output).await?;
+        let begun = Instant::now();
+        let mut walk = Walk::begin(self.settings, &self.arguments.filter, output).await?;
         self.came_back = 0;
         let first = self.frozen.is_none();
         let mut frozen = self.frozen.take().unwrap_or_default();
@@ -121,6 +128,7 @@ impl<'a> Run<'a> {
             if self.stop.is_cancelled() {
                 break;
             }
+            anyhow::ensure!(begun.elapsed() < ROUND, "to look through the dead queue takes longer than {ROUND:?}");
             if self.is_ours(&parked) {
                 continue;
             }
@@ -151,9 +159,12 @@ impl<'a> Run<'a> {
         }
         let nothing_found = chosen.is_empty();
         self.frozen = Some(frozen);
-        let sent = self.send(chosen, deadline, &mut walk, publisher).await;
+        if first && !self.stop.is_cancelled() {
+            self.account.unseen = walk.left.into();
+        }
+        let sent = self.send(chosen, Instant::now() + ROUND, &mut walk, publisher).await;
         // What was sent is removed only by this: an error here means that it may be seen twice.
-        let closed = walk.end().await.context("broker");
+        let closed = walk.queue.close().await.context("broker");
         sent?;
         closed?;
         if self.account.stopped.is_none() && self.stop.is_cancelled() {
@@ -163,7 +174,8 @@ impl<'a> Run<'a> {
         if left == 0 || self.account.stopped.is_some() || self.arguments.dry_run {
             return Ok(false);
         }
-        if nothing_found {
+        self.empty_rounds = if nothing_found { self.empty_rounds + 1 } else { 0 };
+        if self.empty_rounds > MOST_EMPTY_ROUNDS {
             self.account.stopped = Some(format!("{left} of them are not there any more: somebody else has taken them"));
             return Ok(false);
         }
@@ -199,6 +211,7 @@ impl<'a> Run<'a> {
             *there
         } else {
             let there = *queue != self.settings.broker.dead_queue
+                && !queue.starts_with("amq.")
                 && (1..=255).contains(&queue.len())
                 && publisher.has_queue(queue).await.context("broker")?;
             self.targets.insert(queue.clone(), there);
@@ -235,14 +248,17 @@ impl<'a> Run<'a> {
             let (chunk, later) = rest.split_at(self.chunk().min(rest.len()));
             self.send_chunk(chunk, walk, publisher).await?;
             rest = later;
-            let wait = if rest.is_empty() {
-                LAST_LOOK
-            } else if self.account.sent == self.arguments.canary {
+            let last = rest.is_empty();
+            let canaries = self.account.sent <= self.arguments.canary;
+            let wait = if canaries && (last || self.account.sent == self.arguments.canary) {
                 self.arguments.canary_wait
+            } else if last {
+                LAST_LOOK
             } else {
-                self.behind_rate()
+                Duration::ZERO
             };
-            self.look_out(wait, walk).await?;
+            let due = self.until_due(chunk.len());
+            self.look_out(wait.max(due), walk).await?;
         }
         Ok(())
     }
@@ -254,32 +270,41 @@ impl<'a> Run<'a> {
         if canaries > 0 { usize::try_from(canaries).unwrap_or(most).min(most) } else { most }
     }
 
-    /// How long until the next chunk is due.
-    fn behind_rate(&self) -> Duration {
+    /// How long until the next chunk may go, after one of so many messages. What was waited for longer than that is not
+    /// made up for.
+    fn until_due(&mut self, messages: usize) -> Duration {
         let Some(rate) = self.arguments.rate else { return Duration::ZERO };
+        let now = Instant::now();
         #[expect(clippy::cast_precision_loss, reason = "a wait, not a count")]
-        let due = Duration::from_secs_f64(self.account.sent as f64 / f64::from(rate.get()));
-        due.saturating_sub(self.begun.elapsed())
+        let takes = Duration::from_secs_f64(messages as f64 / f64::from(rate.get()));
+        self.next_due = self.next_due.max(now) + takes;
+        self.next_due.saturating_duration_since(now)
     }
 
     /// Publish, confirm, then remove.
     async fn send_chunk(&mut self, chunk: &[Chosen], walk: &mut Walk<'_>, publisher: &Publisher) -> anyhow::Result<()> {
-        let mut messages: Vec<Outgoing<'_>> = Vec::with_capacity(chunk.len());
-        let mut tags = Vec::with_capacity(chunk.len());
+        let mut by_target: BTreeMap<&str, Vec<&Found>> = BTreeMap::new();
         for Chosen { found, target } in chunk {
-            let message = found.requeued(target, &self.account.requeue_id);
-            match publisher.check(&message) {
+            by_target.entry(target).or_default().push(found);
+        }
+        for (target, found) in by_target {
+            // Together only what goes to one queue: one that takes nothing must not hinder the others.
+            let messages: Vec<Outgoing<'_>> =
+                found.iter().map(|found| found.requeued(publisher, target, &self.account.requeue_id)).collect();
+            match publisher.publish(&messages).await {
                 Ok(()) => {
-                    messages.push(message);
-                    tags.push(found.tag());
+                    let tags: Vec<Tag> = found.iter().map(|found| found.tag()).collect();
+                    walk.queue.remove(&tags, &mut self.account.sent).await.context("broker")?;
+                    self.progress.set_position(self.account.sent);
                 }
-                Err(error) => self.not_sendable(error.to_string()),
+                Err(error @ (BrokerError::Unroutable { .. } | BrokerError::Nacked { .. })) => {
+                    for _ in &found {
+                        self.not_sendable(printable(&error.to_string()));
+                    }
+                }
+                Err(error) => return Err(error).context("broker"),
             }
         }
-        publisher.publish(&messages).await.context("broker")?;
-        walk.queue.remove(&tags).await.context("broker")?;
-        self.account.sent += tags.len() as u64;
-        self.progress.set_position(self.account.sent);
         Ok(())
     }
 
