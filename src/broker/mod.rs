@@ -8,6 +8,7 @@ mod consume;
 mod copy;
 mod dead;
 mod headers;
+mod inequivalence;
 mod publish;
 mod retire;
 mod topology;

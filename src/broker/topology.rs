@@ -1,7 +1,7 @@
 //! What must stand at the broker: an exchange, the credit queue with its delay queues, the dead queue. Printed,
 //! declared, checked.
 
-use super::{BrokerError, STEP_TIMEOUT, connect::connect, told, within};
+use super::{BrokerError, STEP_TIMEOUT, connect::connect, inequivalence::Inequivalence, told, within};
 use crate::{
     config::BrokerSettings,
     domain::retry::{Delay, RetryPolicy},
@@ -399,60 +399,4 @@ pub(super) async fn passive(channel: &lapin::Channel, queue: &str) -> Result<lap
 pub(super) async fn close(connection: &Connection) {
     // A connection that does not close in order is closed by being dropped.
     let _ = tokio::time::timeout(STEP_TIMEOUT, connection.close(200, "done".into())).await;
-}
-
-/// What the broker says of a declaration that does not fit: `PRECONDITION_FAILED - inequivalent arg 'x-queue-type'
-/// for queue 'q' in vhost '/': received 'quorum' but current is 'classic'`.
-struct Inequivalence<'a> {
-    argument: &'a str,
-    wanted: String,
-    found: String,
-}
-
-impl<'a> Inequivalence<'a> {
-    fn parse(text: &'a str) -> Option<Self> {
-        let (_, rest) = text.split_once("inequivalent arg '")?;
-        let (argument, rest) = rest.split_once('\'')?;
-        let (_, rest) = rest.split_once(": received ")?;
-        let (wanted, found) = rest.split_once(" but current is ")?;
-        let plain = |value: &str| {
-            let value = value.trim_start_matches("the value ").split(" of type ").next().unwrap_or(value);
-            let value = value.trim_matches('\'');
-            if value.trim().is_empty() { "\"\"".to_owned() } else { value.to_owned() }
-        };
-        Some(Self { argument, wanted: plain(wanted), found: plain(found) })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_brokers_refusals_are_understood() {
-        for (text, argument, wanted, found) in [
-            (
-                "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received 'quorum' but current is 'classic'",
-                "x-queue-type",
-                "quorum",
-                "classic",
-            ),
-            (
-                "PRECONDITION_FAILED - inequivalent arg 'x-delivery-limit' for queue 'q' in vhost '/': received the value '1000' of type 'signedint' but current is none",
-                "x-delivery-limit",
-                "1000",
-                "none",
-            ),
-            (
-                "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'",
-                "durable",
-                "true",
-                "false",
-            ),
-        ] {
-            let told = Inequivalence::parse(text).unwrap();
-            assert_eq!((told.argument, told.wanted.as_str(), told.found.as_str()), (argument, wanted, found));
-        }
-        assert!(Inequivalence::parse("NOT_FOUND - no queue 'q' in vhost '/'").is_none());
-    }
 }
