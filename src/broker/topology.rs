@@ -99,6 +99,8 @@ pub fn retry_queue(queue: &str, delay: &Delay) -> String {
     format!("{queue}.retry.{}", delay.as_str())
 }
 
+const TIME_TO_LIVE: &str = "x-message-ttl";
+
 /// The arguments of a delay queue: quorum, whatever the others are, because only quorum queues dead-letter at least
 /// once, and a delay must lose nothing. What has waited goes back through the default exchange.
 fn delay_arguments(delay: &Delay, back_to: &str) -> Vec<(&'static str, Argument)> {
@@ -106,7 +108,7 @@ fn delay_arguments(delay: &Delay, back_to: &str) -> Vec<(&'static str, Argument)
     vec![
         ("x-queue-type", text(QueueType::Quorum.as_str())),
         // Bounded by `domain::retry::MAX_DELAY_MILLISECONDS`.
-        ("x-message-ttl", Argument::Number(i64::try_from(delay.milliseconds()).unwrap_or(i64::MAX))),
+        (TIME_TO_LIVE, Argument::Number(i64::try_from(delay.milliseconds()).unwrap_or(i64::MAX))),
         ("x-dead-letter-exchange", text("")),
         ("x-dead-letter-routing-key", text(back_to)),
         ("x-dead-letter-strategy", text("at-least-once")),
@@ -226,7 +228,8 @@ impl Topology {
                 Err(Failure::Broker(text)) => differences.push(Difference {
                     subject: item.subject(),
                     problem: item.explain(&text),
-                    harmless: there && !settings.declare,
+                    // From a delay queue that is different a message may never come back.
+                    harmless: there && !settings.declare && !item.is_delay(),
                 }),
             }
         }
@@ -245,6 +248,10 @@ enum Item<'a> {
 }
 
 impl Item<'_> {
+    fn is_delay(&self) -> bool {
+        matches!(self, Self::Queue(queue) if queue.arguments.iter().any(|(name, _)| *name == TIME_TO_LIVE))
+    }
+
     fn subject(&self) -> String {
         match self {
             Self::Exchange(name) => format!("exchange {name}"),

@@ -263,7 +263,19 @@ fn a_queue_that_is_different_is_told_with_the_argument_and_what_to_do() {
         &[("x-queue-type", long("quorum")), ("x-delivery-limit", AMQPValue::LongLongInt(5))],
     );
     client.declare_queue(credit_queue, &[("x-queue-type", long("quorum"))]);
-    client.declare_queue(&other.never_used(), &[]);
+    let limit = ("x-delivery-limit", AMQPValue::LongLongInt(1_000_000));
+    let delay = |hours: i64| {
+        [
+            ("x-queue-type", long("quorum")),
+            ("x-message-ttl", AMQPValue::LongLongInt(hours * 3_600_000)),
+            ("x-dead-letter-exchange", long("")),
+            ("x-dead-letter-routing-key", long(credit_queue)),
+            ("x-dead-letter-strategy", long("at-least-once")),
+            ("x-overflow", long("reject-publish")),
+            limit.clone(),
+        ]
+    };
+    client.declare_queue(&other.never_used(), &delay(1));
     let check = other.run(&["topology", "check"]);
     assert_eq!(check.status.code(), Some(1));
     let told = told(&check);
@@ -279,6 +291,12 @@ fn a_queue_that_is_different_is_told_with_the_argument_and_what_to_do() {
     // Declared by somebody else in his own way, and taken as it is.
     let foreign = other.command(&["topology", "check"]).env("POINTSD_BROKER__DECLARE", "false").output().unwrap();
     assert!(foreign.status.success() && crate::support::daemon::told(&foreign).contains("note: "));
+    // But for a delay queue that brings nothing back when it should.
+    client.delete_queue(&other.never_used());
+    client.declare_queue(&other.never_used(), &delay(2));
+    let foreign = other.command(&["topology", "check"]).env("POINTSD_BROKER__DECLARE", "false").output().unwrap();
+    assert!(crate::support::daemon::told(&foreign).contains("exists with another x-message-ttl: 7200000 there"));
+    assert_eq!(foreign.status.code(), Some(1));
 }
 
 #[test]
