@@ -198,8 +198,13 @@ impl Consumer {
                 alarm = self.publisher.alarm() => return Err(alarm),
                 () = tokio::time::sleep(PROOF_INTERVAL) => {}
             }
-            // To its end: a proof that is cut off leaves a channel that no worker can use any more.
-            self.publisher.prove().await?;
+            // On its own: a proof that is cut off would leave a channel that no worker can use any more.
+            let publisher = Arc::clone(&self.publisher);
+            let proof = tokio::spawn(async move { publisher.prove().await });
+            match stop.run_until_cancelled(proof).await {
+                None => return Ok(()),
+                Some(proven) => proven.unwrap_or_else(|panicked| Err(BrokerError::Lost(panicked.to_string())))?,
+            }
         }
     }
 

@@ -59,13 +59,13 @@ impl DeadQueue {
     /// Refused where each look would use up the few deliveries that the queue allows, unless `despite_limit`.
     pub async fn open(settings: &BrokerSettings, despite_limit: bool) -> Result<Self, BrokerError> {
         let (connection, _) = connect(settings, "dead queue").await?;
-        let limit = topology::lower_delivery_limit(&connection, &settings.dead_queue).await?;
-        if let Some(limit) = limit.filter(|_| !despite_limit) {
+        let doubt = topology::doubt_about_looking(&connection, &settings.dead_queue).await?;
+        if let Some(doubt) = doubt.filter(|_| !despite_limit) {
             topology::close(&connection).await;
             return Err(BrokerError::Topology(format!(
-                "queue {} has x-delivery-limit {limit} (none means 20 since RabbitMQ 4.0) instead of 1000000: each look \
-                 at a message uses up a delivery, and after the last one the broker drops it. Make the queue anew, or \
-                 look all the same with --despite-delivery-limit",
+                "queue {} is not known to have an x-delivery-limit of 1000000 (none means 20 since RabbitMQ 4.0): each \
+                 look at a message uses up a delivery, and after the last one the broker drops it. Make the queue anew, \
+                 or look all the same with --despite-delivery-limit. The broker says: {doubt}",
                 settings.dead_queue
             )));
         }
@@ -171,8 +171,19 @@ impl DeadQueue {
     /// Ends the look: what was removed is gone, everything else goes back to the queue.
     pub async fn close(self) -> Result<(), BrokerError> {
         let closed = self.let_acknowledgements_through().await;
+        // The broker puts back what was held after it has answered: who looks next must find it.
+        let _ = tokio::time::timeout(STEP_TIMEOUT, self.put_back()).await;
         topology::close(&self.connection).await;
         closed
+    }
+
+    /// Returns when our consumers are gone, and with them what they held.
+    async fn put_back(&self) -> Result<(), BrokerError> {
+        let channel = within(STEP_TIMEOUT, "channel.open", self.connection.create_channel()).await?;
+        while passive(&channel, &self.queue).await?.consumer_count() > self.readers {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
     }
 
     /// A channel passes on only so many acknowledgements to a quorum queue before it hears of the first, keeps the rest

@@ -229,7 +229,7 @@ impl Topology {
                     subject: item.subject(),
                     problem: item.explain(&text),
                     // From a delay queue that is different a message may never come back.
-                    harmless: there && !settings.declare && !item.is_delay(),
+                    harmless: there && !settings.declare && !(item.is_delay() && Inequivalence::parse(&text).is_some()),
                 }),
             }
         }
@@ -363,8 +363,10 @@ fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {
     table
 }
 
-/// The delivery limit of a quorum queue, which must be there, if it is another one than a queue needs that is browsed.
-pub(super) async fn lower_delivery_limit(connection: &Connection, queue: &str) -> Result<Option<String>, BrokerError> {
+/// Why looking at a queue, which must be there, may use it up: the broker's word, unless the queue is a classic one or has
+/// the delivery limit that a queue needs that is browsed. RabbitMQ names only the first argument that differs, so any other
+/// difference leaves the limit open.
+pub(super) async fn doubt_about_looking(connection: &Connection, queue: &str) -> Result<Option<String>, BrokerError> {
     let text = |text: &str| Argument::Text(text.to_owned());
     let wanted = QueueSpec {
         name: queue.to_owned(),
@@ -381,8 +383,9 @@ pub(super) async fn lower_delivery_limit(connection: &Connection, queue: &str) -
     })?;
     match item.declare(connection, false).await {
         Err(Failure::Broker(text)) => {
-            let limit = Inequivalence::parse(&text).filter(|different| different.argument == "x-delivery-limit");
-            Ok(limit.map(|different| different.found))
+            let different = Inequivalence::parse(&text);
+            let classic = different.is_some_and(|it| it.argument == "x-queue-type" && it.found == "classic");
+            Ok((!classic).then_some(text))
         }
         Ok(()) => Ok(None),
         Err(Failure::Other(error)) => Err(error),

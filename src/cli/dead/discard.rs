@@ -59,7 +59,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         Audit { action: "drop", selection: &selection, selected, removed, end, requeue_id: None }.tell(settings);
     };
     let stop = stop_on_signals()?;
-    if agreed {
+    let seen = if agreed {
         audit(0, BEGUN);
         let mut dropped = Ok(());
         for some in tags.chunks(AT_A_TIME).take_while(|_| !stop.is_cancelled()) {
@@ -75,17 +75,18 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
             Ok(_) => "done".into(),
         };
         audit(account.dropped, &end);
-        ended?;
+        ended?
     } else {
-        walk.end(output).await?;
+        let seen = walk.end(output).await?;
         audit(0, "not agreed to");
-    }
+        seen
+    };
     if arguments.json {
         output.json(&account)?;
     } else {
         output.line(&format!("dropped {} of {} selected messages", account.dropped, account.selected))?;
     }
-    Ok(if account.dropped == account.selected { Exit::Done } else { Exit::Failed })
+    Ok(if account.dropped == account.selected { seen } else { Exit::Failed })
 }
 
 async fn ask(settings: &Settings, groups: Groups, messages: usize, output: &mut Output) -> anyhow::Result<bool> {

@@ -27,19 +27,21 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     let selection = arguments.filter.selection();
     let name = arguments.file.display();
     let walk = Walk::begin(settings, &arguments.filter, output).await?;
-    let to_stdout = arguments.file == Path::new("-");
-    let file: Box<dyn Write + Send> = if to_stdout {
-        Box::new(io::stdout())
+    let (selected, exit) = if arguments.file == Path::new("-") {
+        write(walk, &selection, BufWriter::new(io::stdout()), output).await?
     } else {
-        // What was exported before is not written over.
-        Box::new(File::create_new(&arguments.file).with_context(|| format!("{name} cannot be made"))?)
+        // Under another name until it is whole: half an export would pass for a whole one.
+        let part = arguments.file.with_added_extension("part");
+        let file = File::create_new(&part).with_context(|| format!("{} cannot be made", part.display()))?;
+        let written = write(walk, &selection, BufWriter::new(&file), output).await.and_then(|written| {
+            file.sync_all()?;
+            // What was exported before is not written over.
+            std::fs::hard_link(&part, &arguments.file)?;
+            Ok(written)
+        });
+        let _ = std::fs::remove_file(&part);
+        written.with_context(|| format!("nothing is exported to {name}"))?
     };
-    let written = write(walk, &selection, BufWriter::new(file), output).await;
-    if written.is_err() && !to_stdout {
-        // Half an export would pass for a whole one.
-        let _ = std::fs::remove_file(&arguments.file);
-    }
-    let (selected, exit) = written.with_context(|| format!("nothing is exported to {name}"))?;
     output.complain(&format!("{selected} messages exported; they are still in {}", settings.broker.dead_queue));
     Audit { action: "export", selection: &selection, selected, removed: 0, end: "done", requeue_id: None }
         .tell(settings);

@@ -119,15 +119,18 @@ struct Walk<'a> {
     settings: &'a Settings,
     queue: DeadQueue,
     left: u32,
+    /// Whether nobody else held messages when it began: they would not be seen.
+    alone: bool,
 }
 
 impl<'a> Walk<'a> {
     async fn begin(settings: &'a Settings, filter: &Filter, output: &mut Output) -> anyhow::Result<Self> {
         let queue = DeadQueue::open(&settings.broker, filter.despite_delivery_limit).await.context("broker")?;
-        if let Some(remark) = queue.remark() {
+        let remark = queue.remark();
+        if let Some(remark) = &remark {
             output.complain(&format!("note: {remark}"));
         }
-        Ok(Self { settings, left: queue.waiting(), queue })
+        Ok(Self { settings, left: queue.waiting(), alone: remark.is_none(), queue })
     }
 
     /// The next message of those; `None` at the end.
@@ -147,13 +150,14 @@ impl<'a> Walk<'a> {
     /// Lets go of everything. [`Exit::Failed`] when not all was seen that was there: another reader has taken it, or the
     /// broker did not bring it.
     async fn end(self, output: &mut Output) -> anyhow::Result<Exit> {
-        let unseen = self.left;
+        let (unseen, alone) = (self.left, self.alone);
         self.queue.close().await.context("broker")?;
-        if unseen == 0 {
-            return Ok(Exit::Done);
+        if unseen > 0 {
+            output.complain(&format!(
+                "{unseen} messages were not seen: another reader holds them, or the broker is slow"
+            ));
         }
-        output.complain(&format!("{unseen} messages were not seen: another reader holds them, or the broker is slow"));
-        Ok(Exit::Failed)
+        Ok(if unseen == 0 && alone { Exit::Done } else { Exit::Failed })
     }
 }
 

@@ -87,6 +87,8 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
             ledger_now,
         });
     }
+    let selected = messages.len() as u64;
+    Audit { action: "show", selection: &selection, selected, removed: 0, end: "done", requeue_id: None }.tell(settings);
     if arguments.json {
         output.json(&messages)?;
     } else {
@@ -99,8 +101,6 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     if more > 0 {
         output.complain(&format!("{more} more; --limit shows more at a time"));
     }
-    let selected = messages.len() as u64;
-    Audit { action: "show", selection: &selection, selected, removed: 0, end: "done", requeue_id: None }.tell(settings);
     if messages.is_empty() {
         output.complain(&format!("nothing in {} is meant by that", settings.broker.dead_queue));
         return Ok(Exit::Failed);

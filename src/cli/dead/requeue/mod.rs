@@ -62,6 +62,8 @@ struct Account {
     not_sendable: BTreeMap<String, u64>,
     /// Messages that were there and could not be looked at.
     unseen: u64,
+    /// Whether somebody else held messages when it began: they were not seen.
+    other_readers: bool,
     /// Why it did not go on to the end.
     stopped: Option<String>,
     dry_run: bool,
@@ -100,8 +102,11 @@ pub(in crate::cli::dead) async fn run(
     .tell(settings);
     account.print(arguments.json, groups, output)?;
     done?;
-    let whole =
-        account.stopped.is_none() && account.not_sendable.is_empty() && account.returned == 0 && account.unseen == 0;
+    let whole = account.stopped.is_none()
+        && account.not_sendable.is_empty()
+        && account.returned == 0
+        && account.unseen == 0
+        && !account.other_readers;
     Ok(if whole { Exit::Done } else { Exit::Failed })
 }
 
@@ -122,6 +127,11 @@ impl Account {
         for (why, messages) in &self.not_sendable {
             output.line(&format!("{messages:>8}  not sendable: {why}"))?;
         }
+        if self.unseen > 0 {
+            let unseen = self.unseen;
+            output
+                .line(&format!("{unseen} messages were not seen: another reader holds them, or the broker is slow"))?;
+        }
         let Self { requeue_id, selected, sent, returned, stopped, dry_run, .. } = self;
         if *dry_run {
             return Ok(output.line(&format!("would send {selected} messages back (dry run)"))?);
@@ -129,11 +139,6 @@ impl Account {
         output.line(&format!(
             "sent {sent} of {selected} messages back, {returned} of them came back (run {requeue_id})"
         ))?;
-        if self.unseen > 0 {
-            let unseen = self.unseen;
-            output
-                .line(&format!("{unseen} messages were not seen: another reader holds them, or the broker is slow"))?;
-        }
         if let Some(stopped) = stopped {
             output.line(&format!("stopped: {stopped}; the rest is still in the dead queue"))?;
         }

@@ -130,6 +130,7 @@ impl<'a> Run<'a> {
             }
             anyhow::ensure!(begun.elapsed() < ROUND, "to look through the dead queue takes longer than {ROUND:?}");
             if self.is_ours(&parked) {
+                self.stop_for(&parked);
                 continue;
             }
             let fingerprint = fingerprint(&found, &parked);
@@ -161,6 +162,7 @@ impl<'a> Run<'a> {
         self.frozen = Some(frozen);
         if first && !self.stop.is_cancelled() {
             self.account.unseen = walk.left.into();
+            self.account.other_readers = !walk.alone;
         }
         let sent = self.send(chosen, Instant::now() + ROUND, &mut walk, publisher).await;
         // What was sent is removed only by this: an error here means that it may be seen twice.
@@ -189,6 +191,17 @@ impl<'a> Run<'a> {
         self.came_back += u64::from(ours);
         self.account.returned = self.account.returned.max(self.came_back);
         ours
+    }
+
+    /// Something that was sent has come back: nothing more is sent, unless it was asked for.
+    fn stop_for(&mut self, parked: &Parked) -> bool {
+        if self.arguments.keep_going {
+            return false;
+        }
+        let Parked { reason, error, .. } = parked;
+        let error = error.as_deref().unwrap_or_default();
+        self.account.stopped = Some(format!("what was sent comes back: {}: {}", printable(reason), printable(error)));
+        true
     }
 
     fn is_enough(&self) -> bool {
@@ -329,11 +342,7 @@ impl<'a> Run<'a> {
                 continue;
             };
             let parked = parked(self.settings, &found);
-            if self.is_ours(&parked) && !self.arguments.keep_going {
-                let Parked { reason, error, .. } = &parked;
-                let error = error.as_deref().unwrap_or_default();
-                self.account.stopped =
-                    Some(format!("what was sent comes back: {}: {}", printable(reason), printable(error)));
+            if self.is_ours(&parked) && self.stop_for(&parked) {
                 return Ok(());
             }
         }
