@@ -2,7 +2,7 @@
 //! all the rest goes back when the connection closes.
 //!
 //! RabbitMQ lets a consumer of a quorum queue hold 2000 deliveries, so a longer queue takes several consumers; they are
-//! added as they fill up. Each look counts as a delivery, which the queue's high limit allows for (DESIGN: section 3).
+//! added as they fill up. Each look counts as a delivery, which the queue's high limit allows for (ADR 9).
 
 use super::{
     BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT,
