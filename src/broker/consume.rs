@@ -274,8 +274,9 @@ impl Consumer {
         let mut given_back = 0;
         for delivered in unsettled {
             let Some(tag) = self.tracker().give_back(delivered.token) else { continue };
-            let nack = BasicNackOptions { multiple: false, requeue: true };
-            if self.channel.basic_nack(tag, nack).await.is_err() {
+            let nack = self.channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true });
+            // A channel that does not take it has ended or will: the rest comes back with it.
+            if within(STEP_TIMEOUT, "basic.nack", nack).await.is_err() {
                 break;
             }
             given_back += 1;
@@ -284,7 +285,8 @@ impl Consumer {
         // What was settled behind a delivery that has just gone back can be acknowledged now.
         let prefix = self.tracker().settled_prefix();
         if let Some(tag) = prefix {
-            let _ = self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await;
+            let ack = self.channel.basic_ack(tag, BasicAckOptions { multiple: true });
+            let _ = tokio::time::timeout(STEP_TIMEOUT, ack).await;
         }
         given_back
     }
