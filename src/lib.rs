@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod broker;
 pub mod cli;
 pub mod config;
+pub mod database;
 pub mod domain;
 pub mod http;
 pub mod ledger;

@@ -69,9 +69,9 @@ fn only_the_folder_of_a_crate_names_it() {
     // (crate, the places that may name it)
     let rules: [(&str, &[&str]); 10] = [
         ("lapin", &["broker/"]),
-        ("diesel", &["ledger/"]),
+        ("diesel", &["ledger/", "database/", "pay_status/"]),
         ("diesel_migrations", &["ledger/"]),
-        ("r2d2", &["ledger/"]),
+        ("r2d2", &["ledger/", "database/", "pay_status/"]),
         ("backoff", &["backoff.rs"]),
         ("metrics", &["observe/"]),
         ("metrics_exporter_prometheus", &["observe/metrics.rs", "http.rs"]),

@@ -8,8 +8,9 @@ use crate::{
     backoff,
     broker::Sessions,
     config::Settings,
+    database::{DatabaseUrl, Guarded},
     http,
-    ledger::{self, Access, Guarded, LedgerUrl, WriterLock},
+    ledger::{self, Access, Ledger, WriterLock},
     observe::{events, metrics, pulse::Pulses, status::Status},
     pipeline::{
         credit::CreditPipeline,
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 struct App {
     settings: Settings,
     sessions: Sessions,
-    ledger: Arc<Guarded>,
+    ledger: Arc<Guarded<dyn Ledger>>,
     status: Arc<Status>,
     pulses: Pulses,
     stop: CancellationToken,
@@ -52,7 +53,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         access: Access::Write,
     };
     let url = settings.ledger.url.clone();
-    let ledger = Arc::new(Guarded::new(move || ledger::open(&url, options), settings.ledger.timeout));
+    let ledger =
+        Arc::new(Guarded::new(move || -> Arc<dyn Ledger> { ledger::open(&url, options) }, settings.ledger.timeout));
     let pulses = Pulses::default();
     watchdog::start(pulses.clone());
     let shutdown_timeout = settings.shutdown_timeout;
@@ -79,10 +81,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 }
 
 /// A SQLite ledger takes one writing program at a time.
-pub fn writer_lock(url: &LedgerUrl) -> anyhow::Result<Option<WriterLock>> {
+pub fn writer_lock(url: &DatabaseUrl) -> anyhow::Result<Option<WriterLock>> {
     match url {
-        LedgerUrl::Sqlite(file) => Ok(Some(WriterLock::take(file)?)),
-        LedgerUrl::Postgres(_) => Ok(None),
+        DatabaseUrl::Sqlite(file) => Ok(Some(WriterLock::take(file)?)),
+        DatabaseUrl::Postgres(_) => Ok(None),
     }
 }
 

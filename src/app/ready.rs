@@ -3,7 +3,8 @@
 use super::App;
 use crate::{
     backoff::Pace,
-    ledger::{Guarded, LedgerError, SchemaState},
+    database::{DatabaseError, Guarded},
+    ledger::{Ledger, SchemaState},
     observe::events,
     pipeline::ports::Dependency,
 };
@@ -21,9 +22,9 @@ impl App {
                     return Ok(());
                 }
                 // It will not pass. While the daemon runs the same is an outage: no message is to blame for it.
-                Err(error @ LedgerError::Unusable(_)) => bail!("ledger: {error}"),
+                Err(error @ DatabaseError::Unusable(_)) => bail!("ledger: {error}"),
                 Err(error) => {
-                    self.status.pause(&error.into_outage());
+                    self.status.pause(&error.into_outage(Dependency::Ledger));
                     self.pause(pace).await;
                 }
             }
@@ -32,7 +33,7 @@ impl App {
 }
 
 /// Asks for the schema, brings it up to date where that is wanted, and proves that the ledger takes writes.
-pub async fn prepare(ledger: &Guarded, auto_migrate: bool) -> Result<SchemaState, LedgerError> {
+pub async fn prepare(ledger: &Guarded<dyn Ledger>, auto_migrate: bool) -> Result<SchemaState, DatabaseError> {
     let mut state = ledger.call(|ledger| ledger.schema()).await?;
     if auto_migrate && matches!(state, SchemaState::Missing | SchemaState::Outdated(_)) {
         let versions = ledger.call_at_leisure(|ledger| ledger.migrate()).await?;

@@ -16,7 +16,8 @@ mod verify;
 use crate::{
     app,
     config::{ConfigError, LedgerSettings, Settings},
-    ledger::{self, Access, Guarded, Ledger},
+    database::{DatabaseError, Guarded},
+    ledger::{self, Access, Ledger},
 };
 use clap::{Parser, Subcommand};
 use output::Output;
@@ -140,19 +141,19 @@ fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
 }
 
 /// A ledger for a command that only reads, beside a daemon that may be writing.
-async fn reading(settings: &LedgerSettings) -> anyhow::Result<Guarded> {
+async fn reading(settings: &LedgerSettings) -> anyhow::Result<Guarded<dyn Ledger>> {
     let ledger = guarded(settings, Access::Read);
     let state = ledger.call(|ledger| ledger.schema()).await.map_err(ledger_error)?;
     app::refuse_unless_current(&state)?;
     Ok(ledger)
 }
 
-fn guarded(settings: &LedgerSettings, access: Access) -> Guarded {
+fn guarded(settings: &LedgerSettings, access: Access) -> Guarded<dyn Ledger> {
     let options = ledger::Options { pool_size: settings.pool_size, timeout: settings.timeout, access };
     let url = settings.url.clone();
     Guarded::new(move || -> Arc<dyn Ledger> { ledger::open(&url, options) }, settings.timeout)
 }
 
-fn ledger_error(error: ledger::LedgerError) -> anyhow::Error {
+fn ledger_error(error: DatabaseError) -> anyhow::Error {
     anyhow::Error::new(error).context("ledger")
 }

@@ -6,8 +6,8 @@ mod source;
 
 use crate::{
     broker::{BrokerUrl, QueueType},
+    database::DatabaseUrl,
     domain::{message::Format, retry::RetryPolicy},
-    ledger::LedgerUrl,
 };
 use setting::{Raw, Setting};
 pub use source::Fault;
@@ -94,7 +94,7 @@ impl fmt::Debug for Identity {
 #[derive(Debug, Clone)]
 pub struct LedgerSettings {
     /// Which database.
-    pub url: LedgerUrl,
+    pub url: DatabaseUrl,
     /// Batches that are committed at a time, each over a connection of its own.
     pub pool_size: u32,
     /// Most messages in one transaction.

@@ -6,13 +6,13 @@ use super::{
 };
 use crate::{
     broker::{BrokerUrl, QueueType, retry_queue},
+    database::DatabaseUrl,
     domain::{
         credit::{MAX_BATCH, MAX_POINTS_LIMIT},
         message::{Field, Format},
         retry::{Delay, MAX_DELAY_MILLISECONDS, MAX_STEPS, RetryPolicy},
         shape::Shape,
     },
-    ledger::LedgerUrl,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use std::{
@@ -228,14 +228,14 @@ fn ledger(reader: &mut Reader, state_directory: Option<&Path>) -> Option<LedgerS
         }
         ("ledger.url".to_owned(), DEFAULT_LEDGER_URL.to_owned())
     });
-    let url = match LedgerUrl::parse(&url, state_directory) {
+    let url = match DatabaseUrl::parse(&url, state_directory) {
         Ok(url) => Some(url),
         Err(error) => {
             reader.fault(&key, error);
             None
         }
     };
-    let auto_migrate = url.as_ref().is_some_and(LedgerUrl::auto_migrate_default);
+    let auto_migrate = url.as_ref().is_some_and(DatabaseUrl::auto_migrate_default);
     let pool_size = number(reader, "ledger.pool_size", 2, 1..=64);
     let batch_max = number(reader, "ledger.batch_max", 1000, 1..=i64::try_from(MAX_BATCH).unwrap_or(i64::MAX));
     let timeout = duration(reader, "ledger.timeout", 10);

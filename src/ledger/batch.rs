@@ -1,6 +1,6 @@
 //! What both databases need of a batch: each payment id once, in key order, and the way back to one verdict a message.
 
-use super::LedgerError;
+use crate::database::DatabaseError;
 use crate::domain::credit::{Credit, Standing, Verdict};
 use std::collections::HashMap;
 
@@ -35,7 +35,7 @@ impl<'a> Sorted<'a> {
         &self,
         mut inserted: impl FnMut(&str) -> bool,
         standing: &HashMap<String, Standing>,
-    ) -> Result<Vec<Verdict>, LedgerError> {
+    ) -> Result<Vec<Verdict>, DatabaseError> {
         let mut verdicts = vec![Verdict::Credited; self.batch.len()];
         let same_payment = |a: &usize, b: &usize| self.batch[*a].payment_id == self.batch[*b].payment_id;
         for same in self.by_payment.chunk_by(same_payment) {
@@ -50,8 +50,8 @@ impl<'a> Sorted<'a> {
             let own = Standing { user_id: first.user_id.to_string(), points: first.points.get() };
             let standing = if new { Some(&own) } else { standing.get(payment) };
             // No entry is ever deleted, so a payment id that was not new must be there.
-            let standing =
-                standing.ok_or_else(|| LedgerError::Database(format!("payment {payment} vanished from the ledger")))?;
+            let standing = standing
+                .ok_or_else(|| DatabaseError::Database(format!("payment {payment} vanished from the ledger")))?;
             for index in compared {
                 verdicts[*index] = Verdict::of_existing(&self.batch[*index], standing);
             }

@@ -1,6 +1,6 @@
 //! The schema's versions: what the database has against what is embedded here.
 
-use super::LedgerError;
+use crate::database::DatabaseError;
 use diesel::{
     backend::Backend,
     migration::{Migration, MigrationSource, MigrationVersion},
@@ -26,7 +26,10 @@ pub enum SchemaState {
 }
 
 /// Compares the versions that a database has with the embedded ones.
-pub(super) fn state<DB: Backend>(source: &EmbeddedMigrations, applied: &[String]) -> Result<SchemaState, LedgerError> {
+pub(super) fn state<DB: Backend>(
+    source: &EmbeddedMigrations,
+    applied: &[String],
+) -> Result<SchemaState, DatabaseError> {
     let known = versions::<DB>(source)?;
     let of = |these: &[String], without: &[String]| -> Vec<String> {
         these.iter().filter(|version| !without.contains(version)).cloned().collect()
@@ -43,7 +46,7 @@ pub(super) fn state<DB: Backend>(source: &EmbeddedMigrations, applied: &[String]
     })
 }
 
-fn versions<DB: Backend>(source: &EmbeddedMigrations) -> Result<Vec<String>, LedgerError> {
+fn versions<DB: Backend>(source: &EmbeddedMigrations) -> Result<Vec<String>, DatabaseError> {
     let migrations: Vec<Box<dyn Migration<DB>>> = source.migrations().map_err(|error| failed(&*error))?;
     let mut versions: Vec<String> =
         migrations.iter().map(|migration| migration.name().version().as_owned().to_string()).collect();
@@ -55,14 +58,14 @@ fn versions<DB: Backend>(source: &EmbeddedMigrations) -> Result<Vec<String>, Led
 pub(super) fn run<DB: Backend>(
     connection: &mut impl MigrationHarness<DB>,
     source: EmbeddedMigrations,
-) -> Result<Vec<String>, LedgerError> {
+) -> Result<Vec<String>, DatabaseError> {
     let versions = connection.run_pending_migrations(source).map_err(|error| failed(&*error))?;
     Ok(versions.iter().map(MigrationVersion::to_string).collect())
 }
 
-fn failed(error: &(dyn std::error::Error + Send + Sync + 'static)) -> LedgerError {
+fn failed(error: &(dyn std::error::Error + Send + Sync + 'static)) -> DatabaseError {
     match error.downcast_ref::<diesel::result::Error>() {
-        Some(error) => LedgerError::Database(error.to_string()),
-        None => LedgerError::Database(format!("a migration failed: {error}")),
+        Some(error) => DatabaseError::Database(error.to_string()),
+        None => DatabaseError::Database(format!("a migration failed: {error}")),
     }
 }

@@ -5,72 +5,72 @@
 //! adjustments; [`Ledger::verify`] proves it.
 
 mod batch;
-mod error;
-mod guarded;
 mod lock;
 mod migrations;
 mod open;
+mod port;
 mod postgres;
 mod records;
 mod sqlite;
 mod verify;
 
-pub use error::LedgerError;
-pub use guarded::Guarded;
 pub use lock::{LockError, WriterLock};
 pub use migrations::SchemaState;
-pub use open::{Access, LedgerUrl, LedgerUrlError, Options, open};
+pub use open::{Access, Options, open};
 pub use records::{Adjustment, PaymentRecord};
 pub use verify::{Finding, Verification};
 
-use crate::domain::credit::{Credit, Verdict};
+use crate::{
+    database::DatabaseError,
+    domain::credit::{Credit, Verdict},
+};
 
 /// Runs `work` within `transaction`, and keeps its error: when a database has rolled back by itself, as SQLite does on a
 /// full disk, the rollback that follows fails, and that failure would hide the reason.
 fn keeping_the_reason<C, T>(
-    transaction: impl FnOnce(&mut dyn FnMut(&mut C) -> Result<T, LedgerError>) -> Result<T, LedgerError>,
-    work: impl FnOnce(&mut C) -> Result<T, LedgerError>,
-) -> Result<T, LedgerError> {
+    transaction: impl FnOnce(&mut dyn FnMut(&mut C) -> Result<T, DatabaseError>) -> Result<T, DatabaseError>,
+    work: impl FnOnce(&mut C) -> Result<T, DatabaseError>,
+) -> Result<T, DatabaseError> {
     let mut work = Some(work);
     let mut reason = None;
     let done = transaction(&mut |connection| match work.take() {
         Some(work) => work(connection).inspect_err(|error| reason = Some(error.clone())),
-        None => Err(LedgerError::Database("the transaction was run twice".into())),
+        None => Err(DatabaseError::Database("the transaction was run twice".into())),
     });
     done.map_err(|error| reason.unwrap_or(error))
 }
 
 /// A probe that writes nothing proves nothing.
-fn probed(rows: usize) -> Result<(), LedgerError> {
+fn probed(rows: usize) -> Result<(), DatabaseError> {
     if rows == 1 {
         return Ok(());
     }
-    Err(LedgerError::Database(
+    Err(DatabaseError::Database(
         "the table points_probe must have one row; run `INSERT INTO points_probe (id) VALUES (1)`".into(),
     ))
 }
 
-/// A ledger. Its calls block the thread; [`Guarded`] gives them a deadline.
+/// A ledger. Its calls block the thread; [`crate::database::Guarded`] gives them a deadline.
 pub trait Ledger: Send + Sync {
     /// Credits a batch in one transaction: all or nothing. Answers for each credit, in order, the same as if it had
     /// come alone; of two with one payment id the first is credited and the second compared with it.
-    fn credit(&self, batch: &[Credit]) -> Result<Vec<Verdict>, LedgerError>;
+    fn credit(&self, batch: &[Credit]) -> Result<Vec<Verdict>, DatabaseError>;
 
     /// Commits a write that concerns no credit, over a connection of its own.
-    fn probe(&self) -> Result<(), LedgerError>;
+    fn probe(&self) -> Result<(), DatabaseError>;
 
     /// How the schema stands to what this program needs. Writes nothing.
-    fn schema(&self) -> Result<SchemaState, LedgerError>;
+    fn schema(&self) -> Result<SchemaState, DatabaseError>;
 
     /// Brings the schema up to date, once, however many do it at a time; the names of the migrations that it ran.
-    fn migrate(&self) -> Result<Vec<String>, LedgerError>;
+    fn migrate(&self) -> Result<Vec<String>, DatabaseError>;
 
     /// A user's points; 0 for one that is not known.
-    fn balance(&self, user_id: &str) -> Result<i64, LedgerError>;
+    fn balance(&self, user_id: &str) -> Result<i64, DatabaseError>;
 
     /// Everything that the ledger knows of a payment.
-    fn payment(&self, payment_id: &str) -> Result<Option<PaymentRecord>, LedgerError>;
+    fn payment(&self, payment_id: &str) -> Result<Option<PaymentRecord>, DatabaseError>;
 
     /// Checks the ledger's invariants in one consistent snapshot.
-    fn verify(&self) -> Result<Verification, LedgerError>;
+    fn verify(&self) -> Result<Verification, DatabaseError>;
 }

@@ -151,16 +151,16 @@ impl InFlight {
     }
 }
 
-/// A call to the ledger did not answer; its thread, connection and pool were left behind.
-pub struct LedgerAbandoned {
+/// A call to a database did not answer; its thread, connection and pool were left behind.
+pub struct DatabaseAbandoned {
     /// How long it was waited for.
     pub timeout: Duration,
 }
 
-impl LedgerAbandoned {
+impl DatabaseAbandoned {
     /// Tells of it.
     pub fn emit(self) {
-        debug!(timeout = ?self.timeout, "the ledger does not answer: its connections are abandoned");
+        debug!(timeout = ?self.timeout, "a database does not answer: its connections are abandoned");
     }
 }
 

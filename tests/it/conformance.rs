@@ -2,11 +2,12 @@
 
 use crate::support::ledger::{Kind, Place};
 use pointsd::{
+    database::DatabaseUrl,
     domain::{
         credit::{Credit, MAX_BALANCE, MAX_POINTS_LIMIT, Points, Standing, Verdict},
         ids::{PaymentId, UserId},
     },
-    ledger::{Ledger, LedgerUrl, SchemaState},
+    ledger::{Ledger, SchemaState},
     pipeline::ports::Class,
 };
 use std::sync::Arc;
@@ -293,14 +294,14 @@ fn a_payment_tells_its_story(kind: Kind) {
 }
 
 fn reading_makes_no_ledger(kind: Kind) {
-    if let LedgerUrl::Sqlite(file) = Place::new(kind).parsed() {
+    if let DatabaseUrl::Sqlite(file) = Place::new(kind).parsed() {
         let options = pointsd::ledger::Options {
             pool_size: 1,
             timeout: std::time::Duration::from_secs(1),
             access: pointsd::ledger::Access::Read,
         };
         let missing = file.with_file_name("missing.db");
-        let ledger = pointsd::ledger::open(&LedgerUrl::Sqlite(missing.clone()), options);
+        let ledger = pointsd::ledger::open(&DatabaseUrl::Sqlite(missing.clone()), options);
         let error = ledger.schema().unwrap_err();
         assert!(error.to_string().contains("there is no ledger"), "{error}");
         assert!(!missing.exists());

@@ -14,7 +14,7 @@ use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable},
 };
-use pointsd::ledger::LedgerUrl;
+use pointsd::database::DatabaseUrl;
 use std::time::Duration;
 
 fn body(payment: &str, user: &str) -> Vec<u8> {
@@ -218,7 +218,7 @@ fn a_row_that_is_locked_for_a_minute_holds_up_only_its_own_payment() {
     let place = Place::new(Kind::Postgres);
     place.open().migrate().unwrap();
     place.execute("INSERT INTO points_balances (user_id, balance) VALUES ('locked', 0)");
-    let LedgerUrl::Postgres(url) = place.parsed() else { panic!() };
+    let DatabaseUrl::Postgres(url) = place.parsed() else { panic!() };
     let mut held = PgConnection::establish(&url).unwrap();
     held.batch_execute("BEGIN; UPDATE points_balances SET balance = 0 WHERE user_id = 'locked'").unwrap();
     let locked_at = std::time::Instant::now();

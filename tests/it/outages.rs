@@ -15,7 +15,7 @@ use crate::support::{
 };
 use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
 use lapin::BasicProperties;
-use pointsd::ledger::LedgerUrl;
+use pointsd::database::DatabaseUrl;
 use std::time::{Duration, Instant};
 
 /// A daemon whose log also tells what it gave back.
@@ -158,7 +158,7 @@ fn sqlite_that_another_process_locks_for_a_minute_costs_no_message_anything() {
     let client = Client::connect(&rabbit::shared().url());
     let stream = Stream::begin(&rabbit::shared().url(), &setup, Flow::new(41));
     daemon.wait_for("it credits", |daemon| daemon.metric("pointsd_points_credited_total").gt(&0.0).then_some(()));
-    let LedgerUrl::Sqlite(file) = place.parsed() else { panic!() };
+    let DatabaseUrl::Sqlite(file) = place.parsed() else { panic!() };
     let mut other = SqliteConnection::establish(file.to_str().unwrap()).unwrap();
     other.batch_execute("PRAGMA busy_timeout = 5000; BEGIN IMMEDIATE").unwrap();
     let locked_at = Instant::now();
@@ -314,7 +314,7 @@ fn a_network_to_the_broker_that_is_cut_stalled_and_slow_loses_nothing() {
 #[test]
 fn a_network_to_postgresql_that_is_cut_stalled_and_slow_loses_nothing() {
     let place = Place::new(Kind::Postgres);
-    let LedgerUrl::Postgres(url) = place.parsed() else { panic!() };
+    let DatabaseUrl::Postgres(url) = place.parsed() else { panic!() };
     let (server, database) = url.rsplit_once('/').unwrap();
     let port = server.rsplit_once(':').unwrap().1.parse().unwrap();
     let proxy = Proxy::to(port);

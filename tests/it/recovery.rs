@@ -11,7 +11,7 @@ use crate::support::{
 };
 use diesel::{Connection, PgConnection, connection::SimpleConnection};
 use lapin::BasicProperties;
-use pointsd::ledger::LedgerUrl;
+use pointsd::database::DatabaseUrl;
 use std::time::{Duration, Instant};
 
 /// How many kills must find unacknowledged deliveries.
@@ -82,7 +82,7 @@ fn kills_at_random_moments_lose_and_double_nothing_in_sqlite() {
 
 /// Nobody credits while this connection lives: what is delivered meanwhile stays unacknowledged.
 pub fn hold_the_ledger(place: &Place) -> PgConnection {
-    let LedgerUrl::Postgres(url) = place.parsed() else { panic!("a PostgreSQL ledger") };
+    let DatabaseUrl::Postgres(url) = place.parsed() else { panic!("a PostgreSQL ledger") };
     let mut connection = PgConnection::establish(&url).unwrap();
     connection.batch_execute("BEGIN; LOCK TABLE points_credits IN ACCESS EXCLUSIVE MODE").unwrap();
     connection
@@ -219,7 +219,7 @@ fn a_ledger_that_turns_read_only_pauses_the_daemon() {
     let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
     let daemon = setup.start();
     daemon.wait_ready();
-    let LedgerUrl::Postgres(url) = place.parsed() else { panic!() };
+    let DatabaseUrl::Postgres(url) = place.parsed() else { panic!() };
     let (server, database) = url.rsplit_once('/').unwrap();
     let read_only = |flag: &str| {
         Postgres::execute(
@@ -309,7 +309,7 @@ fn an_idle_daemon_notices_that_its_ledger_is_gone() {
     let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
     let daemon = setup.start();
     daemon.wait_ready();
-    let LedgerUrl::Sqlite(file) = place.parsed() else { panic!() };
+    let DatabaseUrl::Sqlite(file) = place.parsed() else { panic!() };
     std::fs::remove_file(&file).unwrap();
     daemon.wait_not_ready("there is no ledger");
     daemon.stop();
@@ -329,7 +329,7 @@ fn a_ledger_file_that_is_replaced_takes_no_more_credits() {
     };
     publish(1);
     eventually("credited", || setup.json(&["balance", "u", "--json"])["balance"].eq(&1).then_some(()));
-    let LedgerUrl::Sqlite(file) = place.parsed() else { panic!() };
+    let DatabaseUrl::Sqlite(file) = place.parsed() else { panic!() };
     let away = file.with_extension("away");
     std::fs::rename(&file, &away).unwrap();
     publish(2);

@@ -4,7 +4,8 @@ use super::{Audit, Exit, Filter, Output, Walk, printable};
 use crate::{
     cli::reading,
     config::Settings,
-    ledger::{Guarded, PaymentRecord},
+    database::Guarded,
+    ledger::{Ledger, PaymentRecord},
     parked::Parked,
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -109,7 +110,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
 }
 
 /// A ledger that is down is no reason not to show a message.
-async fn ask(ledger: Result<&Guarded, &String>, payment_id: Option<&str>) -> LedgerNow {
+async fn ask(ledger: Result<&Guarded<dyn Ledger>, &String>, payment_id: Option<&str>) -> LedgerNow {
     let Some(payment_id) = payment_id.map(str::to_owned) else {
         return LedgerNow::NotAsked("no payment id can be read".into());
     };

@@ -1,7 +1,10 @@
 //! A ledger of each kind, empty and migrated.
 
 use super::postgres::{self, Postgres};
-use pointsd::ledger::{Access, Ledger, LedgerUrl, Options, open};
+use pointsd::{
+    database::DatabaseUrl,
+    ledger::{Access, Ledger, Options, open},
+};
 use std::{path::Path, sync::Arc, time::Duration};
 
 /// Which database.
@@ -27,8 +30,8 @@ impl Place {
         Self { url, _folder: folder }
     }
 
-    pub fn parsed(&self) -> LedgerUrl {
-        LedgerUrl::parse(&self.url, None).unwrap()
+    pub fn parsed(&self) -> DatabaseUrl {
+        DatabaseUrl::parse(&self.url, None).unwrap()
     }
 
     pub fn open(&self) -> Arc<dyn Ledger> {
@@ -39,8 +42,8 @@ impl Place {
     /// Runs SQL behind the ledger's back.
     pub fn execute(&self, sql: &str) {
         match self.parsed() {
-            LedgerUrl::Postgres(url) => Postgres::execute(&url, sql),
-            LedgerUrl::Sqlite(file) => execute_sqlite(&file, sql),
+            DatabaseUrl::Postgres(url) => Postgres::execute(&url, sql),
+            DatabaseUrl::Sqlite(file) => execute_sqlite(&file, sql),
         }
     }
 }

@@ -1,12 +1,12 @@
-//! What can go wrong with the ledger, and whose fault it is.
+//! What can go wrong with a database, and whose fault it is.
 
-use crate::pipeline::ports::{Class, CommitError, Dependency, Outage};
+use crate::pipeline::ports::{Class, Dependency, Outage};
 use diesel::result::{ConnectionError, DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError};
 use std::time::Duration;
 
-/// An error of the ledger. No text in it has a password or a message's body.
+/// An error of a database. No text in it has a password or a message's body.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LedgerError {
+pub enum DatabaseError {
     /// No connection, or it was lost.
     #[error("not reachable: {0}")]
     Unreachable(String),
@@ -33,7 +33,7 @@ pub enum LedgerError {
     Panicked(String),
 }
 
-impl LedgerError {
+impl DatabaseError {
     /// Decided here, for every error there is.
     pub fn class(&self) -> Class {
         match self {
@@ -45,23 +45,13 @@ impl LedgerError {
         }
     }
 
-    /// As an outage, whatever it is: for calls that concern no message.
-    pub fn into_outage(self) -> Outage {
-        Outage { dependency: Dependency::Ledger, reason: self.to_string() }
+    /// As an outage of that dependency, whatever it is: for calls that concern no message.
+    pub fn into_outage(self, dependency: Dependency) -> Outage {
+        Outage { dependency, reason: self.to_string() }
     }
 }
 
-impl From<LedgerError> for CommitError {
-    fn from(error: LedgerError) -> Self {
-        match error.class() {
-            Class::Outage => Self::Outage(error.into_outage()),
-            Class::Permanent => Self::Refused(error.to_string()),
-            Class::Transient => Self::Transient(error.to_string()),
-        }
-    }
-}
-
-impl From<DieselError> for LedgerError {
+impl From<DieselError> for DatabaseError {
     fn from(error: DieselError) -> Self {
         match error {
             DieselError::DatabaseError(kind, information) => of_database(kind, &*information),
@@ -73,7 +63,7 @@ impl From<DieselError> for LedgerError {
     }
 }
 
-impl From<ConnectionError> for LedgerError {
+impl From<ConnectionError> for DatabaseError {
     fn from(error: ConnectionError) -> Self {
         match error {
             ConnectionError::CouldntSetupConfiguration(error) => error.into(),
@@ -82,26 +72,26 @@ impl From<ConnectionError> for LedgerError {
     }
 }
 
-impl From<r2d2::Error> for LedgerError {
+impl From<r2d2::Error> for DatabaseError {
     fn from(error: r2d2::Error) -> Self {
         Self::Unreachable(one_line(&error.to_string()))
     }
 }
 
-fn of_database(kind: DatabaseErrorKind, information: &dyn DatabaseErrorInformation) -> LedgerError {
+fn of_database(kind: DatabaseErrorKind, information: &dyn DatabaseErrorInformation) -> DatabaseError {
     let message = one_line(information.message());
     match kind {
         DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand => {
-            LedgerError::Unreachable(message)
+            DatabaseError::Unreachable(message)
         }
-        DatabaseErrorKind::ReadOnlyTransaction => LedgerError::ReadOnly(message),
+        DatabaseErrorKind::ReadOnlyTransaction => DatabaseError::ReadOnly(message),
         DatabaseErrorKind::CheckViolation
         | DatabaseErrorKind::NotNullViolation
         | DatabaseErrorKind::ForeignKeyViolation
         | DatabaseErrorKind::ExclusionViolation
         | DatabaseErrorKind::RestrictViolation
-        | DatabaseErrorKind::UniqueViolation => LedgerError::Refused(refusal(&message)),
-        DatabaseErrorKind::SerializationFailure => LedgerError::Database(message),
+        | DatabaseErrorKind::UniqueViolation => DatabaseError::Refused(refusal(&message)),
+        DatabaseErrorKind::SerializationFailure => DatabaseError::Database(message),
         // Diesel hides the SQLSTATE of everything else, and is free to add kinds: the text must do.
         _ => of_text(message),
     }
@@ -117,14 +107,14 @@ fn refusal(message: &str) -> String {
 
 /// SQLite's texts are constants of its source; PostgreSQL's are those of an English server (its SQLSTATE classes 53
 /// and 57). An outage that is not recognised here is found by the probe that follows a transient error.
-fn of_text(message: String) -> LedgerError {
+fn of_text(message: String) -> DatabaseError {
     let any = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
     if any(&["database or disk is full", "No space left on device", "disk I/O error"]) {
-        LedgerError::Full(message)
+        DatabaseError::Full(message)
     } else if any(&["readonly database", "read-only transaction", "recovery is in progress"]) {
-        LedgerError::ReadOnly(message)
+        DatabaseError::ReadOnly(message)
     } else if any(&["file is not a database", "database disk image is malformed"]) {
-        LedgerError::Unusable(message)
+        DatabaseError::Unusable(message)
     } else if any(&[
         "unable to open database file",
         "no connection to the server",
@@ -134,11 +124,11 @@ fn of_text(message: String) -> LedgerError {
         "could not receive data from server",
         "SSL connection has been closed",
     ]) {
-        LedgerError::Unreachable(message)
+        DatabaseError::Unreachable(message)
     } else if any(&["out of range", "integer overflow"]) {
-        LedgerError::Refused(message)
+        DatabaseError::Refused(message)
     } else {
-        LedgerError::Database(message)
+        DatabaseError::Database(message)
     }
 }
 
@@ -155,14 +145,14 @@ mod tests {
     fn every_error_has_its_class() {
         let text = || "x".to_owned();
         for (error, class) in [
-            (LedgerError::Unreachable(text()), Class::Outage),
-            (LedgerError::Deadline(Duration::from_secs(1)), Class::Outage),
-            (LedgerError::ReadOnly(text()), Class::Outage),
-            (LedgerError::Full(text()), Class::Outage),
-            (LedgerError::Unusable(text()), Class::Outage),
-            (LedgerError::Refused(text()), Class::Permanent),
-            (LedgerError::Database(text()), Class::Transient),
-            (LedgerError::Panicked(text()), Class::Transient),
+            (DatabaseError::Unreachable(text()), Class::Outage),
+            (DatabaseError::Deadline(Duration::from_secs(1)), Class::Outage),
+            (DatabaseError::ReadOnly(text()), Class::Outage),
+            (DatabaseError::Full(text()), Class::Outage),
+            (DatabaseError::Unusable(text()), Class::Outage),
+            (DatabaseError::Refused(text()), Class::Permanent),
+            (DatabaseError::Database(text()), Class::Transient),
+            (DatabaseError::Panicked(text()), Class::Transient),
         ] {
             assert_eq!(error.class(), class, "{error:?}");
         }
@@ -184,11 +174,11 @@ mod tests {
             (DatabaseErrorKind::Unknown, Class::Transient),
         ] {
             let error = DieselError::DatabaseError(kind, Box::new("text".to_owned()));
-            assert_eq!(LedgerError::from(error).class(), class);
+            assert_eq!(DatabaseError::from(error).class(), class);
         }
         let refused = ConnectionError::BadConnection("connection refused".into());
-        assert_eq!(LedgerError::from(refused).class(), Class::Outage);
-        assert_eq!(LedgerError::from(DieselError::BrokenTransactionManager).class(), Class::Outage);
+        assert_eq!(DatabaseError::from(refused).class(), Class::Outage);
+        assert_eq!(DatabaseError::from(DieselError::BrokenTransactionManager).class(), Class::Outage);
     }
 
     #[test]
@@ -209,7 +199,7 @@ mod tests {
             ("canceling statement due to statement timeout", Class::Transient),
         ] {
             let error = DieselError::DatabaseError(DatabaseErrorKind::Unknown, Box::new(text.to_owned()));
-            assert_eq!(LedgerError::from(error).class(), class, "{text}");
+            assert_eq!(DatabaseError::from(error).class(), class, "{text}");
         }
     }
 }

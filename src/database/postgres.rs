@@ -1,0 +1,141 @@
+//! Connections to PostgreSQL, every wait of which is bounded.
+
+use super::DatabaseError;
+use diesel::{
+    Connection, PgConnection,
+    connection::SimpleConnection,
+    r2d2::{ConnectionManager, CustomizeConnection},
+};
+use std::time::Duration;
+
+/// How long the pool waits for a connection, at most: a server that refuses shall be told as such, before the caller's
+/// deadline passes.
+const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Connections that are kept.
+pub(crate) type Pool = r2d2::Pool<ConnectionManager<PgConnection>>;
+
+/// Where a PostgreSQL is, and how its connections are set.
+pub(crate) struct Server {
+    uri: String,
+    settings: Settings,
+    timeout: Duration,
+}
+
+impl Server {
+    /// Connects to nothing yet. `timeout`: the deadline that the caller keeps; the server is told a shorter one.
+    pub(crate) fn new(uri: &str, timeout: Duration) -> Self {
+        let settings = Settings { statement_timeout: timeout.mul_f64(0.8), lock_timeout: timeout.mul_f64(0.2) };
+        Self { uri: with_parameters(uri, timeout), settings, timeout }
+    }
+
+    /// At most `size` connections, made when they are needed.
+    pub(crate) fn pool(&self, size: u32) -> Pool {
+        r2d2::Pool::builder()
+            .max_size(size)
+            .min_idle(Some(0))
+            .test_on_check_out(true)
+            .connection_timeout(CHECKOUT_TIMEOUT.min(self.timeout.mul_f64(0.5)))
+            // What goes wrong is in the error of the call; the pool's own log line would repeat it.
+            .error_handler(Box::new(r2d2::NopErrorHandler))
+            .connection_customizer(Box::new(self.settings.clone()))
+            .build_unchecked(ConnectionManager::new(&self.uri))
+    }
+
+    /// A connection outside the pool.
+    pub(crate) fn fresh(&self) -> Result<PgConnection, DatabaseError> {
+        let mut connection = PgConnection::establish(&self.uri)?;
+        self.settings.apply(&mut connection)?;
+        Ok(connection)
+    }
+
+    /// The same without a time limit on statements, for commands that a person has started and can stop.
+    pub(crate) fn fresh_unlimited(&self) -> Result<PgConnection, DatabaseError> {
+        let mut connection = self.fresh()?;
+        connection.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0")?;
+        Ok(connection)
+    }
+}
+
+/// What every connection is set to.
+#[derive(Debug, Clone)]
+struct Settings {
+    /// Shorter than the caller's deadline: a server that works can then say itself what it waited for.
+    statement_timeout: Duration,
+    /// Shorter still: a row that somebody else holds is one payment's trouble, and a whole batch waits while that payment
+    /// is looked for. Not shorter than this: a message is charged for four such waits in a row, which is as long as a
+    /// statement of another writer of ours may take.
+    lock_timeout: Duration,
+}
+
+impl Settings {
+    /// A commit that was answered must survive a crash, so `synchronous_commit = off` is not accepted; every other
+    /// setting waits for the disk and stays. A transaction of ours that falls silent in the middle (its machine died)
+    /// is ended by the server, because it holds rows that other daemons wait for.
+    fn apply(&self, connection: &mut PgConnection) -> diesel::QueryResult<()> {
+        let timeout = self.statement_timeout.as_millis();
+        let lock_timeout = self.lock_timeout.as_millis();
+        connection.batch_execute(&format!(
+            "SET statement_timeout = {timeout}; SET lock_timeout = {lock_timeout}; SET idle_in_transaction_session_timeout = {timeout}; \
+             SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+        ))
+    }
+}
+
+impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for Settings {
+    fn on_acquire(&self, connection: &mut PgConnection) -> Result<(), diesel::r2d2::Error> {
+        self.apply(connection).map_err(diesel::r2d2::Error::QueryError)
+    }
+}
+
+/// Adds the libpq parameters that bound a wait, unless the URI has them. (libpq, "Parameter Key Words".)
+fn with_parameters(uri: &str, timeout: Duration) -> String {
+    let authority = uri.split_once("://").map_or("", |(_, rest)| rest.split(['/', '?']).next().unwrap_or(rest));
+    let hosts = u64::try_from(authority.split(',').count()).unwrap_or(1);
+    // libpq waits so long for each host, two seconds at the least.
+    let seconds = (timeout.as_secs() / 2 / hosts).clamp(2, 5);
+    let milliseconds = timeout.as_millis();
+    let mut uri = uri.trim_end_matches(['?', '&']).to_owned();
+    for (name, value) in [
+        ("application_name", "pointsd".to_owned()),
+        ("connect_timeout", seconds.to_string()),
+        ("tcp_user_timeout", milliseconds.to_string()),
+        // A server that vanished while a connection was idle is noticed within half a minute, not two hours.
+        ("keepalives_idle", "15".to_owned()),
+        ("keepalives_interval", "5".to_owned()),
+        ("keepalives_count", "3".to_owned()),
+    ] {
+        let query = uri.split_once('?').map(|(_, query)| query);
+        let given =
+            query.is_some_and(|query| query.split('&').any(|parameter| parameter.split('=').next() == Some(name)));
+        if !given {
+            uri.push(if query.is_some() { '&' } else { '?' });
+            uri.push_str(name);
+            uri.push('=');
+            uri.push_str(&value);
+        }
+    }
+    uri
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_bounded_unless_the_uri_says_how() {
+        let timeout = Duration::from_secs(10);
+        for (given, completed) in [
+            ("postgres:///p", "postgres:///p?application_name=pointsd&connect_timeout=5&tcp_user_timeout=10000"),
+            ("postgres://a,b/p?", "postgres://a,b/p?application_name=pointsd&connect_timeout=2&tcp_user_timeout=10000"),
+            (
+                "postgres://a,b/p?connect_timeout=1&target_session_attrs=read-write",
+                "postgres://a,b/p?connect_timeout=1&target_session_attrs=read-write\
+                 &application_name=pointsd&tcp_user_timeout=10000",
+            ),
+        ] {
+            let completed = format!("{completed}&keepalives_idle=15&keepalives_interval=5&keepalives_count=3");
+            assert_eq!(with_parameters(given, timeout), completed);
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Connections to a SQLite file.
+
+use super::DatabaseError;
+use diesel::{
+    Connection, SqliteConnection,
+    connection::SimpleConnection,
+    r2d2::{ConnectionManager, CustomizeConnection},
+};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Connections that are kept.
+pub(crate) type Pool = r2d2::Pool<ConnectionManager<SqliteConnection>>;
+
+/// A database file, and how its connections are set.
+pub(crate) struct Database {
+    file: PathBuf,
+    settings: Settings,
+}
+
+impl Database {
+    /// Opens nothing yet. `timeout`: the deadline that the caller keeps.
+    pub(crate) fn new(file: &Path, timeout: Duration) -> Self {
+        Self { file: file.into(), settings: Settings { busy_timeout: timeout.mul_f64(0.5) } }
+    }
+
+    /// At most `size` connections, made when they are needed.
+    pub(crate) fn pool(&self, size: u32) -> Pool {
+        r2d2::Pool::builder()
+            .max_size(size)
+            .min_idle(Some(0))
+            .test_on_check_out(true)
+            .connection_timeout(Duration::from_secs(3))
+            .error_handler(Box::new(r2d2::NopErrorHandler))
+            .connection_customizer(Box::new(self.settings.clone()))
+            .build_unchecked(ConnectionManager::new(self.file.to_string_lossy()))
+    }
+
+    /// A connection of its own. SQLite makes a file that is not there.
+    pub(crate) fn open(&self) -> Result<SqliteConnection, DatabaseError> {
+        let mut connection = SqliteConnection::establish(&self.file.to_string_lossy())?;
+        self.settings.apply(&mut connection)?;
+        Ok(connection)
+    }
+}
+
+/// What every connection is set to.
+#[derive(Debug, Clone)]
+struct Settings {
+    /// How long SQLite waits for another program's lock: less than the caller's deadline.
+    busy_timeout: Duration,
+}
+
+impl Settings {
+    /// `busy_timeout` comes first, because switching to WAL takes a lock itself. `FULL`, because with `NORMAL` a power
+    /// cut can lose a commit whose message was acknowledged (SQLite, "PRAGMA synchronous").
+    fn apply(&self, connection: &mut SqliteConnection) -> diesel::QueryResult<()> {
+        let busy = self.busy_timeout.as_millis();
+        connection.batch_execute(&format!(
+            "PRAGMA busy_timeout = {busy}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+             PRAGMA foreign_keys = ON;"
+        ))
+    }
+}
+
+impl CustomizeConnection<SqliteConnection, diesel::r2d2::Error> for Settings {
+    fn on_acquire(&self, connection: &mut SqliteConnection) -> Result<(), diesel::r2d2::Error> {
+        self.apply(connection).map_err(diesel::r2d2::Error::QueryError)
+    }
+}
