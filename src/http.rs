@@ -89,7 +89,12 @@ async fn metrics_text(State(endpoints): State<Endpoints>) -> impl IntoResponse {
 
 async fn ready(State(endpoints): State<Endpoints>) -> impl IntoResponse {
     match endpoints.status.not_ready() {
-        None => (StatusCode::OK, "ready\n".to_owned()),
+        // A payment source that is down stops no credit.
+        None => {
+            let checks = endpoints.status.checks_paused();
+            let checks = checks.map_or_else(String::new, |reason| format!("checks paused: {reason}\n"));
+            (StatusCode::OK, format!("ready\n{checks}"))
+        }
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
     }
 }

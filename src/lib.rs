@@ -13,5 +13,6 @@ pub mod http;
 pub mod ledger;
 pub mod observe;
 pub mod parked;
+pub mod pay_status;
 pub mod pipeline;
 pub mod recorded;

@@ -1,13 +1,16 @@
-//! One session with the broker: connect, consume with as many workers as the ledger has writers, and stop them all
+//! One session with the broker: connect, consume with as many workers as its line has, and stop them all
 //! at the first outage.
 
-use super::{App, SLACK};
+use super::{
+    App,
+    line::{Line, Pipeline},
+};
 use crate::{
-    broker::{BrokerError, CONFIRM_TIMEOUT, Consumer, Delivered},
+    broker::{BrokerError, Consumer, Delivered},
     observe::{events, pulse::Pulse},
     pipeline::{
-        credit::{CreditPipeline, Interrupted, Turn},
         ports::{Dependency, Outage},
+        stages::{Interrupted, Turn},
     },
 };
 use std::{
@@ -46,10 +49,10 @@ pub(super) enum Ended {
 impl App {
     /// Consumes until something fails or the daemon is told to stop. A careful session takes one message at a time,
     /// so that one that ends the connection by being unreadable is alone in being counted by the broker.
-    pub(super) async fn consume(&self, pipeline: &Arc<CreditPipeline>, careful: bool) -> Ended {
+    pub(super) async fn consume(&self, line: &Line, careful: bool) -> Ended {
         let opening = self.pulses.begin("connect", OPENING_TIME);
-        let prefetch = if careful { 1 } else { self.settings.broker.prefetch };
-        let opened = self.until_stopped(self.sessions.open(prefetch)).await;
+        let prefetch = if careful { 1 } else { line.prefetch };
+        let opened = self.until_stopped(line.sessions.open(prefetch)).await;
         drop(opening);
         let consumer = match opened {
             None => return Ended::InOrder,
@@ -57,9 +60,10 @@ impl App {
             Some(Err(error)) => return outage(error.into_outage(), Duration::ZERO, careful),
         };
         let begun = Instant::now();
-        events::BrokerConnected(true).emit();
-        self.status.resume(Dependency::Broker);
-        self.status.consuming(&self.settings.broker.credit_queue, &consumer.node().to_string());
+        let part = line.part();
+        events::BrokerConnected { part, connected: true }.emit();
+        self.status.resume(part, Dependency::Broker);
+        self.status.consuming(part, line.sessions.queue(), &consumer.node().to_string());
 
         let stop = self.stop.child_token();
         if careful {
@@ -69,37 +73,36 @@ impl App {
                 stop.cancel();
             });
         }
-        let left = self.work_together(pipeline, &consumer, &stop).await;
+        let left = self.work_together(line, &consumer, &stop).await;
         if let Some(outage) = &left.outage {
             // Told before the deliveries go back: from here on nothing is consumed.
-            self.status.pause(outage);
+            self.status.pause(part, outage);
         }
         let unreadable = consumer.met_unreadable().await;
         consumer.close(left.unsettled).await;
-        events::BrokerConnected(false).emit();
+        events::BrokerConnected { part, connected: false }.emit();
         match left.outage {
             None => Ended::InOrder,
             Some(cause) => outage(cause, begun.elapsed(), unreadable),
         }
     }
 
-    /// Workers side by side, as many as there are ledger writers. The first that meets an outage stops the others
+    /// Workers side by side, as many as the line has. The first that meets an outage stops the others
     /// after the part of a batch that they are at; what all of them leave unsettled comes together.
     async fn work_together(
         &self,
-        pipeline: &Arc<CreditPipeline>,
+        line: &Line,
         consumer: &Arc<Consumer>,
         stop: &CancellationToken,
     ) -> Interrupted<Delivered> {
-        let step = self.settings.ledger.timeout.max(CONFIRM_TIMEOUT) + SLACK;
         let mut workers = JoinSet::new();
-        for number in 0..self.settings.ledger.pool_size {
+        for number in 0..line.workers {
             let worker = Worker {
                 consumer: Arc::clone(consumer),
-                pipeline: Arc::clone(pipeline),
-                pulse: self.pulses.begin("worker", step),
+                pipeline: line.pipeline.clone(),
+                pulse: self.pulses.begin(line.part().label(), line.step),
                 stop: stop.clone(),
-                batch_max: self.settings.ledger.batch_max,
+                batch_max: line.batch_max,
                 probes: number == 0,
             };
             workers.spawn(worker.run());
@@ -139,7 +142,7 @@ fn broker_lost(error: BrokerError) -> Interrupted<Delivered> {
 /// Takes a batch, brings it the whole way, takes the next.
 struct Worker {
     consumer: Arc<Consumer>,
-    pipeline: Arc<CreditPipeline>,
+    pipeline: Pipeline,
     pulse: Pulse,
     stop: CancellationToken,
     batch_max: usize,
@@ -163,12 +166,12 @@ impl Worker {
                 idle_turns += 1;
                 if self.probes && idle_turns % IDLE_TURNS_BEFORE_PROBE == 0 {
                     let ledger_down = |outage| Interrupted { outage: Some(outage), unsettled: Vec::new() };
-                    self.pipeline.ledger.probe().await.map_err(ledger_down)?;
+                    self.pipeline.probe_idle().await.map_err(ledger_down)?;
                 }
                 continue;
             };
             idle_turns = 0;
-            match self.pipeline.process(&*self.consumer, batch.map_err(broker_lost)?, &turn).await {
+            match self.pipeline.process(&self.consumer, batch.map_err(broker_lost)?, &turn).await {
                 // A batch that took too long: what is left of it comes again, to whoever takes it.
                 Err(Interrupted { outage: None, unsettled }) if !self.stop.is_cancelled() => {
                     let deliveries = Some(self.consumer.give_back(unsettled).await);

@@ -1,24 +1,27 @@
 //! The daemon: what is started in which order, what waits for what, and how it stops.
 
 mod consume;
+mod line;
 mod ready;
 mod watchdog;
 
 use crate::{
     backoff,
-    broker::Sessions,
     config::Settings,
     database::{DatabaseUrl, Guarded},
     http,
     ledger::{self, Access, Ledger, WriterLock},
     observe::{events, metrics, pulse::Pulses, status::Status},
+    pay_status,
     pipeline::{
+        check::{BrakePedal, CheckPipeline},
         credit::CreditPipeline,
-        ports::{CreditLedger, Dependency, Outage},
+        ports::{CheckLedger, CreditLedger, Dependency, Outage, PaymentSource},
     },
 };
 use anyhow::Context as _;
 use consume::Ended;
+use line::Line;
 pub use ready::{prepare, refuse_unless_current};
 use std::{sync::Arc, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,7 +30,8 @@ use tokio_util::sync::CancellationToken;
 /// What the daemon's parts share.
 struct App {
     settings: Settings,
-    sessions: Sessions,
+    /// `None`: there are no checks.
+    source: Option<Arc<dyn PaymentSource>>,
     ledger: Arc<Guarded<dyn Ledger>>,
     status: Arc<Status>,
     pulses: Pulses,
@@ -47,8 +51,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let stop = CancellationToken::new();
     stop_on_signals(stop.clone())?;
+    let source = pay_status::source(&settings.pay_status, settings.ledger.timeout, true).context("pay_status")?;
     let options = ledger::Options {
-        pool_size: settings.ledger.pool_size,
+        // `pool_size` counts those that credit; checks have a connection of their own.
+        pool_size: settings.ledger.pool_size + u32::from(source.is_some()),
         timeout: settings.ledger.timeout,
         access: Access::Write,
     };
@@ -58,8 +64,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let pulses = Pulses::default();
     watchdog::start(pulses.clone());
     let shutdown_timeout = settings.shutdown_timeout;
-    let sessions = Sessions::new(settings.broker.clone(), settings.retry.policy.clone());
-    let app = App { settings, sessions, ledger, status: Arc::clone(&status), pulses, stop: stop.clone() };
+    let app = App { settings, source, ledger, status: Arc::clone(&status), pulses, stop: stop.clone() };
 
     let overdue = async {
         stop.cancelled().await;
@@ -109,21 +114,54 @@ fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
 }
 
 impl App {
-    /// Consumes whenever everything that is needed for it works.
+    /// Consumes whenever everything that is needed for it works: credits and checks, each on its own.
     async fn work(&self) -> anyhow::Result<()> {
+        let checks = self.checks();
+        release_on_hangup(checks.clone())?;
         let mut pace = backoff::Pace::default();
         if self.until_stopped(self.ledger_ready(&mut pace)).await.transpose()?.is_none() {
             return Ok(());
         }
-        let pipeline = Arc::new(CreditPipeline {
+        let credits = Line::credits(&self.settings, self.credits());
+        let Some(checks) = checks.map(|checks| Line::checks(&self.settings, checks)) else {
+            self.keep_consuming(&credits, pace).await;
+            return Ok(());
+        };
+        tokio::join!(
+            self.keep_consuming(&credits, pace),
+            self.keep_consuming(&checks, backoff::Pace::default()),
+            self.until_stopped(self.count_unverified()),
+        );
+        Ok(())
+    }
+
+    fn credits(&self) -> CreditPipeline {
+        CreditPipeline {
             format: self.settings.message.clone(),
             ledger: Arc::clone(&self.ledger) as Arc<dyn CreditLedger>,
             immediate_attempts: self.settings.retry.immediate_attempts,
             retry: self.settings.retry.policy.clone(),
-        });
+        }
+    }
+
+    fn checks(&self) -> Option<Arc<CheckPipeline>> {
+        let compensation = &self.settings.compensation;
+        Some(Arc::new(CheckPipeline {
+            format: self.settings.message.clone(),
+            source: Arc::clone(self.source.as_ref()?),
+            ledger: Arc::clone(&self.ledger) as Arc<dyn CheckLedger>,
+            policy: compensation.policy.clone(),
+            immediate_attempts: self.settings.retry.immediate_attempts,
+            retry: self.settings.retry.policy.clone(),
+            brake: BrakePedal::new(compensation.brake_after),
+        }))
+    }
+
+    /// One session after the other, until the daemon is told to stop.
+    async fn keep_consuming(&self, line: &Line, mut pace: backoff::Pace) {
         let mut careful = false;
         while !self.stop.is_cancelled() {
-            match self.consume(&pipeline, careful).await {
+            match self.consume(line, careful).await {
                 Ended::InOrder => careful = false,
                 Ended::Outage { outage, lived, unreadable } => {
                     careful = unreadable;
@@ -131,13 +169,12 @@ impl App {
                     if unreadable || lived > LONG_SESSION {
                         pace.reset();
                     }
-                    if self.until_stopped(self.recovered(outage, &mut pace)).await.is_none() {
+                    if self.until_stopped(self.recovered(line, outage, &mut pace)).await.is_none() {
                         break;
                     }
                 }
             }
         }
-        Ok(())
     }
 
     /// `None` when the daemon is told to stop meanwhile.
@@ -145,21 +182,36 @@ impl App {
         self.stop.run_until_cancelled(work).await
     }
 
-    /// Waits after an outage: a pause, and for the ledger until a probe is committed. The broker is probed by
-    /// consuming again.
-    async fn recovered(&self, outage: Outage, pace: &mut backoff::Pace) {
+    /// Waits after an outage: a pause, and then until a probe is answered. The broker is probed by consuming again, and
+    /// a brake waits for a person.
+    async fn recovered(&self, line: &Line, outage: Outage, pace: &mut backoff::Pace) {
         let mut outage = outage;
         loop {
-            self.status.pause(&outage);
+            self.status.pause(line.part(), &outage);
+            if let Some(released) = line.brake() {
+                released.await;
+                return self.status.resume(line.part(), outage.dependency);
+            }
             self.pause(pace).await;
-            match outage.dependency {
-                Dependency::Broker => return,
-                Dependency::Ledger => {
-                    let _pulse = self.pulses.begin("probe", self.settings.ledger.timeout + SLACK);
-                    match self.ledger.probe().await {
-                        Ok(()) => return self.status.resume(Dependency::Ledger),
-                        Err(again) => outage = again,
+            let pulse = |step| self.pulses.begin("probe", step + SLACK);
+            let probed = match (outage.dependency, &self.source) {
+                (Dependency::Ledger, _) => {
+                    let _pulse = pulse(self.settings.ledger.timeout);
+                    CreditLedger::probe(&*self.ledger).await
+                }
+                (Dependency::PayStatus, Some(source)) => {
+                    let _pulse = pulse(source.longest());
+                    source.probe().await
+                }
+                (Dependency::Broker, _) | (Dependency::PayStatus, None) => return,
+            };
+            match probed {
+                Ok(()) => return self.status.resume(line.part(), outage.dependency),
+                Err(again) => {
+                    if again.dependency != outage.dependency {
+                        self.status.resume(line.part(), outage.dependency);
                     }
+                    outage = again;
                 }
             }
         }
@@ -170,7 +222,34 @@ impl App {
         let _pulse = self.pulses.begin("outage", pause + SLACK);
         tokio::time::sleep(pause).await;
     }
+
+    /// Tells every now and then how many credits no check has found paid. While the ledger is down it tells the last number.
+    async fn count_unverified(&self) {
+        let mut turns = tokio::time::interval(COUNTING);
+        turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            turns.tick().await;
+            if let Ok(credits) = self.ledger.call(|ledger| ledger.count_unverified()).await {
+                events::Unverified(credits).emit();
+            }
+        }
+    }
 }
+
+/// SIGHUP (`systemctl reload`) releases the brake. Without checks it changes nothing, and ends nothing.
+fn release_on_hangup(checks: Option<Arc<CheckPipeline>>) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            let engaged = checks.as_ref().is_some_and(|checks| checks.brake.release());
+            events::BrakeReleased { engaged }.emit();
+        }
+    });
+    Ok(())
+}
+
+/// How often unverified credits are counted.
+const COUNTING: Duration = Duration::from_secs(15);
 
 /// A session that lived so long was a sound one, and the pauses begin small again after it. A shorter one was not,
 /// whatever it has done: something that fails again and again is not asked in a tight circle, because each time

@@ -5,7 +5,7 @@ use crate::{
     backoff::Pace,
     database::{DatabaseError, Guarded},
     ledger::{Ledger, SchemaState},
-    observe::events,
+    observe::{events, status::Part},
     pipeline::ports::Dependency,
 };
 use anyhow::bail;
@@ -17,14 +17,14 @@ impl App {
             match prepare(&self.ledger, self.settings.ledger.auto_migrate).await {
                 Ok(state) => {
                     refuse_unless_current(&state)?;
-                    self.status.resume(Dependency::Ledger);
+                    self.status.resume(Part::Credits, Dependency::Ledger);
                     pace.reset();
                     return Ok(());
                 }
                 // It will not pass. While the daemon runs the same is an outage: no message is to blame for it.
                 Err(error @ DatabaseError::Unusable(_)) => bail!("ledger: {error}"),
                 Err(error) => {
-                    self.status.pause(&error.into_outage(Dependency::Ledger));
+                    self.status.pause(Part::Credits, &error.into_outage(Dependency::Ledger));
                     self.pause(pace).await;
                 }
             }

@@ -5,16 +5,17 @@ use super::{
     connect::{BrokerUrl, connect},
     copy::{self, Marks},
     publish::{Outgoing, Publisher},
-    topology::{Topology, retry_queue},
+    topology::{Topology, check_delay_queue, retry_queue},
     within,
 };
 use crate::{
     config::BrokerSettings,
     domain::{
+        check::CheckPolicy,
         retry::RetryPolicy,
         settlement::{Destination, Token, Tracker},
     },
-    observe::events,
+    observe::{events, status::Part},
     pipeline::ports::{Decided, Deliveries, Forward, Message, Outage},
 };
 use async_trait::async_trait;
@@ -58,6 +59,10 @@ impl Message for Delivered {
         copy::retries_taken(&self.delivery.properties)
     }
 
+    fn checks_done(&self) -> u32 {
+        copy::checks_done(&self.delivery.properties)
+    }
+
     fn label(&self) -> String {
         self.delivery.properties.message_id().as_ref().map_or_else(String::new, ToString::to_string)
     }
@@ -75,9 +80,12 @@ pub struct Consumer {
     connection: Connection,
     channel: Channel,
     node: BrokerUrl,
+    part: Part,
     queue: String,
     /// By the step that they are for.
     retry_queues: Vec<String>,
+    /// By the delay that they are for.
+    check_delay_queues: Vec<String>,
     dead_queue: String,
     stream: tokio::sync::Mutex<Stream>,
     tracker: Mutex<Tracker>,
@@ -89,8 +97,11 @@ pub struct Consumer {
 
 /// Opens sessions with the broker, one after the other.
 pub struct Sessions {
+    part: Part,
     settings: BrokerSettings,
+    topology: Topology,
     retry: RetryPolicy,
+    checks: CheckPolicy,
     blocked: Blocked,
 }
 
@@ -103,12 +114,34 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Sessions {
-    /// With this broker; `retry` says which delay queues there are.
-    pub fn new(settings: BrokerSettings, retry: RetryPolicy) -> Self {
-        Self { settings, retry, blocked: Blocked::default() }
+    /// With this broker, for one queue; `retry` and `checks` say which delay queues there are, `checking` whether there
+    /// are checks at all.
+    pub fn new(
+        part: Part,
+        settings: &BrokerSettings,
+        retry: &RetryPolicy,
+        checks: &CheckPolicy,
+        checking: bool,
+    ) -> Self {
+        Self {
+            part,
+            settings: settings.clone(),
+            topology: Topology::of(settings, retry, checks, checking),
+            retry: retry.clone(),
+            checks: checks.clone(),
+            blocked: Blocked::default(),
+        }
     }
 
-    /// Connects, declares (or requires) the topology and begins to consume the credit queue.
+    /// The queue that is consumed.
+    pub fn queue(&self) -> &str {
+        match self.part {
+            Part::Credits => &self.settings.credit_queue,
+            Part::Checks => &self.settings.check_queue,
+        }
+    }
+
+    /// Connects, declares (or requires) the topology and begins to consume.
     /// `prefetch`: most unacknowledged deliveries.
     pub async fn open(&self, prefetch: u16) -> Result<Consumer, BrokerError> {
         let publisher = self.publisher().await?;
@@ -140,11 +173,10 @@ impl Sessions {
     async fn consume(&self, prefetch: u16, publisher: Arc<Publisher>) -> Result<Consumer, BrokerError> {
         let settings = &self.settings;
         let (connection, node) = connect(settings, "consumer").await?;
-        let topology = Topology::of(settings, &self.retry);
         if settings.declare {
-            topology.declare_on(&connection).await?;
+            self.topology.declare_on(&connection).await?;
         } else {
-            topology.require_on(&connection).await?;
+            self.topology.require_on(&connection).await?;
         }
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
         // Before consuming: without it lapin's buffer has no bound. Per consumer, because a quorum queue refuses a
@@ -154,19 +186,22 @@ impl Sessions {
         let mut tracker = Tracker::default();
         tracker.channel_opened();
         let consume = channel.basic_consume(
-            settings.credit_queue.as_str().into(),
+            self.queue().into(),
             CONSUMER_TAG.into(),
             // Manual acknowledgement; shared with other daemons.
             BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false },
             FieldTable::default(),
         );
         let consumer = within(STEP_TIMEOUT, "basic.consume", consume).await?;
-        let queue = settings.credit_queue.clone();
+        let queue = self.queue().to_owned();
+        let check_delay_queue = |delay| check_delay_queue(&settings.check_queue, delay);
         Ok(Consumer {
             connection,
             channel,
             node,
+            part: self.part,
             retry_queues: self.retry.delays().iter().map(|delay| retry_queue(&queue, delay)).collect(),
+            check_delay_queues: self.checks.delays().iter().map(check_delay_queue).collect(),
             queue,
             dead_queue: settings.dead_queue.clone(),
             stream: tokio::sync::Mutex::new(Stream { consumer, ended: None }),
@@ -229,13 +264,14 @@ impl Consumer {
             // Whatever ends the stream here is told to the next caller.
             next = if batch.len() < most { stream.next().now_or_never().and_then(Result::ok) } else { None };
         }
-        events::InFlight(tracker.in_flight()).emit();
+        events::InFlight { queue: self.part.label(), deliveries: tracker.in_flight() }.emit();
         Ok(batch)
     }
 
     fn queue_of(&self, destination: Destination) -> &str {
         match destination {
             Destination::Retry(step) => &self.retry_queues[step.index()],
+            Destination::Check(wait) => &self.check_delay_queues[wait.index()],
             Destination::Dead(_) => &self.dead_queue,
         }
     }
@@ -252,7 +288,7 @@ impl Consumer {
         }
         let _ = tokio::time::timeout(STEP_TIMEOUT, self.connection.close(200, "done".into())).await;
         self.tracker().channel_opened();
-        events::InFlight(0).emit();
+        events::InFlight { queue: self.part.label(), deliveries: 0 }.emit();
     }
 
     async fn stop_and_give_back(&self, mut unsettled: Vec<Delivered>) -> usize {
@@ -281,7 +317,7 @@ impl Consumer {
             }
             given_back += 1;
         }
-        events::InFlight(self.tracker().in_flight()).emit();
+        events::InFlight { queue: self.part.label(), deliveries: self.tracker().in_flight() }.emit();
         // What was settled behind a delivery that has just gone back can be acknowledged now.
         let prefix = self.tracker().settled_prefix();
         if let Some(tag) = prefix {
@@ -308,7 +344,7 @@ impl Stream {
 }
 
 #[async_trait]
-impl Deliveries for Consumer {
+impl<O: Send + 'static> Deliveries<O> for Consumer {
     type Message = Delivered;
 
     async fn forward(&self, copies: &[Forward<'_, Delivered>]) -> Result<(), Outage> {
@@ -326,14 +362,14 @@ impl Deliveries for Consumer {
         self.publisher.publish(&copies).await.map_err(BrokerError::into_outage)
     }
 
-    async fn settle(&self, done: Vec<Decided<Delivered>>) {
+    async fn settle(&self, done: Vec<Decided<Delivered, O>>) {
         let _order = self.acknowledging.lock().await;
         let prefix = {
             let mut tracker = self.tracker();
             for decided in done {
                 tracker.settle(decided.message.token);
             }
-            events::InFlight(tracker.in_flight()).emit();
+            events::InFlight { queue: self.part.label(), deliveries: tracker.in_flight() }.emit();
             tracker.settled_prefix()
         };
         if let Some(tag) = prefix {

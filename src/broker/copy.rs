@@ -61,7 +61,8 @@ fn is_of_one_stay(name: &str) -> bool {
 pub(super) struct Marks<'a> {
     pub(super) source_queue: &'a str,
     pub(super) to: Destination,
-    pub(super) error: &'a str,
+    /// `None` for a copy that only waits for a check.
+    pub(super) error: Option<&'a str>,
     /// RFC 3339.
     pub(super) now: &'a str,
     pub(super) ledger: Option<(&'a str, i64)>,
@@ -72,7 +73,7 @@ impl<'a> Marks<'a> {
         Self {
             source_queue,
             to: copy.to,
-            error: &copy.error,
+            error: copy.error.as_deref(),
             now,
             ledger: copy.standing.map(|standing| (standing.user_id.as_str(), standing.points)),
         }
@@ -85,8 +86,10 @@ impl<'a> Marks<'a> {
             table.insert(name.into(), AMQPValue::LongString(value.into()));
         };
         text(SOURCE_QUEUE, self.source_queue);
-        text(ERROR, at_most(self.error, max_error_bytes));
-        text(FIRST_FAILED_AT, self.now);
+        if let Some(error) = self.error {
+            text(ERROR, at_most(error, max_error_bytes));
+            text(FIRST_FAILED_AT, self.now);
+        }
         if let Destination::Dead(reason) = self.to {
             text(REASON, reason.label());
         }
@@ -94,11 +97,20 @@ impl<'a> Marks<'a> {
             text(LEDGER_USER, user);
             table.insert(LEDGER_POINTS.into(), AMQPValue::LongLongInt(points));
         }
+        // Nothing has failed where a message only waits for its next check: that begins with all its attempts.
+        let anew = matches!(self.to, Destination::Check(_));
         for (name, value) in carried.inner() {
-            table.insert(name.clone(), value.clone());
+            if !(anew && [ATTEMPT, FIRST_FAILED_AT].contains(&name.as_str())) {
+                table.insert(name.clone(), value.clone());
+            }
         }
-        if let Destination::Retry(step) = self.to {
-            table.insert(ATTEMPT.into(), AMQPValue::LongLongInt(step.attempt().into()));
+        let counted = match self.to {
+            Destination::Retry(step) => Some((ATTEMPT, step.attempt())),
+            Destination::Check(wait) => Some((CHECK, wait.checks_done())),
+            Destination::Dead(_) => None,
+        };
+        if let Some((name, number)) = counted {
+            table.insert(name.into(), AMQPValue::LongLongInt(number.into()));
         }
         table
     }
@@ -106,7 +118,16 @@ impl<'a> Marks<'a> {
 
 /// Delayed retries that a message has taken, by its header; 0 where that makes no sense.
 pub(super) fn retries_taken(properties: &BasicProperties) -> u32 {
-    let value = properties.headers().as_ref().and_then(|headers| headers.inner().get(ATTEMPT));
+    counted(properties, ATTEMPT)
+}
+
+/// Checks of a message that are done; the same.
+pub(super) fn checks_done(properties: &BasicProperties) -> u32 {
+    counted(properties, CHECK)
+}
+
+fn counted(properties: &BasicProperties, name: &str) -> u32 {
+    let value = properties.headers().as_ref().and_then(|headers| headers.inner().get(name));
     value.and_then(as_integer).map_or(0, |taken| u32::try_from(taken.max(0)).unwrap_or(u32::MAX))
 }
 
@@ -248,7 +269,7 @@ mod tests {
         Marks {
             source_queue: "q",
             to: Destination::Dead(Reason::Conflict),
-            error: "why",
+            error: Some("why"),
             now: "2026-01-01T00:00:00Z",
             ledger: Some(("u", 7)),
         }
@@ -417,7 +438,7 @@ mod tests {
     #[test]
     fn errors_are_cut_at_a_character() {
         let error = "支".repeat(1000);
-        let marks = Marks { error: &error, ..marks() };
+        let marks = Marks { error: Some(&error), ..marks() };
         let headers = marks.headers(&FieldTable::default(), MAX_ERROR_BYTES);
         let AMQPValue::LongString(text) = &headers.inner()["x-pointsd-error"] else { panic!() };
         assert_eq!(text.to_string(), "支".repeat(341));

@@ -1,13 +1,13 @@
 //! Taking a delay queue away that is no longer configured, without losing what waits in it.
 
 use super::{
-    BrokerError, STEP_TIMEOUT, Topology,
+    Binding, BrokerError, STEP_TIMEOUT, Topology,
     connect::connect,
     topology::{self, passive},
     within,
 };
 use crate::{config::BrokerSettings, domain::retry::Delay};
-use lapin::{Channel, Connection, options::QueueDeleteOptions, types::FieldTable};
+use lapin::{Channel, Connection, options::QueueDeleteOptions};
 use std::time::Duration;
 
 /// How often the queue is looked at.
@@ -26,29 +26,35 @@ impl Topology {
         queue: &str,
         mut waiting: impl FnMut(u32),
     ) -> Result<(), BrokerError> {
-        self.refuse_to_retire(settings, queue)?;
+        let back_to = self.goes_back_to(settings, queue)?;
         let (connection, _) = connect(settings, "topology").await?;
-        let retired = self.retire_on(&connection, queue, &mut waiting).await;
+        let retired = self.retire_on(&connection, settings, (queue, back_to), &mut waiting).await;
         topology::close(&connection).await;
         retired
     }
 
-    fn refuse_to_retire(&self, settings: &BrokerSettings, queue: &str) -> Result<(), BrokerError> {
+    /// Where what waits in a delay queue goes that can be retired.
+    fn goes_back_to<'a>(&self, settings: &'a BrokerSettings, queue: &str) -> Result<&'a str, BrokerError> {
         let refused = |why: &str| Err(BrokerError::Topology(format!("queue {queue} {why}")));
         if self.queues.iter().any(|needed| needed.name == queue) {
             return refused("is in use; take its delay out of the configuration first, and restart the daemons");
         }
-        let delay = queue.strip_prefix(&format!("{}.retry.", settings.credit_queue));
-        match delay.and_then(Delay::parse) {
-            Some(_) => Ok(()),
-            None => refused(&format!("is no delay queue; must be {}.retry.<delay>", settings.credit_queue)),
+        let BrokerSettings { credit_queue, check_queue, .. } = settings;
+        let places = [(credit_queue, "retry"), (check_queue, "retry"), (check_queue, "delay")];
+        for (back_to, kind) in places {
+            let delay = queue.strip_prefix(&format!("{back_to}.{kind}."));
+            if delay.and_then(Delay::parse).is_some() {
+                return Ok(back_to);
+            }
         }
+        let names = places.map(|(back_to, kind)| format!("{back_to}.{kind}.<delay>"));
+        refused(&format!("is no delay queue; must be {}", names.join(" or ")))
     }
 
-    /// How many messages are seen in the queue. An error when something holds others unseen: a consumer, or a credit queue
-    /// that is not there to take them. AMQP tells no more than that.
-    async fn look(&self, channel: &Channel, queue: &str) -> Result<u32, BrokerError> {
-        passive(channel, &self.binding.queue).await?;
+    /// How many messages are seen in the queue. An error when something holds others unseen: a consumer, or a queue that
+    /// is not there to take them. AMQP tells no more than that.
+    async fn look(channel: &Channel, (queue, back_to): (&str, &str)) -> Result<u32, BrokerError> {
+        passive(channel, back_to).await?;
         let there = passive(channel, queue).await?;
         if there.consumer_count() > 0 {
             return Err(BrokerError::Topology(format!("queue {queue} has a consumer, which may hold messages of it")));
@@ -59,23 +65,20 @@ impl Topology {
     async fn retire_on(
         &self,
         connection: &Connection,
-        queue: &str,
+        settings: &BrokerSettings,
+        place: (&str, &str),
         waiting: &mut impl FnMut(u32),
     ) -> Result<(), BrokerError> {
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
-        let mut messages = self.look(&channel, queue).await?;
-        let unbind = channel.queue_unbind(
-            queue.into(),
-            self.exchange.as_str().into(),
-            self.binding.key.as_str().into(),
-            FieldTable::default(),
-        );
-        within(STEP_TIMEOUT, "queue.unbind", unbind).await?;
+        let mut messages = Self::look(&channel, place).await?;
+        let queue = place.0;
+        let binding = Binding { queue: queue.to_owned(), key: settings.routing_key.clone() };
+        self.unbind(&channel, &binding).await?;
         let mut empty = 0;
         while empty < EMPTY_LOOKS {
             waiting(messages);
             tokio::time::sleep(LOOK).await;
-            messages = self.look(&channel, queue).await?;
+            messages = Self::look(&channel, place).await?;
             empty = if messages == 0 { empty + 1 } else { 0 };
         }
         // Quorum queues refuse both conditions; the emptiness was seen above.

@@ -1,10 +1,13 @@
-//! What must stand at the broker: an exchange, the credit queue with its delay queues, the dead queue. Printed,
-//! declared, checked.
+//! What must stand at the broker: an exchange, the credit queue and the check queue with their delay queues, the dead
+//! queue. Printed, declared, checked.
 
 use super::{BrokerError, STEP_TIMEOUT, connect::connect, inequivalence::Inequivalence, told, within};
 use crate::{
     config::BrokerSettings,
-    domain::retry::{Delay, RetryPolicy},
+    domain::{
+        check::CheckPolicy,
+        retry::{Delay, RetryPolicy},
+    },
 };
 use lapin::{
     Connection, ExchangeKind,
@@ -67,7 +70,10 @@ pub struct Topology {
     /// The queues.
     pub queues: Vec<QueueSpec>,
     /// What is bound to the exchange.
-    pub binding: Binding,
+    pub bindings: Vec<Binding>,
+    /// What must not be bound to it (any more): nobody would take what it holds.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unbound: Vec<Binding>,
 }
 
 /// A queue's binding to the exchange.
@@ -99,6 +105,11 @@ pub fn retry_queue(queue: &str, delay: &Delay) -> String {
     format!("{queue}.retry.{}", delay.as_str())
 }
 
+/// The queue in which messages wait for a check.
+pub fn check_delay_queue(check_queue: &str, delay: &Delay) -> String {
+    format!("{check_queue}.delay.{}", delay.as_str())
+}
+
 const TIME_TO_LIVE: &str = "x-message-ttl";
 
 /// The arguments of a delay queue: quorum, whatever the others are, because only quorum queues dead-letter at least
@@ -118,11 +129,11 @@ fn delay_arguments(delay: &Delay, back_to: &str) -> Vec<(&'static str, Argument)
 }
 
 impl Topology {
-    /// From the configuration.
-    pub fn of(settings: &BrokerSettings, retry: &RetryPolicy) -> Self {
+    /// From the configuration. Without a payment source (`checking`) there are no checks, and no queues for them.
+    pub fn of(settings: &BrokerSettings, retry: &RetryPolicy, checks: &CheckPolicy, checking: bool) -> Self {
         let text = |text: &str| Argument::Text(text.to_owned());
         let queue_type = ("x-queue-type", text(settings.queue_type.as_str()));
-        let (credit_arguments, dead_arguments) = match settings.queue_type {
+        let (consumed, dead_arguments) = match settings.queue_type {
             QueueType::Quorum => (
                 vec![
                     queue_type.clone(),
@@ -142,20 +153,38 @@ impl Topology {
         let queue = |name: &str, purpose, arguments| QueueSpec { name: name.to_owned(), purpose, arguments };
         let mut queues = vec![
             queue(&settings.dead_queue, "parked for a person", dead_arguments),
-            queue(&settings.credit_queue, "points messages", credit_arguments),
+            queue(&settings.credit_queue, "points messages", consumed.clone()),
         ];
-        for delay in retry.delays() {
-            let name = retry_queue(&settings.credit_queue, delay);
+        if checking {
+            queues.push(queue(&settings.check_queue, "checks of payments", consumed));
+        }
+        let mut waiting = |name: String, purpose, delay: &Delay, back_to: &str| {
             if !queues.iter().any(|queue| queue.name == name) {
-                let arguments = delay_arguments(delay, &settings.credit_queue);
-                queues.push(queue(&name, "waiting to be tried again", arguments));
+                queues.push(queue(&name, purpose, delay_arguments(delay, back_to)));
             }
+        };
+        let again = "waiting to be tried again";
+        for delay in retry.delays() {
+            waiting(retry_queue(&settings.credit_queue, delay), again, delay, &settings.credit_queue);
         }
-        Self {
-            exchange: settings.exchange.clone(),
-            queues,
-            binding: Binding { queue: settings.credit_queue.clone(), key: settings.routing_key.clone() },
+        let bind = |queue: String| Binding { queue, key: settings.routing_key.clone() };
+        let mut bindings = vec![bind(settings.credit_queue.clone())];
+        let mut unbound = Vec::new();
+        // Every points message goes to it, too: the broker itself gives each one its later check.
+        let first_check = bind(check_delay_queue(&settings.check_queue, checks.first()));
+        if checking {
+            for delay in checks.delays() {
+                let name = check_delay_queue(&settings.check_queue, delay);
+                waiting(name, "waiting for a check", delay, &settings.check_queue);
+            }
+            for delay in retry.delays() {
+                waiting(retry_queue(&settings.check_queue, delay), again, delay, &settings.check_queue);
+            }
+            bindings.push(first_check);
+        } else {
+            unbound.push(first_check);
         }
+        Self { exchange: settings.exchange.clone(), queues, bindings, unbound }
     }
 
     /// Declares everything: what is there already must be as it is here.
@@ -177,17 +206,32 @@ impl Topology {
                 Failure::Other(error) => error,
             })?;
         }
-        let Binding { queue, key } = &self.binding;
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
-        let bind = channel.queue_bind(
-            queue.as_str().into(),
+        for Binding { queue, key } in &self.bindings {
+            let bind = channel.queue_bind(
+                queue.as_str().into(),
+                self.exchange.as_str().into(),
+                key.as_str().into(),
+                QueueBindOptions { nowait: false },
+                FieldTable::default(),
+            );
+            within(STEP_TIMEOUT, "queue.bind", bind).await?;
+        }
+        for binding in &self.unbound {
+            self.unbind(&channel, binding).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes a binding away; one that is not there is as good (RabbitMQ, "AMQP 0-9-1 Errata": queue.unbind).
+    pub(super) async fn unbind(&self, channel: &lapin::Channel, binding: &Binding) -> Result<(), BrokerError> {
+        let unbind = channel.queue_unbind(
+            binding.queue.as_str().into(),
             self.exchange.as_str().into(),
-            key.as_str().into(),
-            QueueBindOptions { nowait: false },
+            binding.key.as_str().into(),
             FieldTable::default(),
         );
-        within(STEP_TIMEOUT, "queue.bind", bind).await?;
-        Ok(())
+        within(STEP_TIMEOUT, "queue.unbind", unbind).await
     }
 
     /// That the queues are there, whatever they are like: enough to consume and to park.

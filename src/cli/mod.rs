@@ -8,6 +8,7 @@ mod migrate;
 mod output;
 mod payment;
 mod publish;
+mod reconcile;
 mod replay;
 mod run;
 mod topology;
@@ -70,10 +71,13 @@ enum Command {
     Dead(dead::Arguments),
     /// Print a user's points; 0 for a user that is not known.
     Balance(balance::Arguments),
-    /// Print everything known about a payment. Exit status 1 when nothing is.
+    /// Print everything known about a payment: the ledger, the dead queue, and on request the payment source. Exit status
+    /// 1 when nothing is.
     Payment(payment::Arguments),
     /// Prove that the ledger is right: every balance is the sum of its entries. Exit status 1 when one is not.
     Verify(Json),
+    /// List the credits that no check has found paid, and send them to be checked again.
+    Reconcile(reconcile::Arguments),
 }
 
 /// For commands that print data and take nothing else.
@@ -89,7 +93,7 @@ pub fn main() -> ExitCode {
     // Once a process, before anything connects. A second call (a test's) finds it done.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = Cli::parse();
-    if matches!(cli.command, Command::Run | Command::Dead(_)) {
+    if matches!(cli.command, Command::Run | Command::Dead(_) | Command::Payment(_)) {
         run::with_deep_stacks();
     }
     // On a thread of its own: the first one's stack cannot be set.
@@ -133,6 +137,7 @@ fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
             Command::Balance(arguments) => balance::run(&settings, &arguments, output).await,
             Command::Payment(arguments) => payment::run(&settings, &arguments, output).await,
             Command::Verify(json) => verify::run(&settings, json.json, output).await,
+            Command::Reconcile(arguments) => reconcile::run(&settings, &arguments, output).await,
         }
     });
     // A thread that hangs in the database does not hold up the exit.

@@ -1,51 +1,169 @@
 //! `pointsd payment PAYMENT`
 
-use super::{Exit, Output, UsageError, ledger_error, reading};
-use crate::{config::Settings, domain::ids::PaymentId, ledger::PaymentRecord};
+use super::{Exit, Output, UsageError, dead, ledger_error, reading};
+use crate::{
+    config::Settings,
+    domain::ids::PaymentId,
+    ledger::PaymentRecord,
+    parked::Parked,
+    pay_status,
+    pipeline::ports::{Lookup, PaymentSource},
+};
+use anyhow::Context as _;
+use jiff::Timestamp;
+use serde::Serialize;
+use std::sync::Arc;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The payment's id.
     #[arg(allow_hyphen_values = true)]
     payment: String,
+    /// Ask the payment source, too.
+    #[arg(long)]
+    live: bool,
+    /// Ask the ledger only, and do not look into the dead queue.
+    #[arg(long)]
+    ledger_only: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
+/// Everything known about a payment.
+#[derive(Debug, Serialize)]
+struct Story {
+    #[serde(flatten)]
+    record: Option<PaymentRecord>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<Live>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dead_queue: Option<Dead>,
+}
+
+/// What the source says now.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Live {
+    /// A status of `docs/compensation.md`, and the source's own word where it is none of those that are configured.
+    Status {
+        status: &'static str,
+        said: Option<String>,
+    },
+    Failed(String),
+}
+
+/// What lies in the dead queue.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Dead {
+    Messages(Vec<Parked>),
+    NotLookedAt(String),
+}
+
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
     let payment =
         PaymentId::new(&arguments.payment).map_err(|error| UsageError(format!("the payment's id {error}")))?;
+    let source = pay_status::source(&settings.pay_status, settings.ledger.timeout, false).context("pay_status")?;
+    let source = match (arguments.live, source) {
+        (true, None) => {
+            return Err(UsageError("--live: pay_status.source is \"none\"; nothing can be asked".into()).into());
+        }
+        (true, source) => source,
+        (false, _) => None,
+    };
     let ledger = reading(&settings.ledger).await?;
     let id = payment.clone();
     let record = ledger.call(move |ledger| ledger.payment(id.as_str())).await.map_err(ledger_error)?;
+    let dead_queue = match arguments.ledger_only {
+        true => None,
+        // A broker that is down is no reason not to tell what the ledger says.
+        false => Some(match dead::of_payment(settings, payment.as_str(), output).await {
+            Ok(messages) => Dead::Messages(messages),
+            Err(error) => Dead::NotLookedAt(format!("{error:#}")),
+        }),
+    };
+    let live = match source {
+        Some(source) => Some(ask(&source, &payment).await),
+        None => None,
+    };
+    let parked = matches!(&dead_queue, Some(Dead::Messages(messages)) if !messages.is_empty());
+    let at_the_source = matches!(live, Some(Live::Status { status, .. }) if status != "unknown");
+    let known = record.is_some() || parked || at_the_source;
+    let story = Story { record, live, dead_queue };
     if arguments.json {
-        output.json(&record)?;
-    } else if let Some(record) = &record {
-        for line in story(record) {
+        if known {
+            output.json(&story)?;
+        } else {
+            output.json(&serde_json::Value::Null)?;
+        }
+    } else {
+        for line in lines(&payment, &story) {
             output.line(&line)?;
         }
     }
-    if record.is_some() {
+    if known {
         return Ok(Exit::Done);
     }
-    output.complain(&format!("payment {payment}: the ledger knows nothing of it"));
+    output.complain(&format!("payment {payment}: nothing is known of it"));
     Ok(Exit::Failed)
 }
 
+async fn ask(source: &Arc<dyn PaymentSource>, payment: &PaymentId) -> Live {
+    match source.look_up(Arc::from([payment.clone()])).await.map(|answers| answers.into_iter().next()) {
+        Ok(Some(Lookup::Known(payment))) => Live::Status { status: payment.status.label(), said: payment.said },
+        Ok(Some(Lookup::Failed(error))) => Live::Failed(error),
+        Ok(None) => Live::Failed("the source said nothing".into()),
+        Err(error) => Live::Failed(error.to_string()),
+    }
+}
+
 /// What happened to a payment, in order.
-fn story(record: &PaymentRecord) -> Vec<String> {
-    let PaymentRecord { payment_id, user_id, points, state, credited_at, verified_at, adjustments } = record;
-    let mut lines = vec![
-        format!("payment {payment_id}: {state}"),
-        format!("  {credited_at}  credited {points} points to user {user_id}"),
-    ];
-    lines.extend(adjustments.iter().map(|adjustment| {
-        format!(
-            "  {}  {} of {:+} points: {}",
-            adjustment.created_at, adjustment.kind, adjustment.points, adjustment.reason
-        )
-    }));
-    lines.extend(verified_at.iter().map(|at| format!("  {at}  last found paid")));
+fn lines(payment: &PaymentId, story: &Story) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(record) = &story.record {
+        lines.push(format!("payment {payment}: {}", record.state));
+        lines.extend(in_order(record));
+    } else {
+        lines.push(format!("payment {payment}: not in the ledger"));
+    }
+    match &story.live {
+        Some(Live::Status { status, said: None }) => lines.push(format!("  the payment source says now: {status}")),
+        Some(Live::Status { status, said: Some(said) }) => {
+            lines.push(format!("  the payment source says now: {status} ({said})"));
+        }
+        Some(Live::Failed(error)) => {
+            lines.push(format!("  the payment source does not say: {}", dead::printable(error)))
+        }
+        None => {}
+    }
+    match &story.dead_queue {
+        Some(Dead::Messages(messages)) => lines.extend(messages.iter().map(|message| {
+            let since = message.first_failed_at.map_or_else(|| "?".to_owned(), |at| at.to_string());
+            let error = message.error.as_deref().unwrap_or_default();
+            format!(
+                "  in the dead queue since {since}: {}: {}",
+                dead::printable(&message.reason),
+                dead::printable(error)
+            )
+        })),
+        Some(Dead::NotLookedAt(why)) => {
+            lines.push(format!("  the dead queue was not looked at: {}", dead::printable(why)))
+        }
+        None => {}
+    }
     lines
+}
+
+fn in_order(record: &PaymentRecord) -> Vec<String> {
+    let PaymentRecord { user_id, points, credited_at, verified_at, adjustments, .. } = record;
+    let mut events = vec![(credited_at, format!("credited {points} points to user {user_id}"))];
+    events.extend(adjustments.iter().map(|adjustment| {
+        let text = format!("{} of {:+} points: {}", adjustment.kind, adjustment.points, adjustment.reason);
+        (&adjustment.created_at, text)
+    }));
+    events.extend(verified_at.iter().map(|at| (at, "last found paid".to_owned())));
+    // Stable: what happened in one transaction stays in the order of the ledger.
+    events.sort_by_key(|(at, _)| at.parse::<Timestamp>().ok());
+    events.into_iter().map(|(at, text)| format!("  {at}  {text}")).collect()
 }

@@ -9,8 +9,9 @@ use crate::{
     ledger::Access,
     observe::pulse::Pulses,
     pipeline::{
-        credit::{CreditPipeline, Interrupted, Turn},
+        credit::CreditPipeline,
         ports::{CreditLedger, Decided, Deliveries, Forward, Message, Outage},
+        stages::{Interrupted, Turn},
     },
     recorded::Line,
 };
@@ -86,6 +87,10 @@ impl Message for Replayed {
         0
     }
 
+    fn checks_done(&self) -> u32 {
+        0
+    }
+
     fn label(&self) -> String {
         format!("line {}", self.number)
     }
@@ -145,7 +150,7 @@ impl Tape {
 }
 
 #[async_trait]
-impl Deliveries for Tape {
+impl Deliveries<Outcome> for Tape {
     type Message = Replayed;
 
     async fn forward(&self, copies: &[Forward<'_, Replayed>]) -> Result<(), Outage> {
@@ -154,18 +159,19 @@ impl Deliveries for Tape {
                 line: copy.message.number,
                 outcome: copy.to.label(),
                 payment_id: copy.payment_id.map(ToString::to_string),
-                error: match copy.standing {
-                    Some(standing) => {
-                        format!("{}: user {}, {} points", copy.error, standing.user_id, standing.points)
+                error: {
+                    let error = copy.error.as_deref().unwrap_or_default();
+                    match copy.standing {
+                        Some(standing) => format!("{error}: user {}, {} points", standing.user_id, standing.points),
+                        None => error.to_owned(),
                     }
-                    None => copy.error.clone().into_owned(),
                 },
             }));
         });
         Ok(())
     }
 
-    async fn settle(&self, done: Vec<Decided<Replayed>>) {
+    async fn settle(&self, done: Vec<Decided<Replayed, Outcome>>) {
         self.account(|account| {
             for decided in done {
                 *match decided.outcome {

@@ -34,7 +34,7 @@ enum Action {
 }
 
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
-    let topology = Topology::of(&settings.broker, &settings.retry.policy);
+    let topology = topology(settings);
     match arguments.action.as_ref().unwrap_or(&Action::Print) {
         Action::Print => print(&topology, arguments.json, output),
         Action::Declare => {
@@ -72,6 +72,11 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     }
 }
 
+fn topology(settings: &Settings) -> Topology {
+    let Settings { broker, retry, compensation, pay_status, .. } = settings;
+    Topology::of(broker, &retry.policy, &compensation.policy, pay_status.is_some())
+}
+
 fn print(topology: &Topology, json: bool, output: &mut Output) -> anyhow::Result<Exit> {
     if json {
         output.json(topology)?;
@@ -84,7 +89,8 @@ fn print(topology: &Topology, json: bool, output: &mut Output) -> anyhow::Result
             output.line(&format!("    {argument} = {}", serde_json::to_string(value)?))?;
         }
     }
-    let Binding { queue, key } = &topology.binding;
-    output.line(&format!("binding: exchange {} -> queue {queue}, key {key}", topology.exchange))?;
+    for Binding { queue, key } in &topology.bindings {
+        output.line(&format!("binding: exchange {} -> queue {queue}, key {key}", topology.exchange))?;
+    }
     Ok(Exit::Done)
 }

@@ -19,8 +19,8 @@ pub(super) async fn run(settings: &Settings, json: bool, output: &mut Output) ->
             many => format!("{many} violations"),
         };
         output.line(&format!(
-            "{} credits, {} adjustments, {} users, {} points: {verdict}",
-            report.credits, report.adjustments, report.users, report.points
+            "{} credits ({} not found paid by a check), {} adjustments, {} users, {} points: {verdict}",
+            report.credits, report.unverified, report.adjustments, report.users, report.points
         ))?;
     }
     Ok(if report.violations == 0 { Exit::Done } else { Exit::Failed })

@@ -1,5 +1,6 @@
 //! The configuration: typed, documented at the field, validated whole (`pointsd.example.toml` has every key).
 
+mod checks;
 mod read;
 mod setting;
 mod source;
@@ -7,7 +8,8 @@ mod source;
 use crate::{
     broker::{BrokerUrl, QueueType},
     database::DatabaseUrl,
-    domain::{message::Format, retry::RetryPolicy},
+    domain::{check::CheckPolicy, message::Format, retry::RetryPolicy, status::StatusValues},
+    pay_status::{Header, Identifier, TableName, UrlTemplate},
 };
 use setting::{Raw, Setting};
 pub use source::Fault;
@@ -34,6 +36,10 @@ pub struct Settings {
     pub ledger: LedgerSettings,
     /// `[retry]`
     pub retry: RetrySettings,
+    /// `[compensation]`
+    pub compensation: CompensationSettings,
+    /// `[pay_status]`
+    pub pay_status: PayStatusSettings,
     /// `[http]`
     pub http: HttpSettings,
     /// `[log]`
@@ -54,6 +60,8 @@ pub struct BrokerSettings {
     pub routing_key: String,
     /// The queue of points messages.
     pub credit_queue: String,
+    /// The queue of checks.
+    pub check_queue: String,
     /// The queue where what cannot be credited is parked.
     pub dead_queue: String,
     /// Of the queues that are declared.
@@ -112,6 +120,71 @@ pub struct RetrySettings {
     pub immediate_attempts: u32,
     /// The delayed retries of a message that fails alone.
     pub policy: RetryPolicy,
+}
+
+/// `[compensation]`: how credits are checked against their payments.
+#[derive(Debug, Clone)]
+pub struct CompensationSettings {
+    /// How often and when, and what is done in the end.
+    pub policy: CheckPolicy,
+    /// Reversals in a row, without a paid payment between them, after which the checks pause: at least 1.
+    pub brake_after: u32,
+}
+
+/// `[pay_status]`: what knows whether payments are paid.
+#[derive(Debug, Clone)]
+pub enum PayStatusSettings {
+    /// Nothing: there are no checks.
+    None,
+    /// A table.
+    Sql(SqlSourceSettings),
+    /// A service or gateway.
+    Http(HttpSourceSettings),
+    /// The table first; where it is not certain, the gateway.
+    SqlThenHttp(SqlSourceSettings, HttpSourceSettings),
+}
+
+impl PayStatusSettings {
+    /// Whether there are checks.
+    pub fn is_some(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+}
+
+/// `[pay_status.sql]`: a table.
+#[derive(Debug, Clone)]
+pub struct SqlSourceSettings {
+    /// In which database: the ledger's unless another one is given.
+    pub url: DatabaseUrl,
+    /// Its name.
+    pub table: TableName,
+    /// The column with the payment's id.
+    pub id_column: Identifier,
+    /// The column with its status.
+    pub status_column: Identifier,
+    /// The column with its user, where the message's user must match.
+    pub user_column: Option<Identifier>,
+    /// What the statuses mean.
+    pub values: StatusValues,
+}
+
+/// `[pay_status.http]`: a service.
+#[derive(Debug, Clone)]
+pub struct HttpSourceSettings {
+    /// Where a payment is asked for.
+    pub url: UrlTemplate,
+    /// Where the status stands in the answer: a JSON Pointer.
+    pub status_pointer: String,
+    /// What the statuses mean.
+    pub values: StatusValues,
+    /// Of one request, its answer's body included.
+    pub timeout: Duration,
+    /// Most requests at a time.
+    pub concurrency: usize,
+    /// Sent with every request. Secrets.
+    pub headers: Vec<Header>,
+    /// The authorities that are trusted, instead of the system's: PEM.
+    pub ca: Option<Vec<u8>>,
 }
 
 /// `[http]`
@@ -183,6 +256,30 @@ word! {
         Json = "json",
         /// Structured, to the systemd journal.
         Journald = "journald",
+    }
+}
+
+word! {
+    /// What is done about a credit whose payment turns out not to be paid.
+    UnpaidWord, "\"reverse\" or \"dead\"", {
+        /// It is reversed.
+        Reverse = "reverse",
+        /// The message is parked.
+        Dead = "dead",
+    }
+}
+
+word! {
+    /// Which payment source.
+    SourceWord, "\"none\", \"sql\", \"http\" or \"sql+http\"", {
+        /// None.
+        None = "none",
+        /// A table.
+        Sql = "sql",
+        /// A service.
+        Http = "http",
+        /// The table, then the service.
+        SqlThenHttp = "sql+http",
     }
 }
 

@@ -2,12 +2,13 @@
 
 use super::{
     BrokerSettings, HttpSettings, Identity, LedgerSettings, LogFormat, LogLevel, LogSettings, RetrySettings, Settings,
-    TlsFiles, setting::Setting, source::Reader,
+    TlsFiles, checks, setting::Setting, source::Reader,
 };
 use crate::{
-    broker::{BrokerUrl, QueueType, retry_queue},
+    broker::{BrokerUrl, QueueType, check_delay_queue, retry_queue},
     database::DatabaseUrl,
     domain::{
+        check::CheckPolicy,
         credit::{MAX_BATCH, MAX_POINTS_LIMIT},
         message::{Field, Format},
         retry::{Delay, MAX_DELAY_MILLISECONDS, MAX_STEPS, RetryPolicy},
@@ -29,16 +30,30 @@ pub(super) fn all(reader: &mut Reader, state_directory: Option<&Path>) -> Option
         immediate_attempts: number(reader, "retry.immediate_attempts", 3, 1..=20),
         policy: retry_policy(reader),
     };
-    let broker = broker(reader, &retry.policy);
+    let compensation = checks::compensation(reader);
+    let broker = broker(reader, &retry.policy, &compensation.policy);
     let message = message(reader);
     let ledger = ledger(reader, state_directory);
+    let ledger_url = ledger.as_ref().map(|ledger| &ledger.url);
+    let pay_status = checks::pay_status(reader, ledger_url, state_directory);
     let http = HttpSettings { listen: reader.setting("http.listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 9187))) };
     let log = LogSettings {
         level: reader.setting("log.level", LogLevel::Info),
         format: reader.setting("log.format", LogFormat::Text),
     };
     let effective = BTreeMap::new();
-    Some(Settings { shutdown_timeout, broker: broker?, message, ledger: ledger?, retry, http, log, effective })
+    Some(Settings {
+        shutdown_timeout,
+        broker: broker?,
+        message,
+        ledger: ledger?,
+        retry,
+        compensation,
+        pay_status: pay_status?,
+        http,
+        log,
+        effective,
+    })
 }
 
 /// A duration within a second and an hour.
@@ -50,7 +65,7 @@ fn duration(reader: &mut Reader, key: &str, default_seconds: u64) -> Duration {
 }
 
 /// A whole number within a range.
-fn number<T>(reader: &mut Reader, key: &str, default: i64, range: std::ops::RangeInclusive<i64>) -> T
+pub(super) fn number<T>(reader: &mut Reader, key: &str, default: i64, range: std::ops::RangeInclusive<i64>) -> T
 where
     T: TryFrom<i64> + Default,
 {
@@ -67,14 +82,15 @@ fn name(reader: &mut Reader, key: &str, default: &str) -> String {
     })
 }
 
-fn broker(reader: &mut Reader, retry: &RetryPolicy) -> Option<BrokerSettings> {
+fn broker(reader: &mut Reader, retry: &RetryPolicy, checks: &CheckPolicy) -> Option<BrokerSettings> {
     let urls = broker_urls(reader);
     let tls = tls(reader, urls.iter().any(BrokerUrl::is_tls));
     let exchange = name(reader, "broker.exchange", "points");
     let routing_key = name(reader, "broker.routing_key", "points.credit");
     let credit_queue = name(reader, "broker.credit_queue", "points.credit");
     let dead_queue = name(reader, "broker.dead_queue", "points.dead");
-    distinct_queues(reader, &credit_queue, &dead_queue, retry);
+    let check_queue = name(reader, "broker.check_queue", "points.check");
+    distinct_queues(reader, [&credit_queue, &check_queue, &dead_queue], retry, checks);
     let queue_type = reader.setting("broker.queue_type", QueueType::Quorum);
     let delivery_limit = number(reader, "broker.delivery_limit", 1000, 1..=1_000_000);
     let declare = reader.setting("broker.declare", true);
@@ -88,6 +104,7 @@ fn broker(reader: &mut Reader, retry: &RetryPolicy) -> Option<BrokerSettings> {
         exchange,
         routing_key,
         credit_queue,
+        check_queue,
         dead_queue,
         queue_type,
         delivery_limit,
@@ -96,38 +113,58 @@ fn broker(reader: &mut Reader, retry: &RetryPolicy) -> Option<BrokerSettings> {
     })
 }
 
-/// Each delay is the name of a queue, and its time to live.
 fn retry_policy(reader: &mut Reader) -> RetryPolicy {
+    RetryPolicy::new(delays(reader, "retry.delays", &["1s", "5s", "30s", "2m", "10m"]))
+}
+
+/// Each delay is the name of a queue, and its time to live.
+pub(super) fn delays(reader: &mut Reader, key: &str, default: &[&str]) -> Vec<Delay> {
     let wanted = format!(
         "a list of at most {MAX_STEPS} delays, each a whole number and ms, s, m or h, up to {}h, as in [\"1s\", \"5m\"]",
         MAX_DELAY_MILLISECONDS / 3_600_000
     );
-    let default = ["1s", "5s", "30s", "2m", "10m"].map(str::to_owned).to_vec();
-    let texts = reader.checked("retry.delays", default, &wanted, |texts| {
+    let default: Vec<String> = default.iter().map(|text| (*text).to_owned()).collect();
+    let texts = reader.checked(key, default, &wanted, |texts| {
         texts.len() <= MAX_STEPS && texts.iter().all(|text| Delay::parse(text).is_some())
     });
-    RetryPolicy::new(texts.iter().filter_map(|text| Delay::parse(text)).collect())
+    texts.iter().filter_map(|text| Delay::parse(text)).collect()
 }
 
 /// No queue may be another one's, and AMQP bounds the length of the names that are made of them.
-fn distinct_queues(reader: &mut Reader, credit_queue: &str, dead_queue: &str, retry: &RetryPolicy) {
+fn distinct_queues(
+    reader: &mut Reader,
+    [credit_queue, check_queue, dead_queue]: [&str; 3],
+    retry: &RetryPolicy,
+    checks: &CheckPolicy,
+) {
     if credit_queue == dead_queue {
         reader.fault(
             "broker.dead_queue",
             "is the credit queue; must be another queue, or what is parked is consumed again",
         );
     }
-    for delay in retry.delays() {
-        let name = retry_queue(credit_queue, delay);
-        if name.len() > 255 {
+    if check_queue == dead_queue || check_queue == credit_queue {
+        let of = if check_queue == dead_queue { "dead" } else { "credit" };
+        reader.fault("broker.check_queue", format!("is the {of} queue; must be another queue"));
+    }
+    let of_credit = retry.delays().iter().map(|delay| retry_queue(credit_queue, delay));
+    let of_check = retry.delays().iter().map(|delay| retry_queue(check_queue, delay));
+    let of_check = of_check.chain(checks.delays().iter().map(|delay| check_delay_queue(check_queue, delay)));
+    let owned = of_credit.map(|name| ("broker.credit_queue", name));
+    let owned: Vec<_> = owned.chain(of_check.map(|name| ("broker.check_queue", name))).collect();
+    for (key, names) in
+        [("broker.credit_queue", credit_queue), ("broker.check_queue", check_queue), ("broker.dead_queue", dead_queue)]
+    {
+        if owned.iter().any(|(_, name)| name == names) {
+            reader.fault(key, "is a delay queue of retry.delays or [compensation]; must be another queue");
+        }
+    }
+    for owner in ["broker.credit_queue", "broker.check_queue"] {
+        if let Some((_, name)) = owned.iter().find(|(key, name)| *key == owner && name.len() > 255) {
             reader.fault(
-                "broker.credit_queue",
+                owner,
                 format!("is too long for the name of its delay queue {name}; that must have at most 255 bytes"),
             );
-            return;
-        }
-        if name == dead_queue {
-            reader.fault("broker.dead_queue", "is a delay queue of retry.delays; must be another queue");
         }
     }
 }
@@ -244,7 +281,7 @@ fn ledger(reader: &mut Reader, state_directory: Option<&Path>) -> Option<LedgerS
 }
 
 /// Whether a file holds what its key asks for, all of it readable.
-fn is_pem(key: &str, bytes: &[u8]) -> bool {
+pub(super) fn is_pem(key: &str, bytes: &[u8]) -> bool {
     if key.ends_with("key_file") {
         return PrivateKeyDer::from_pem_slice(bytes).is_ok();
     }

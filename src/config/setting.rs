@@ -102,6 +102,30 @@ impl Setting for Vec<String> {
     }
 }
 
+/// Values of a status, which may be written as numbers: `[0, 1]` is `["0", "1"]`.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Words(pub(super) Vec<String>);
+
+impl Setting for Words {
+    const WANTED: &'static str = "a list of texts or whole numbers, as in [\"TRADE_SUCCESS\"] or [1, 2]";
+    fn read(raw: &Raw) -> Option<Self> {
+        let value = match raw {
+            Raw::Toml(value) => value.clone(),
+            Raw::Text(text) => toml::from_str::<toml::Table>(&format!("list = {text}")).ok()?.remove("list")?,
+        };
+        let word = |item: &Value| match item {
+            Value::String(text) => Some(text.clone()),
+            Value::Integer(number) => Some(number.to_string()),
+            Value::Boolean(flag) => Some(flag.to_string()),
+            _ => None,
+        };
+        value.as_array()?.iter().map(word).collect::<Option<Vec<_>>>().map(Self)
+    }
+    fn show(&self) -> Value {
+        self.0.show()
+    }
+}
+
 impl Setting for Duration {
     const WANTED: &'static str = "a duration, as in \"500ms\", \"25s\" or \"2m\"";
     fn read(raw: &Raw) -> Option<Self> {

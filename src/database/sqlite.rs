@@ -23,7 +23,12 @@ pub(crate) struct Database {
 impl Database {
     /// Opens nothing yet. `timeout`: the deadline that the caller keeps.
     pub(crate) fn new(file: &Path, timeout: Duration) -> Self {
-        Self { file: file.into(), settings: Settings { busy_timeout: timeout.mul_f64(0.5) } }
+        Self { file: file.into(), settings: Settings { busy_timeout: timeout.mul_f64(0.5), ours: true } }
+    }
+
+    /// The same for a file whose journal is somebody else's to choose.
+    pub(crate) fn of_somebody_else(file: &Path, timeout: Duration) -> Self {
+        Self { file: file.into(), settings: Settings { busy_timeout: timeout.mul_f64(0.5), ours: false } }
     }
 
     /// At most `size` connections, made when they are needed.
@@ -51,6 +56,8 @@ impl Database {
 struct Settings {
     /// How long SQLite waits for another program's lock: less than the caller's deadline.
     busy_timeout: Duration,
+    /// Whether the file is a ledger.
+    ours: bool,
 }
 
 impl Settings {
@@ -58,10 +65,11 @@ impl Settings {
     /// cut can lose a commit whose message was acknowledged (SQLite, "PRAGMA synchronous").
     fn apply(&self, connection: &mut SqliteConnection) -> diesel::QueryResult<()> {
         let busy = self.busy_timeout.as_millis();
-        connection.batch_execute(&format!(
-            "PRAGMA busy_timeout = {busy}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
-             PRAGMA foreign_keys = ON;"
-        ))
+        connection.batch_execute(&format!("PRAGMA busy_timeout = {busy}; PRAGMA synchronous = FULL;"))?;
+        if self.ours {
+            connection.batch_execute("PRAGMA journal_mode = WAL; PRAGMA foreign_keys = ON;")?;
+        }
+        Ok(())
     }
 }
 

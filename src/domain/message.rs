@@ -138,6 +138,17 @@ impl Format {
         })
     }
 
+    /// A body that [`Format::parse`] reads as this credit, unless it is beyond the limits.
+    pub fn compose(&self, payment_id: &str, user_id: &str, points: i64) -> Vec<u8> {
+        let value = |field| match field {
+            Field::PaymentId => payment_id.into(),
+            Field::UserId => user_id.into(),
+            Field::Points => points.into(),
+            Field::Body => serde_json::Value::Null,
+        };
+        self.shape.compose(&value).to_string().into_bytes()
+    }
+
     fn find<'b>(&self, body: &'b [u8]) -> Result<Found<'b>, Malformed> {
         let malformed = |problem| Err(Malformed::new(Field::Body, problem));
         if body.len() > self.max_body_bytes {

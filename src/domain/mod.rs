@@ -1,8 +1,11 @@
 //! The decisions, pure: no I/O, no clock, no async, no database, no broker (`tests/tidy.rs` holds that).
 
+pub mod brake;
+pub mod check;
 pub mod credit;
 pub mod ids;
 pub mod message;
 pub mod retry;
 pub mod settlement;
 pub mod shape;
+pub mod status;

@@ -3,7 +3,7 @@
 //! [`Tracker`] turns deliveries that finish in any order into few acknowledgements of whole prefixes
 //! (`basic.ack` with `multiple`), and never acknowledges past one that is not settled.
 
-use super::retry::Step;
+use super::{check::Wait, retry::Step};
 use std::collections::VecDeque;
 
 /// How a message leaves the queue it was consumed from.
@@ -20,15 +20,18 @@ pub enum Settlement {
 pub enum Destination {
     /// The delay queue of this step: it comes back by itself.
     Retry(Step),
+    /// The delay queue of the next check: the same.
+    Check(Wait),
     /// The dead queue: parked for a person.
     Dead(Reason),
 }
 
 impl Destination {
-    /// Its name in counts: that of the reason, or `retry`.
+    /// Its name in counts: that of the reason, `retry` or `check`.
     pub fn label(self) -> &'static str {
         match self {
             Self::Retry(_) => "retry",
+            Self::Check(_) => "check",
             Self::Dead(reason) => reason.label(),
         }
     }
@@ -45,11 +48,25 @@ pub enum Reason {
     Rejected,
     /// It failed again and again for a reason that might have passed, and no retry is left.
     Exhausted,
+    /// Its payment is closed, and a person decides (`compensation.on_unpaid = "dead"`).
+    Unpaid,
+    /// Its payment was not paid in time, and a person decides.
+    Expired,
+    /// Its payment has a status that is in none of the configured lists, and no check is left.
+    Unrecognised,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Malformed, Self::Conflict, Self::Rejected, Self::Exhausted];
+    pub const ALL: [Self; 7] = [
+        Self::Malformed,
+        Self::Conflict,
+        Self::Rejected,
+        Self::Exhausted,
+        Self::Unpaid,
+        Self::Expired,
+        Self::Unrecognised,
+    ];
 
     /// The header's and the metric's value.
     pub fn label(self) -> &'static str {
@@ -58,6 +75,9 @@ impl Reason {
             Self::Conflict => "conflict",
             Self::Rejected => "rejected",
             Self::Exhausted => "exhausted",
+            Self::Unpaid => "unpaid",
+            Self::Expired => "expired",
+            Self::Unrecognised => "unrecognised",
         }
     }
 }

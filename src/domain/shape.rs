@@ -65,6 +65,11 @@ impl Shape {
         Ok(shape)
     }
 
+    /// A body in which the fields stand where this shape looks for them.
+    pub(super) fn compose(&self, value: &impl Fn(Field) -> serde_json::Value) -> serde_json::Value {
+        self.root.compose(value)
+    }
+
     /// Looks for the fields in one pass over a JSON text.
     pub(super) fn find<'b>(&self, text: &'b str) -> serde_json::Result<Found<'b>> {
         let mut found = Found::default();
@@ -107,6 +112,25 @@ impl Node {
             self.children.len() - 1
         });
         self.children[index].1.place(rest, field, count)
+    }
+
+    fn compose(&self, value: &impl Fn(Field) -> serde_json::Value) -> serde_json::Value {
+        let mut object = serde_json::Map::new();
+        let mut written: Vec<Field> = Vec::new();
+        for (name, child) in &self.children {
+            match child.field {
+                // Of several spellings the first.
+                Some(field) if written.contains(&field) => {}
+                Some(field) => {
+                    written.push(field);
+                    object.insert(name.clone(), value(field));
+                }
+                None => {
+                    object.insert(name.clone(), child.compose(value));
+                }
+            }
+        }
+        serde_json::Value::Object(object)
     }
 
     fn child(&self, key: &str) -> Option<&Self> {

@@ -5,6 +5,7 @@
 //! adjustments; [`Ledger::verify`] proves it.
 
 mod batch;
+mod changes;
 mod lock;
 mod migrations;
 mod open;
@@ -17,13 +18,19 @@ mod verify;
 pub use lock::{LockError, WriterLock};
 pub use migrations::SchemaState;
 pub use open::{Access, Options, open};
-pub use records::{Adjustment, PaymentRecord};
+pub use records::{Adjustment, PaymentRecord, UnverifiedCredit, UnverifiedPage};
 pub use verify::{Finding, Verification};
 
 use crate::{
     database::DatabaseError,
-    domain::credit::{Credit, Verdict},
+    domain::{
+        check::{Check, Checked, OnUnpaid},
+        credit::{Credit, Verdict},
+    },
 };
+
+/// Unverified credits are counted so far: a number that is looked at every quarter of a minute must not cost much.
+pub const MOST_COUNTED: i64 = 1_000_000;
 
 /// Runs `work` within `transaction`, and keeps its error: when a database has rolled back by itself, as SQLite does on a
 /// full disk, the rollback that follows fails, and that failure would hide the reason.
@@ -55,6 +62,17 @@ pub trait Ledger: Send + Sync {
     /// Credits a batch in one transaction: all or nothing. Answers for each credit, in order, the same as if it had
     /// come alone; of two with one payment id the first is credited and the second compared with it.
     fn credit(&self, batch: &[Credit]) -> Result<Vec<Verdict>, DatabaseError>;
+
+    /// Brings each payment to agree with what was found of it, in one transaction: all or nothing. Finds its row as it is
+    /// at that moment and decides by [`Finding::decide`](crate::domain::check::Finding::decide). `checks`: in the order of
+    /// the payment ids, each once. Answers in that order.
+    fn check(&self, checks: &[Check], on_unpaid: OnUnpaid) -> Result<Vec<Checked>, DatabaseError>;
+
+    /// How many credits count and were never found paid by a check, up to [`MOST_COUNTED`].
+    fn count_unverified(&self) -> Result<i64, DatabaseError>;
+
+    /// A page of the credits that no check has found paid, oldest first.
+    fn unverified(&self, page: &UnverifiedPage) -> Result<Vec<UnverifiedCredit>, DatabaseError>;
 
     /// Commits a write that concerns no credit, over a connection of its own.
     fn probe(&self) -> Result<(), DatabaseError>;

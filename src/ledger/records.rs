@@ -1,6 +1,7 @@
 //! What the ledger shows to people.
 
 use serde::Serialize;
+use std::time::Duration;
 
 /// Everything that the ledger knows of one payment. Times are RFC 3339 in UTC.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -34,6 +35,49 @@ pub struct Adjustment {
     pub reason: String,
     /// When.
     pub created_at: String,
+}
+
+/// Which unverified or reversed credits to show.
+#[derive(Debug, Clone)]
+pub struct UnverifiedPage {
+    /// Those that are reversed, instead of those that count and were never found paid.
+    pub reversed: bool,
+    /// Credited (or reversed) longer ago than this.
+    pub older_than: Duration,
+    /// And within this time.
+    pub newer_than: Option<Duration>,
+    /// After this one: its time and its payment.
+    pub after: Option<(String, String)>,
+    /// At most so many.
+    pub limit: i64,
+}
+
+/// A credit that no check has found paid, or that is reversed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, diesel::QueryableByName)]
+pub struct UnverifiedCredit {
+    /// The payment.
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    pub payment_id: String,
+    /// Whose points.
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    pub user_id: String,
+    /// How many.
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    pub points: i64,
+    /// Since when it is credited, or reversed: RFC 3339 in UTC.
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    pub since: String,
+}
+
+/// Counts what follows it up to a limit.
+pub(super) const COUNT_UNVERIFIED: &str = "SELECT count(*) AS count FROM \
+    (SELECT 1 FROM points_credits WHERE verified_at IS NULL AND state = 'credited'";
+
+/// A number of rows.
+#[derive(diesel::QueryableByName)]
+pub(super) struct CountRow {
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    pub(super) count: i64,
 }
 
 /// A row of `points_credits`, with times as text.

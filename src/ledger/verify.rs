@@ -17,6 +17,8 @@ pub struct Verification {
     pub adjustments: i64,
     /// Rows in `points_balances`.
     pub users: i64,
+    /// Credits that count and that no check has found paid.
+    pub unverified: i64,
     /// All balances added up: points, as a decimal number.
     pub points: String,
     /// How often an invariant is violated: 0 when the ledger is right. At most 1000 are looked for, each invariant.
@@ -48,6 +50,8 @@ pub(super) struct Totals {
     adjustments: i64,
     #[diesel(sql_type = diesel::sql_types::BigInt)]
     users: i64,
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    unverified: i64,
     #[diesel(sql_type = diesel::sql_types::Text)]
     points: String,
 }
@@ -56,6 +60,7 @@ pub(super) const TOTALS: &str = "
     SELECT (SELECT count(*) FROM points_credits) AS credits,
            (SELECT count(*) FROM points_adjustments) AS adjustments,
            (SELECT count(*) FROM points_balances) AS users,
+           (SELECT count(*) FROM points_credits WHERE verified_at IS NULL AND state = 'credited') AS unverified,
            (SELECT CAST(coalesce(sum(balance), 0) AS text) FROM points_balances) AS points";
 
 /// Each finds the violations of one invariant.
@@ -105,6 +110,6 @@ pub(super) fn report(
         let room = LISTED - findings.len();
         findings.extend(found.into_iter().take(room));
     }
-    let Totals { credits, adjustments, users, points } = totals;
-    Ok(Verification { credits, adjustments, users, points, violations, findings })
+    let Totals { credits, adjustments, users, unverified, points } = totals;
+    Ok(Verification { credits, adjustments, users, unverified, points, violations, findings })
 }

@@ -3,9 +3,10 @@
 
 #![allow(clippy::disallowed_macros, reason = "this is the place for them")]
 
-use super::metrics as names;
+use super::{metrics as names, status::Part};
 use crate::{
     domain::{
+        check::{Check, CheckOutcome, CheckStep, Checked, PaymentStatus},
         credit::{Credit, Outcome, Verdict},
         ids::PaymentId,
         settlement::Reason,
@@ -41,45 +42,141 @@ impl BatchCommitted<'_> {
     }
 }
 
-/// A transaction failed for a reason that may pass, and is tried again.
-pub struct CommitRetried<'a> {
-    /// How many credits are in it.
+/// A batch failed for a reason that may pass, and is tried again.
+pub struct BatchRetried<'a> {
+    /// How many messages are in it.
     pub size: usize,
-    /// What the ledger said.
+    /// What was said.
     pub reason: &'a str,
     /// How long it waits.
     pub pause: Duration,
 }
 
-impl CommitRetried<'_> {
+impl BatchRetried<'_> {
     /// Tells of it.
     pub fn emit(self) {
-        debug!(size = self.size, reason = self.reason, pause = ?self.pause, "commit failed, trying again");
+        debug!(size = self.size, reason = self.reason, pause = ?self.pause, "batch failed, trying again");
     }
 }
 
-/// The outcomes of a batch are durable, and its messages are about to be settled.
-pub struct BatchSettled<O, A> {
+/// Counts messages by their outcome, once for the whole batch.
+fn count_messages(queue: &'static str, labels: &[&'static str], outcomes: impl Iterator<Item = &'static str>) {
+    let mut counts = vec![0_u64; labels.len()];
+    for outcome in outcomes {
+        for (label, count) in labels.iter().zip(&mut counts) {
+            *count += u64::from(*label == outcome);
+        }
+    }
+    for (outcome, count) in labels.iter().zip(counts).filter(|(_, count)| *count > 0) {
+        counter!(names::MESSAGES, "queue" => queue, "outcome" => *outcome).increment(count);
+    }
+}
+
+/// The outcomes of a batch of credits are durable, and its messages are about to be settled.
+pub struct CreditsSettled<O, A> {
     /// Of each message.
     pub outcomes: O,
     /// Since its producer sent it, of each message that says when.
     pub ages: A,
 }
 
-impl<'a, O: Iterator<Item = &'a Outcome>, A: Iterator<Item = Duration>> BatchSettled<O, A> {
+impl<'a, O: Iterator<Item = &'a Outcome>, A: Iterator<Item = Duration>> CreditsSettled<O, A> {
     /// Tells of it.
     pub fn emit(self) {
-        let mut counts = [0_u64; Outcome::LABELS.len()];
-        for outcome in self.outcomes {
-            for (label, count) in Outcome::LABELS.iter().zip(&mut counts) {
-                *count += u64::from(*label == outcome.label());
-            }
-        }
-        for (outcome, count) in Outcome::LABELS.into_iter().zip(counts).filter(|(_, count)| *count > 0) {
-            counter!(names::MESSAGES, "queue" => names::CREDIT_QUEUE, "outcome" => outcome).increment(count);
-        }
+        count_messages(names::CREDIT_QUEUE, &Outcome::LABELS, self.outcomes.map(Outcome::label));
         let seconds = histogram!(names::END_TO_END_SECONDS);
         self.ages.for_each(|age| seconds.record(age));
+    }
+}
+
+/// A transaction of checks was committed.
+pub struct ChecksCommitted<'a> {
+    /// What was in it.
+    pub checks: &'a [Check],
+    /// What was done about each.
+    pub checked: &'a [Checked],
+    /// How long the ledger took.
+    pub took: Duration,
+}
+
+impl ChecksCommitted<'_> {
+    /// Tells of it: a line for each payment whose points have moved.
+    pub fn emit(self) {
+        let (mut credited, mut reversed) = (0, 0);
+        for (check, Checked { step, user_id, points, .. }) in self.checks.iter().zip(self.checked) {
+            let (payment_id, step_label) = (check.credit.payment_id.as_str(), step.label());
+            match step {
+                CheckStep::LateCredit | CheckStep::Reinstate => credited += points.unsigned_abs(),
+                CheckStep::Expire | CheckStep::Reverse => reversed += points.unsigned_abs(),
+                // Credited and reversed at once: nobody's balance has moved.
+                CheckStep::Void => {}
+                CheckStep::Verify | CheckStep::Recheck | CheckStep::None | CheckStep::Dead(_) => continue,
+            }
+            let reason = check.finding.reason(*step);
+            info!(step = step_label, payment_id, user_id, points, reason, "ledger corrected");
+        }
+        counter!(names::POINTS_CREDITED).increment(credited);
+        counter!(names::POINTS_REVERSED).increment(reversed);
+        debug!(size = self.checks.len(), took = ?self.took, "checks committed");
+    }
+}
+
+/// The outcomes of a batch of checks are durable, and its messages are about to be settled.
+pub struct ChecksSettled<O> {
+    /// Of each message.
+    pub outcomes: O,
+}
+
+impl<'a, O: Iterator<Item = &'a CheckOutcome> + Clone> ChecksSettled<O> {
+    /// Tells of it.
+    pub fn emit(self) {
+        let mut steps: Vec<(PaymentStatus, &'static str, u64)> = Vec::new();
+        for outcome in self.outcomes.clone() {
+            let (status, step) = match outcome {
+                CheckOutcome::Checked { status, step, .. } => (*status, step.label()),
+                CheckOutcome::Parked { status, reason, .. } => (*status, CheckStep::Dead(*reason).label()),
+                _ => continue,
+            };
+            match steps.iter_mut().find(|(of, label, _)| (*of, *label) == (status, step)) {
+                Some((_, _, count)) => *count += 1,
+                None => steps.push((status, step, 1)),
+            }
+        }
+        for (status, step, count) in steps {
+            counter!(names::CHECKS, "status" => status.label(), "step" => step).increment(count);
+        }
+        count_messages(names::CHECK_QUEUE, &CheckOutcome::LABELS, self.outcomes.map(CheckOutcome::label));
+    }
+}
+
+/// How many credits no check has found paid.
+pub struct Unverified(
+    /// Their number.
+    pub i64,
+);
+
+impl Unverified {
+    /// Tells of it.
+    pub fn emit(self) {
+        #[allow(clippy::cast_precision_loss, reason = "at most a million")]
+        gauge!(names::UNVERIFIED_CREDITS).set(self.0 as f64);
+    }
+}
+
+/// Somebody has released the brake, or tried to.
+pub struct BrakeReleased {
+    /// Whether it was engaged.
+    pub engaged: bool,
+}
+
+impl BrakeReleased {
+    /// Tells of it.
+    pub fn emit(self) {
+        if self.engaged {
+            info!("SIGHUP: the brake is released, checks go on");
+        } else {
+            info!("SIGHUP: no brake is engaged, nothing changes (the configuration is read at the start only)");
+        }
     }
 }
 
@@ -138,16 +235,18 @@ impl MessageDelayed<'_> {
 }
 
 /// How many deliveries are taken and not settled.
-pub struct InFlight(
+pub struct InFlight {
+    /// Of which queue: the metric's label.
+    pub queue: &'static str,
     /// Their number.
-    pub usize,
-);
+    pub deliveries: usize,
+}
 
 impl InFlight {
     /// Tells of it.
     pub fn emit(self) {
         #[allow(clippy::cast_precision_loss, reason = "at most the prefetch")]
-        gauge!(names::IN_FLIGHT, "queue" => names::CREDIT_QUEUE).set(self.0 as f64);
+        gauge!(names::IN_FLIGHT, "queue" => self.queue).set(self.deliveries as f64);
     }
 }
 
@@ -182,15 +281,19 @@ impl GaveBack {
 }
 
 /// The connections to the broker stand, or not.
-pub struct BrokerConnected(
+pub struct BrokerConnected {
+    /// Whose they are. The metric tells those of the credits.
+    pub part: Part,
     /// Whether they do.
-    pub bool,
-);
+    pub connected: bool,
+}
 
 impl BrokerConnected {
     /// Tells of it.
     pub fn emit(self) {
-        gauge!(names::BROKER_CONNECTED).set(f64::from(u8::from(self.0)));
+        if self.part == Part::Credits {
+            gauge!(names::BROKER_CONNECTED).set(f64::from(u8::from(self.connected)));
+        }
     }
 }
 

@@ -3,7 +3,11 @@
 #![allow(clippy::disallowed_macros, reason = "this is the place for them")]
 
 use crate::{
-    domain::{credit::Outcome, settlement::Reason},
+    domain::{
+        check::{self, CheckOutcome},
+        credit::Outcome,
+        settlement::Reason,
+    },
     pipeline::ports::Dependency,
 };
 use ::metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
@@ -13,6 +17,12 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 pub const MESSAGES: &str = "pointsd_messages_total";
 /// Points credited.
 pub const POINTS_CREDITED: &str = "pointsd_points_credited_total";
+/// Points taken back.
+pub const POINTS_REVERSED: &str = "pointsd_points_reversed_total";
+/// Checks done, by `status` and `step`.
+pub const CHECKS: &str = "pointsd_checks_total";
+/// Credits that no check has found paid.
+pub const UNVERIFIED_CREDITS: &str = "pointsd_unverified_credits";
 /// Copies confirmed in the dead queue, by `reason`.
 pub const DEAD_LETTERED: &str = "pointsd_dead_lettered_total";
 /// Seconds a ledger transaction took.
@@ -32,6 +42,8 @@ pub const BUILD_INFO: &str = "pointsd_build_info";
 
 /// The `queue` label of the credit queue, whatever the queue is called.
 pub const CREDIT_QUEUE: &str = "credit";
+/// The `queue` label of the check queue, whatever the queue is called.
+pub const CHECK_QUEUE: &str = "check";
 
 /// Seconds: from a commit on a fast disk to the longest wait before a deadline.
 const SECONDS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -54,7 +66,10 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 
 fn describe() {
     describe_counter!(MESSAGES, "Messages settled, by queue and outcome.");
-    describe_counter!(POINTS_CREDITED, "Points credited.");
+    describe_counter!(POINTS_CREDITED, "Points credited, and those that were given again after a reversal.");
+    describe_counter!(POINTS_REVERSED, "Points taken back because their payment is not paid.");
+    describe_counter!(CHECKS, "Checks of payments, by the status that the source told and the step that was done.");
+    describe_gauge!(UNVERIFIED_CREDITS, "Credits that count and that no check has found paid; told up to a million.");
     describe_counter!(DEAD_LETTERED, "Messages parked in the dead queue, by reason.");
     describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "Time that a transaction of the ledger took.");
     describe_histogram!(BATCH_SIZE, "Credits in one transaction of the ledger.");
@@ -71,6 +86,12 @@ fn begin_at_zero() {
     for outcome in Outcome::LABELS {
         ::metrics::counter!(MESSAGES, "queue" => CREDIT_QUEUE, "outcome" => outcome).absolute(0);
     }
+    for outcome in CheckOutcome::LABELS {
+        ::metrics::counter!(MESSAGES, "queue" => CHECK_QUEUE, "outcome" => outcome).absolute(0);
+    }
+    for (status, step) in check::possible() {
+        ::metrics::counter!(CHECKS, "status" => status.label(), "step" => step.label()).absolute(0);
+    }
     for reason in Reason::ALL {
         ::metrics::counter!(DEAD_LETTERED, "reason" => reason.label()).absolute(0);
     }
@@ -78,7 +99,10 @@ fn begin_at_zero() {
         ::metrics::gauge!(PAUSED, "dependency" => dependency.label()).set(0.0);
     }
     ::metrics::counter!(POINTS_CREDITED).absolute(0);
+    ::metrics::counter!(POINTS_REVERSED).absolute(0);
+    ::metrics::gauge!(UNVERIFIED_CREDITS).set(0.0);
     ::metrics::gauge!(IN_FLIGHT, "queue" => CREDIT_QUEUE).set(0.0);
+    ::metrics::gauge!(IN_FLIGHT, "queue" => CHECK_QUEUE).set(0.0);
     ::metrics::gauge!(BROKER_CONNECTED).set(0.0);
     ::metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }

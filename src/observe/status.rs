@@ -1,7 +1,7 @@
 //! The daemon's state, as `/readyz`, systemd and the gauges tell it.
 
 use super::{
-    events,
+    events, metrics,
     systemd::{self, News},
 };
 use crate::pipeline::ports::{Dependency, Outage};
@@ -14,14 +14,36 @@ use std::{
 #[derive(Debug, Default)]
 pub struct Status(Mutex<State>);
 
+/// What consumes, each on its own: only what needs a dependency pauses when that is down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The credit queue.
+    Credits,
+    /// The check queue.
+    Checks,
+}
+
+impl Part {
+    const COUNT: usize = 2;
+
+    /// The metrics' `queue` label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Credits => metrics::CREDIT_QUEUE,
+            Self::Checks => metrics::CHECK_QUEUE,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     consuming: bool,
     stopping: bool,
     ready_told: bool,
-    /// The node that was told last.
-    node: String,
-    paused: [Option<Pause>; Dependency::ALL.len()],
+    /// The nodes that were told last.
+    nodes: [String; Part::COUNT],
+    /// By dependency and part.
+    paused: [[Option<Pause>; Part::COUNT]; Dependency::ALL.len()],
 }
 
 #[derive(Debug)]
@@ -35,12 +57,17 @@ impl Status {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A dependency is down. Told once at its beginning, and again when the reason changes.
-    pub fn pause(&self, outage: &Outage) {
+    /// A dependency is down for a part. Told once at its beginning, whichever part meets it first, and again when the
+    /// reason changes.
+    pub fn pause(&self, part: Part, outage: &Outage) {
         let Outage { dependency, reason } = outage;
         let mut state = self.lock();
-        state.consuming = false;
-        match &mut state.paused[*dependency as usize] {
+        if part == Part::Credits {
+            state.consuming = false;
+        }
+        let parts = &mut state.paused[*dependency as usize];
+        let first = parts.iter().all(Option::is_none);
+        match &mut parts[part as usize] {
             Some(pause) if pause.reason == *reason => return,
             Some(pause) => {
                 pause.reason.clone_from(reason);
@@ -48,27 +75,35 @@ impl Status {
             }
             empty => {
                 *empty = Some(Pause { since: Instant::now(), reason: reason.clone() });
-                events::Paused { dependency: *dependency, reason }.emit();
+                if first {
+                    events::Paused { dependency: *dependency, reason }.emit();
+                }
             }
         }
         state.tell();
     }
 
-    /// A dependency works.
-    pub fn resume(&self, dependency: Dependency) {
+    /// A dependency works for a part. Told when it works for every part.
+    pub fn resume(&self, part: Part, dependency: Dependency) {
         let mut state = self.lock();
-        if let Some(pause) = state.paused[dependency as usize].take() {
-            events::Resumed { dependency, after: pause.since.elapsed() }.emit();
+        let parts = &mut state.paused[dependency as usize];
+        if let Some(pause) = parts[part as usize].take() {
+            if parts.iter().all(Option::is_none) {
+                events::Resumed { dependency, after: pause.since.elapsed() }.emit();
+            }
             state.tell();
         }
     }
 
-    /// The credit queue is consumed.
-    pub fn consuming(&self, queue: &str, broker: &str) {
+    /// A part's queue is consumed.
+    pub fn consuming(&self, part: Part, queue: &str, broker: &str) {
         let mut state = self.lock();
-        state.consuming = true;
-        if state.node != broker {
-            broker.clone_into(&mut state.node);
+        if part == Part::Credits {
+            state.consuming = true;
+        }
+        let node = &mut state.nodes[part as usize];
+        if node != broker {
+            broker.clone_into(node);
             events::Consuming { queue, broker }.emit();
         }
         state.tell();
@@ -82,32 +117,42 @@ impl Status {
         state.tell();
     }
 
-    /// `None` when everything works, otherwise why not, in one line.
+    /// `None` when the credit queue is consumed, otherwise why not, in one line.
     pub fn not_ready(&self) -> Option<String> {
         self.lock().not_ready()
+    }
+
+    /// Why checks pause, in one line.
+    pub fn checks_paused(&self) -> Option<String> {
+        self.lock().reasons(Part::Checks)
     }
 }
 
 impl State {
+    fn reasons(&self, part: Part) -> Option<String> {
+        let paused = Dependency::ALL.iter().zip(&self.paused);
+        let reasons: Vec<String> = paused
+            .filter_map(|(dependency, parts)| Some(format!("{dependency}: {}", parts[part as usize].as_ref()?.reason)))
+            .collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
+    }
+
     fn not_ready(&self) -> Option<String> {
         if self.stopping {
             return Some("stopping".into());
         }
-        let paused = Dependency::ALL.iter().zip(&self.paused);
-        let reasons: Vec<String> = paused
-            .filter_map(|(dependency, pause)| Some(format!("{dependency}: {}", pause.as_ref()?.reason)))
-            .collect();
-        if !reasons.is_empty() {
-            return Some(reasons.join("; "));
-        }
-        (!self.consuming).then(|| "starting".into())
+        self.reasons(Part::Credits).or_else(|| (!self.consuming).then(|| "starting".into()))
     }
 
     /// Tells systemd.
     fn tell(&mut self) {
         let reason = self.not_ready();
         let ready = reason.is_none();
-        systemd::tell(News::Status(reason.map_or_else(|| "consuming".into(), |reason| format!("waiting: {reason}"))));
+        let consuming = || match self.reasons(Part::Checks) {
+            None => "consuming".into(),
+            Some(checks) => format!("consuming; checks wait: {checks}"),
+        };
+        systemd::tell(News::Status(reason.map_or_else(consuming, |reason| format!("waiting: {reason}"))));
         if self.stopping {
             systemd::tell(News::Stopping);
         } else if ready && !self.ready_told {
@@ -121,22 +166,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn readiness_needs_every_dependency_and_the_queue() {
+    fn readiness_needs_every_dependency_of_the_credits_and_their_queue() {
         let status = Status::default();
         let outage = |dependency, reason: &str| Outage { dependency, reason: reason.into() };
         assert_eq!(status.not_ready().as_deref(), Some("starting"));
-        status.consuming("q", "b");
+        status.consuming(Part::Credits, "q", "b");
         assert_eq!(status.not_ready(), None);
-        status.pause(&outage(Dependency::Ledger, "full"));
-        status.pause(&outage(Dependency::Broker, "gone"));
+        status.pause(Part::Credits, &outage(Dependency::Ledger, "full"));
+        status.pause(Part::Credits, &outage(Dependency::Broker, "gone"));
         assert_eq!(status.not_ready().as_deref(), Some("ledger: full; broker: gone"));
-        status.resume(Dependency::Ledger);
+        status.resume(Part::Credits, Dependency::Ledger);
         assert_eq!(status.not_ready().as_deref(), Some("broker: gone"));
-        status.resume(Dependency::Broker);
+        status.resume(Part::Credits, Dependency::Broker);
         assert_eq!(status.not_ready().as_deref(), Some("starting"), "not before it consumes again");
-        status.consuming("q", "b");
+        status.consuming(Part::Credits, "q", "b");
         assert_eq!(status.not_ready(), None);
         status.stopping();
         assert_eq!(status.not_ready().as_deref(), Some("stopping"));
+    }
+
+    #[test]
+    fn checks_that_pause_are_told_and_do_not_touch_readiness() {
+        let status = Status::default();
+        status.consuming(Part::Credits, "q", "b");
+        status.pause(Part::Checks, &Outage { dependency: Dependency::PayStatus, reason: "down".into() });
+        assert_eq!((status.not_ready(), status.checks_paused().as_deref()), (None, Some("pay_status: down")));
+        status.resume(Part::Checks, Dependency::PayStatus);
+        assert_eq!(status.checks_paused(), None);
     }
 }

@@ -4,31 +4,25 @@
 //! before the commit nothing happened; after it the message is a duplicate; after a copy for another queue is confirmed
 //! there may be a second copy. Nothing is settled before its effect is durable.
 
-use super::ports::{CommitError, CreditLedger, Decided, Deliveries, Forward, Message, Outage};
+use super::{
+    ports::{BatchError, CreditLedger, Decided, Deliveries, Forward, Message, Outage},
+    stages::{Fate, Interrupted, Progress, Turn, Work, forward, tell_copies, through},
+};
 use crate::{
-    backoff,
     domain::{
-        credit::{Credit, Outcome},
+        credit::{Credit, Outcome, Verdict},
         message::Format,
         retry::RetryPolicy,
-        settlement::{Destination, Settlement},
+        settlement::Settlement,
     },
-    observe::{events, pulse::Pulse},
+    observe::events,
 };
+use async_trait::async_trait;
 use std::{
     borrow::Cow,
-    ops::Range,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
-use tokio_util::sync::CancellationToken;
-
-/// How long a batch that fails may be worked on. The broker takes deliveries back that are not settled for half an
-/// hour (RabbitMQ, "Delivery Acknowledgement Timeout"); what is undecided by then goes back in order before.
-const SPLITTING_TIME: Duration = Duration::from_secs(60);
-
-/// Copies that are sent and confirmed together.
-const FORWARDED_TOGETHER: usize = 100;
 
 /// What stands between a delivered message and the ledger. Shared by all workers.
 pub struct CreditPipeline {
@@ -43,27 +37,10 @@ pub struct CreditPipeline {
     pub retry: RetryPolicy,
 }
 
-/// Who works on a batch.
-pub struct Turn<'a> {
-    /// Beats before each step that waits.
-    pub pulse: &'a Pulse,
-    /// When cancelled, no further attempt is begun.
-    pub stop: &'a CancellationToken,
-}
-
-/// Processing stopped before every message was settled.
-#[derive(Debug)]
-pub struct Interrupted<M> {
-    /// What is down; `None` when the worker was told to stop, or a batch took too long.
-    pub outage: Option<Outage>,
-    /// Neither committed for certain nor forwarded: to be given back.
-    pub unsettled: Vec<M>,
-}
-
 impl CreditPipeline {
     /// Takes `batch` the whole way: parse, commit, forward what is not done with, settle. Each message ends as if it
     /// had come alone. What is left undone is handed back, the rest is settled.
-    pub async fn process<D: Deliveries>(
+    pub async fn process<D: Deliveries<Outcome>>(
         &self,
         deliveries: &D,
         batch: Vec<D::Message>,
@@ -73,18 +50,17 @@ impl CreditPipeline {
         let committed = self.commit(credits, turn).await;
         turn.pulse.beat();
         let decided = malformed.into_iter().chain(committed.decided).collect();
-        let forwarded = forward(deliveries, decided, turn).await;
+        let forwarded = forward(deliveries, decided, copy, turn).await;
         turn.pulse.beat();
         self.report(&forwarded.decided);
         deliveries.settle(forwarded.decided).await;
 
         let mut unsettled = committed.undecided;
         unsettled.extend(forwarded.undecided);
-        let outage = committed.outage.or(forwarded.outage);
-        if outage.is_none() && unsettled.is_empty() { Ok(()) } else { Err(Interrupted { outage, unsettled }) }
+        Interrupted::unless_done(committed.outage.or(forwarded.outage), unsettled)
     }
 
-    fn parse<M: Message>(&self, batch: Vec<M>) -> (Vec<(M, Credit)>, Vec<Decided<M>>) {
+    fn parse<M: Message>(&self, batch: Vec<M>) -> (Vec<(M, Credit)>, Vec<Decided<M, Outcome>>) {
         let mut credits = Vec::with_capacity(batch.len());
         let mut malformed = Vec::new();
         for message in batch {
@@ -98,10 +74,11 @@ impl CreditPipeline {
         (credits, malformed)
     }
 
-    async fn commit<M: Message>(&self, credits: Vec<(M, Credit)>, turn: &Turn<'_>) -> Progress<M> {
+    async fn commit<M: Message>(&self, credits: Vec<(M, Credit)>, turn: &Turn<'_>) -> Progress<M, Outcome> {
         let (messages, credits): (Vec<M>, Vec<Credit>) = credits.into_iter().unzip();
         let credits: Arc<[Credit]> = credits.into();
-        let (fates, outage) = self.commit_credits(&credits, turn).await;
+        let work = Commit(&*self.ledger);
+        let (fates, outage) = through(&work, &credits, self.immediate_attempts, turn).await;
         let mut progress = Progress { decided: Vec::with_capacity(messages.len()), undecided: Vec::new(), outage };
         for ((message, credit), fate) in messages.into_iter().zip(&*credits).zip(fates) {
             let outcome = match fate {
@@ -109,7 +86,8 @@ impl CreditPipeline {
                     progress.undecided.push(message);
                     continue;
                 }
-                Fate::Decided(outcome) => outcome,
+                Fate::Done(verdict) => verdict.into(),
+                Fate::Refused(reason) => Outcome::Rejected(reason),
                 Fate::Failed(error) => Outcome::after_failure(error, message.retries_taken(), &self.retry),
             };
             let told = outcome.settlement() != Settlement::Ack;
@@ -119,160 +97,37 @@ impl CreditPipeline {
         progress
     }
 
-    /// What became of each credit, in order.
-    ///
-    /// A batch that fails for a reason of its own is split until the message that fails is alone; the parts are
-    /// committed in order, so that of two messages with one id still the first one is credited.
-    async fn commit_credits(&self, credits: &Arc<[Credit]>, turn: &Turn<'_>) -> (Vec<Fate>, Option<Outage>) {
-        let mut fates = vec![Fate::Open; credits.len()];
-        let begun = Instant::now();
-        let mut parts = vec![Range { start: 0, end: credits.len() }];
-        while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
-            let (whole, alone) = (part.len() == credits.len(), part.len() == 1);
-            if !whole && (turn.stop.is_cancelled() || begun.elapsed() > SPLITTING_TIME) {
-                break;
-            }
-            // A part that is only looked through for the message that fails has failed often enough.
-            let attempts = if whole || alone { self.immediate_attempts } else { 1 };
-            let tried = match self.attempt(credits, part.clone(), attempts, turn).await {
-                Err(CommitError::Transient(reason)) => self.blame(credits, &part, reason, turn).await,
-                tried => tried,
-            };
-            match tried {
-                Ok(verdicts) => {
-                    for (fate, outcome) in fates[part].iter_mut().zip(verdicts) {
-                        *fate = Fate::Decided(outcome);
-                    }
-                }
-                Err(CommitError::Outage(outage)) => return (fates, Some(outage)),
-                // Told to stop: no attempt is spent on a message that has not had all of its own.
-                Err(CommitError::Transient(_)) if alone && turn.stop.is_cancelled() => break,
-                Err(CommitError::Refused(reason)) if alone => {
-                    fates[part.start] = Fate::Decided(Outcome::Rejected(reason));
-                }
-                Err(CommitError::Transient(reason)) if alone => fates[part.start] = Fate::Failed(reason),
-                Err(CommitError::Refused(_) | CommitError::Transient(_)) => {
-                    let middle = part.start + part.len() / 2;
-                    parts.push(middle..part.end);
-                    parts.push(part.start..middle);
-                }
-            }
-        }
-        (fates, None)
-    }
-
-    /// Whether a failure that may pass is the part's own: something else must be committed meanwhile, or nobody's
-    /// message is to blame. A message alone is tried once more after that, so that what was in everybody's way when it
-    /// failed, and has just gone, is not charged to it.
-    async fn blame(
-        &self,
-        credits: &Arc<[Credit]>,
-        part: &Range<usize>,
-        reason: String,
-        turn: &Turn<'_>,
-    ) -> Result<Vec<Outcome>, CommitError> {
-        turn.pulse.beat();
-        self.ledger.probe().await?;
-        if part.len() > 1 {
-            return Err(CommitError::Transient(reason));
-        }
-        self.attempt(credits, part.clone(), 1, turn).await
-    }
-
-    /// The immediate stage: a few attempts at one part, as long as the reason may pass.
-    async fn attempt(
-        &self,
-        credits: &Arc<[Credit]>,
-        part: Range<usize>,
-        attempts: u32,
-        turn: &Turn<'_>,
-    ) -> Result<Vec<Outcome>, CommitError> {
-        let batch: Arc<[Credit]> = if part.len() == credits.len() { Arc::clone(credits) } else { credits[part].into() };
-        let mut pauses = backoff::immediate(attempts);
-        loop {
-            turn.pulse.beat();
-            let begun = Instant::now();
-            match self.ledger.credit(Arc::clone(&batch)).await {
-                Ok(verdicts) => {
-                    events::BatchCommitted { credits: &batch, verdicts: &verdicts, took: begun.elapsed() }.emit();
-                    return Ok(verdicts.into_iter().map(Outcome::from).collect());
-                }
-                Err(CommitError::Transient(reason)) => match pauses.next().filter(|_| !turn.stop.is_cancelled()) {
-                    Some(pause) => {
-                        events::CommitRetried { size: batch.len(), reason: &reason, pause }.emit();
-                        tokio::time::sleep(pause).await;
-                    }
-                    None => return Err(CommitError::Transient(reason)),
-                },
-                Err(final_error) => return Err(final_error),
-            }
-        }
-    }
-
     /// Tells of every message that is about to be settled.
-    fn report<M: Message>(&self, done: &[Decided<M>]) {
+    fn report<M: Message>(&self, done: &[Decided<M, Outcome>]) {
         let now = SystemTime::now();
         let ages = done.iter().filter_map(|decided| now.duration_since(decided.message.sent_at()?).ok());
-        events::BatchSettled { outcomes: done.iter().map(|decided| &decided.outcome), ages }.emit();
-        for Forward { message, payment_id, to, error, .. } in done.iter().filter_map(copy) {
-            let message = &message.label();
-            match to {
-                Destination::Dead(reason) => {
-                    events::MessageParked { reason, payment_id, message, error: &error }.emit();
-                }
-                Destination::Retry(step) => {
-                    let delay = self.retry.delays()[step.index()].as_str();
-                    events::MessageDelayed { attempt: step.attempt(), delay, payment_id, message, error: &error }
-                        .emit();
-                }
-            }
-        }
+        events::CreditsSettled { outcomes: done.iter().map(|decided| &decided.outcome), ages }.emit();
+        tell_copies(done.iter().filter_map(copy), &self.retry);
     }
 }
 
-/// What became of a credit.
-#[derive(Debug, Clone)]
-enum Fate {
-    /// Nothing that is certain.
-    Open,
-    /// This.
-    Decided(Outcome),
-    /// It failed alone for a reason that may pass, while something else was committed.
-    Failed(String),
-}
+/// A transaction of the ledger.
+struct Commit<'a>(&'a dyn CreditLedger);
 
-/// How far a batch came in one step.
-struct Progress<M> {
-    decided: Vec<Decided<M>>,
-    undecided: Vec<M>,
-    outage: Option<Outage>,
-}
+#[async_trait]
+impl Work for Commit<'_> {
+    type Item = Credit;
+    type Done = Verdict;
 
-/// Puts confirmed copies of what is not done with into the queues that they go to, so many at a time; what was confirmed
-/// before one fails is done. Of those that fail together none counts as being there: a second copy is better than none.
-async fn forward<D: Deliveries>(
-    deliveries: &D,
-    decided: Vec<Decided<D::Message>>,
-    turn: &Turn<'_>,
-) -> Progress<D::Message> {
-    let (mut done, open): (Vec<_>, Vec<_>) =
-        decided.into_iter().partition(|decided| decided.outcome.settlement() == Settlement::Ack);
-    let mut open = open.into_iter().peekable();
-    while open.peek().is_some() {
-        let together: Vec<_> = open.by_ref().take(FORWARDED_TOGETHER).collect();
-        let copies: Vec<_> = together.iter().filter_map(copy).collect();
-        turn.pulse.beat();
-        if let Err(outage) = deliveries.forward(&copies).await {
-            let undecided = together.into_iter().chain(open).map(|decided| decided.message).collect();
-            return Progress { decided: done, undecided, outage: Some(outage) };
-        }
-        done.extend(together);
+    async fn attempt(&self, batch: Arc<[Credit]>) -> Result<Vec<Verdict>, BatchError> {
+        let begun = Instant::now();
+        let verdicts = self.0.credit(Arc::clone(&batch)).await?;
+        events::BatchCommitted { credits: &batch, verdicts: &verdicts, took: begun.elapsed() }.emit();
+        Ok(verdicts)
     }
-    Progress { decided: done, undecided: Vec::new(), outage: None }
+
+    async fn probe(&self) -> Result<(), Outage> {
+        self.0.probe().await
+    }
 }
 
 /// The copy for another queue, for outcomes that ask for one.
-fn copy<M>(decided: &Decided<M>) -> Option<Forward<'_, M>> {
+fn copy<M>(decided: &Decided<M, Outcome>) -> Option<Forward<'_, M>> {
     let Settlement::Forward(to) = decided.outcome.settlement() else { return None };
     let mut standing = None;
     let error = match &decided.outcome {
@@ -286,6 +141,7 @@ fn copy<M>(decided: &Decided<M>) -> Option<Forward<'_, M>> {
             Cow::Borrowed(error.as_str())
         }
     };
+    let error = Some(error);
     Some(Forward { message: &decided.message, payment_id: decided.payment_id.as_ref(), to, error, standing })
 }
 

@@ -15,6 +15,7 @@ use std::{
     sync::Mutex,
     time::{Duration, SystemTime},
 };
+use tokio_util::sync::CancellationToken;
 
 /// A body, by its text.
 #[derive(Debug, PartialEq)]
@@ -29,6 +30,9 @@ impl Message for Text {
     }
     fn retries_taken(&self) -> u32 {
         TAKEN
+    }
+    fn checks_done(&self) -> u32 {
+        0
     }
     fn label(&self) -> String {
         String::new()
@@ -52,7 +56,7 @@ fn outage(dependency: Dependency) -> Outage {
 
 #[async_trait]
 impl CreditLedger for Script {
-    async fn credit(&self, batch: Arc<[Credit]>) -> Result<Vec<Verdict>, CommitError> {
+    async fn credit(&self, batch: Arc<[Credit]>) -> Result<Vec<Verdict>, BatchError> {
         let calls = {
             let mut calls = self.calls.lock().unwrap();
             calls.push(batch.len());
@@ -60,9 +64,9 @@ impl CreditLedger for Script {
         };
         for credit in &*batch {
             match credit.payment_id.as_str() {
-                "once" if calls.len() < 7 => return Err(CommitError::Transient("not for long".into())),
-                "refused" => return Err(CommitError::Refused("never".into())),
-                "transient" => return Err(CommitError::Transient("perhaps".into())),
+                "once" if calls.len() < 7 => return Err(BatchError::Transient("not for long".into())),
+                "refused" => return Err(BatchError::Refused("never".into())),
+                "transient" => return Err(BatchError::Transient("perhaps".into())),
                 "down" => return Err(outage(Dependency::Ledger).into()),
                 _ => {}
             }
@@ -92,7 +96,7 @@ struct Queue {
 }
 
 #[async_trait]
-impl Deliveries for Queue {
+impl Deliveries<Outcome> for Queue {
     type Message = Text;
 
     async fn forward(&self, copies: &[Forward<'_, Text>]) -> Result<(), Outage> {
@@ -100,11 +104,13 @@ impl Deliveries for Queue {
         if self.parking_fails {
             return Err(outage(Dependency::Broker));
         }
-        self.parked.lock().unwrap().extend(copies.iter().map(|copy| format!("{}: {}", copy.message.0, copy.error)));
+        self.parked.lock().unwrap().extend(
+            copies.iter().map(|copy| format!("{}: {}", copy.message.0, copy.error.as_deref().unwrap_or_default())),
+        );
         Ok(())
     }
 
-    async fn settle(&self, done: Vec<Decided<Text>>) {
+    async fn settle(&self, done: Vec<Decided<Text, Outcome>>) {
         let mut settled = self.settled.lock().unwrap();
         settled.extend(done.into_iter().map(|decided| (decided.message.0, decided.outcome.label())));
     }

@@ -1,12 +1,18 @@
 //! What the pipeline needs of the world. `ledger/` and `broker/` provide it; `replay` provides its own deliveries.
 
 use crate::domain::{
-    credit::{Credit, Outcome, Standing, Verdict},
+    check::{Check, Checked, OnUnpaid, PaymentStatus},
+    credit::{Credit, Standing, Verdict},
     ids::PaymentId,
     settlement::Destination,
 };
 use async_trait::async_trait;
-use std::{borrow::Cow, fmt, sync::Arc, time::SystemTime};
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 /// Something the daemon cannot work without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,17 +21,20 @@ pub enum Dependency {
     Ledger,
     /// RabbitMQ: its connections, and the queues that are needed.
     Broker,
+    /// What knows whether payments are paid.
+    PayStatus,
 }
 
 impl Dependency {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Ledger, Self::Broker];
+    pub const ALL: [Self; 3] = [Self::Ledger, Self::Broker, Self::PayStatus];
 
     /// The metric's label.
     pub fn label(self) -> &'static str {
         match self {
             Self::Ledger => "ledger",
             Self::Broker => "broker",
+            Self::PayStatus => "pay_status",
         }
     }
 }
@@ -57,13 +66,13 @@ pub enum Class {
     Transient,
 }
 
-/// Why a batch of credits was not committed. Nothing of it was.
+/// Why a batch failed as a whole. Nothing of it was committed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CommitError {
-    /// The ledger is down, read-only, full, or does not answer in time.
+pub enum BatchError {
+    /// What it needs is down, read-only, full, or does not answer in time.
     #[error(transparent)]
     Outage(#[from] Outage),
-    /// The ledger refuses something in it, and will do so again.
+    /// Something in it is refused, and will be again.
     #[error("{0}")]
     Refused(String),
     /// It failed for a reason that may pass, or that cannot be told apart from one.
@@ -76,13 +85,69 @@ pub enum CommitError {
 pub trait CreditLedger: Send + Sync {
     /// Commits `batch` (at most [`crate::domain::credit::MAX_BATCH`] credits) in one transaction and answers for each
     /// credit, in order, the same as if it had come alone. Answers within a deadline of its own.
-    async fn credit(&self, batch: Arc<[Credit]>) -> Result<Vec<Verdict>, CommitError>;
+    async fn credit(&self, batch: Arc<[Credit]>) -> Result<Vec<Verdict>, BatchError>;
 
     /// Commits a write that concerns no message, over a fresh connection: whether the ledger works at all.
     async fn probe(&self) -> Result<(), Outage>;
 }
 
-/// A message on its way through the pipeline.
+/// Where credits are brought to agree with their payments.
+#[async_trait]
+pub trait CheckLedger: Send + Sync {
+    /// Brings each payment of `batch` to agree with what was found of it, in one transaction: finds its row as it is at that
+    /// moment, decides by [`crate::domain::check::Finding::decide`], and does it. `batch`: in the order of the payment
+    /// ids, each once; at most [`crate::domain::credit::MAX_BATCH`]. Answers in that order, within a deadline of its own.
+    async fn check(&self, batch: Arc<[Check]>, on_unpaid: OnUnpaid) -> Result<Vec<Checked>, BatchError>;
+
+    /// As [`CreditLedger::probe`].
+    async fn probe(&self) -> Result<(), Outage>;
+}
+
+/// What a payment source says of one payment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lookup {
+    /// This.
+    Known(Payment),
+    /// Nothing that can be used, for a reason of this payment's own that may pass.
+    Failed(String),
+}
+
+/// A payment as its source knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payment {
+    /// How it stands.
+    pub status: PaymentStatus,
+    /// The source's own word, where it is in none of the configured lists; at most a line.
+    pub said: Option<String>,
+    /// Whose payment it is, where the source is asked for that and has the payment.
+    pub user: Option<String>,
+}
+
+impl Payment {
+    /// One of which nothing but the status matters.
+    pub fn new(status: PaymentStatus) -> Self {
+        Self { status, said: None, user: None }
+    }
+}
+
+/// What knows whether payments are paid.
+#[async_trait]
+pub trait PaymentSource: Send + Sync {
+    /// Looks payments up, each id once, and answers in order, within [`PaymentSource::longest`]. An outage is an error: one
+    /// that no message is charged for.
+    async fn look_up(&self, payments: Arc<[PaymentId]>) -> Result<Vec<Lookup>, BatchError>;
+
+    /// Whether it works at all, whatever becomes of any one payment.
+    async fn probe(&self) -> Result<(), Outage>;
+
+    /// Most payments that are worth asking for at a time: at least 1.
+    fn most(&self) -> usize;
+
+    /// How long one call may take.
+    fn longest(&self) -> Duration;
+}
+
+/// A message on its way through a pipeline.
 pub trait Message: Send + Sync {
     /// The body as it was received.
     fn body(&self) -> &[u8];
@@ -93,19 +158,22 @@ pub trait Message: Send + Sync {
     /// Delayed retries that it has taken (`x-pointsd-attempt`).
     fn retries_taken(&self) -> u32;
 
+    /// Checks that are done (`x-pointsd-check`).
+    fn checks_done(&self) -> u32;
+
     /// What a person can find it by when no payment id can be read from it: a message id or a line number.
     fn label(&self) -> String;
 }
 
 /// A message and what became of it.
 #[derive(Debug)]
-pub struct Decided<M> {
+pub struct Decided<M, O> {
     /// The message.
     pub message: M,
     /// Its payment, where it is told to a person (whatever is not acknowledged at once) and could be read.
     pub payment_id: Option<PaymentId>,
     /// What became of it.
-    pub outcome: Outcome,
+    pub outcome: O,
 }
 
 /// A copy that is to stand in another queue before its original is settled.
@@ -117,15 +185,15 @@ pub struct Forward<'a, M> {
     pub payment_id: Option<&'a PaymentId>,
     /// Where it goes.
     pub to: Destination,
-    /// What happened, for a person.
-    pub error: Cow<'a, str>,
+    /// What happened, for a person; `None` where nothing has gone wrong.
+    pub error: Option<Cow<'a, str>>,
     /// The version in the ledger, on a conflict.
     pub standing: Option<&'a Standing>,
 }
 
-/// Where messages come from, and where they go when all is done.
+/// Where messages come from, and where they go when all is done. `O`: what can become of them.
 #[async_trait]
-pub trait Deliveries: Send + Sync {
+pub trait Deliveries<O>: Send + Sync {
     /// What is delivered.
     type Message: Message;
 
@@ -135,5 +203,5 @@ pub trait Deliveries: Send + Sync {
 
     /// Settles messages whose effect is durable. It cannot fail: a message whose settlement is lost comes again and
     /// is a duplicate then.
-    async fn settle(&self, done: Vec<Decided<Self::Message>>);
+    async fn settle(&self, done: Vec<Decided<Self::Message, O>>);
 }

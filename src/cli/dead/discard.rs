@@ -43,7 +43,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         return Err(UsageError("there is no terminal to ask; give --yes to drop for good".into()).into());
     }
     let now = Timestamp::now();
-    let mut walk = Walk::begin(settings, &arguments.filter, output).await?;
+    let mut walk = Walk::begin(settings, arguments.filter.despite_delivery_limit, output).await?;
     let (mut tags, mut groups) = (Vec::new(), Groups::default());
     while let Some((found, parked)) = walk.next().await? {
         if selection.takes(&parked, now) {

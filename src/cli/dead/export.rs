@@ -26,7 +26,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
     let selection = arguments.filter.selection();
     let name = arguments.file.display();
-    let walk = Walk::begin(settings, &arguments.filter, output).await?;
+    let walk = Walk::begin(settings, arguments.filter.despite_delivery_limit, output).await?;
     let (selected, exit) = if arguments.file == Path::new("-") {
         write(walk, &selection, BufWriter::new(io::stdout()), output).await?
     } else {

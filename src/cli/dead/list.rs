@@ -23,7 +23,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
     let selection = arguments.filter.selection();
     let now = Timestamp::now();
-    let mut walk = Walk::begin(settings, &arguments.filter, output).await?;
+    let mut walk = Walk::begin(settings, arguments.filter.despite_delivery_limit, output).await?;
     let (mut groups, mut each, mut messages) = (Groups::default(), Vec::new(), 0);
     while let Some((_, parked)) = walk.next().await? {
         if selection.takes(&parked, now) {

@@ -111,6 +111,23 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     }
 }
 
+/// The messages of one payment that lie in the dead queue.
+pub(super) async fn of_payment(
+    settings: &Settings,
+    payment_id: &str,
+    output: &mut Output,
+) -> anyhow::Result<Vec<Parked>> {
+    let mut walk = Walk::begin(settings, false, output).await?;
+    let mut messages = Vec::new();
+    while let Some((_, parked)) = walk.next().await? {
+        if parked.payment_id.as_deref() == Some(payment_id) {
+            messages.push(parked);
+        }
+    }
+    walk.end(output).await?;
+    Ok(messages)
+}
+
 /// How long the next message may take to come. One that another reader took meanwhile does not.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -124,8 +141,8 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    async fn begin(settings: &'a Settings, filter: &Filter, output: &mut Output) -> anyhow::Result<Self> {
-        let queue = DeadQueue::open(&settings.broker, filter.despite_delivery_limit).await.context("broker")?;
+    async fn begin(settings: &'a Settings, despite_limit: bool, output: &mut Output) -> anyhow::Result<Self> {
+        let queue = DeadQueue::open(&settings.broker, despite_limit).await.context("broker")?;
         let remark = queue.remark();
         if let Some(remark) = &remark {
             output.complain(&format!("note: {remark}"));
@@ -169,7 +186,7 @@ fn parked(settings: &Settings, found: &Found) -> Parked {
 
 /// SIGINT and SIGTERM end a command between two steps: the account is given, and the audit's line. The second one leaves
 /// at once, as a kill does: nothing is lost by it.
-fn stop_on_signals() -> anyhow::Result<CancellationToken> {
+pub(super) fn stop_on_signals() -> anyhow::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let stop = CancellationToken::new();
@@ -230,7 +247,7 @@ fn who() -> String {
 }
 
 /// Text of a message for a terminal: in one line, without what a terminal would act on.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|character| {
             let turns_text = matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');

@@ -58,7 +58,7 @@ enum LedgerNow {
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
     let selection = arguments.filter.selection();
     let now = Timestamp::now();
-    let mut walk = Walk::begin(settings, &arguments.filter, output).await?;
+    let mut walk = Walk::begin(settings, arguments.filter.despite_delivery_limit, output).await?;
     let mut taken = Vec::new();
     let mut more = 0_u64;
     while let Some((found, parked)) = walk.next().await? {

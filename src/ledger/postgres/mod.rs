@@ -1,12 +1,13 @@
 //! The ledger in PostgreSQL.
 
+mod checks;
 mod statements;
 
 use super::{
-    Ledger, Options, PaymentRecord, SchemaState, Verification,
+    Ledger, MOST_COUNTED, Options, PaymentRecord, SchemaState, Verification,
     batch::Sorted,
     migrations,
-    records::{AdjustmentRow, BalanceRow, CreditRow, VersionRow},
+    records::{self, AdjustmentRow, BalanceRow, CountRow, CreditRow, UnverifiedCredit, UnverifiedPage, VersionRow},
     verify,
 };
 use crate::{
@@ -14,11 +15,22 @@ use crate::{
         DatabaseError,
         postgres::{Pool, Server},
     },
-    domain::credit::{Credit, Standing, Verdict},
+    domain::{
+        check::{Check, Checked, OnUnpaid},
+        credit::{Credit, Standing, Verdict},
+    },
 };
-use diesel::{PgConnection, RunQueryDsl, pg::Pg, sql_query, sql_types::Text};
+use diesel::{
+    PgConnection, RunQueryDsl,
+    pg::Pg,
+    sql_query,
+    sql_types::{BigInt, Double, Text},
+};
 use statements::{CompareExisting, InsertCredits};
 use std::collections::{HashMap, HashSet};
+
+/// Longer ago than any credit.
+const FOR_EVER_SECONDS: f64 = 1e10;
 
 /// Held while migrating, by whoever migrates (a number of our own; see `pg_advisory_lock`).
 const MIGRATION_LOCK: i64 = 0x706f_696e_7473_6401;
@@ -56,6 +68,32 @@ impl Ledger for PostgresLedger {
             sorted.verdicts(|payment| inserted.contains(payment), &standing)
         };
         super::keeping_the_reason(|work| connection.build_transaction().read_committed().run(work), credit)
+    }
+
+    fn check(&self, checks: &[Check], on_unpaid: OnUnpaid) -> Result<Vec<Checked>, DatabaseError> {
+        let connection = &mut *self.pool.get()?;
+        // READ COMMITTED: what is read must be what was locked, not what was there when the transaction began.
+        let check = |connection: &mut PgConnection| Ok(checks::check(connection, checks, on_unpaid)?);
+        super::keeping_the_reason(|work| connection.build_transaction().read_committed().run(work), check)
+    }
+
+    fn count_unverified(&self) -> Result<i64, DatabaseError> {
+        let count: CountRow = sql_query(format!("{} LIMIT {MOST_COUNTED}) AS some", records::COUNT_UNVERIFIED))
+            .get_result(&mut self.server.fresh()?)?;
+        Ok(count.count)
+    }
+
+    fn unverified(&self, page: &UnverifiedPage) -> Result<Vec<UnverifiedCredit>, DatabaseError> {
+        let (at, payment_id) = page.after.as_ref().map_or(("-infinity", ""), |(at, id)| (at, id));
+        let newer_than = page.newer_than.map_or(f64::INFINITY, |it| it.as_secs_f64()).min(FOR_EVER_SECONDS);
+        let rows = sql_query(if page.reversed { statements::REVERSED } else { statements::UNVERIFIED })
+            .bind::<Double, _>(page.older_than.as_secs_f64().min(FOR_EVER_SECONDS))
+            .bind::<Double, _>(newer_than)
+            .bind::<Text, _>(at)
+            .bind::<Text, _>(payment_id)
+            .bind::<BigInt, _>(page.limit)
+            .load(&mut self.server.fresh_unlimited()?)?;
+        Ok(rows)
     }
 
     fn probe(&self) -> Result<(), DatabaseError> {

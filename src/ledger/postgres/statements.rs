@@ -125,3 +125,23 @@ pub(super) const ADJUSTMENTS: &str = r#"
     SELECT seq, kind, points, reason,
            to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS created_at
       FROM points_adjustments WHERE payment_id = $1 ORDER BY seq"#;
+
+/// Credits that no check has found paid: older than $1 and newer than $2 seconds, after ($3, $4), $5 of them.
+pub(super) const UNVERIFIED: &str = r#"
+    SELECT payment_id, user_id, points,
+           to_char(credited_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS since
+      FROM points_credits
+     WHERE verified_at IS NULL AND state = 'credited'
+       AND credited_at < now() - make_interval(secs => $1) AND credited_at > now() - make_interval(secs => $2)
+       AND (credited_at, payment_id) > ($3::timestamptz, $4)
+     ORDER BY credited_at, payment_id LIMIT $5"#;
+
+/// Credits that are reversed: since when, in the same way.
+pub(super) const REVERSED: &str = r#"
+    SELECT payment_id, user_id, points, to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS since
+      FROM (SELECT c.payment_id, c.user_id, c.points,
+                   (SELECT max(a.created_at) FROM points_adjustments AS a WHERE a.payment_id = c.payment_id) AS since
+              FROM points_credits AS c WHERE c.state = 'reversed') AS reversed
+     WHERE since < now() - make_interval(secs => $1) AND since > now() - make_interval(secs => $2)
+       AND (since, payment_id) > ($3::timestamptz, $4)
+     ORDER BY since, payment_id LIMIT $5"#;

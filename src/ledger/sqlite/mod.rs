@@ -1,13 +1,14 @@
 //! The ledger in a SQLite file: no server, one writing program at a time, readers beside it.
 
+mod checks;
 mod schema;
 mod statements;
 
 use super::{
-    Access, Ledger, Options, PaymentRecord, SchemaState, Verification,
+    Access, Ledger, MOST_COUNTED, Options, PaymentRecord, SchemaState, Verification,
     batch::Sorted,
     migrations,
-    records::{AdjustmentRow, BalanceRow, CreditRow, VersionRow},
+    records::{self, AdjustmentRow, BalanceRow, CountRow, CreditRow, UnverifiedCredit, UnverifiedPage, VersionRow},
     verify,
 };
 use crate::{
@@ -15,14 +16,23 @@ use crate::{
         DatabaseError,
         sqlite::{Database, Pool},
     },
-    domain::credit::{Credit, Verdict},
+    domain::{
+        check::{Check, Checked, OnUnpaid},
+        credit::{Credit, Verdict},
+    },
 };
-use diesel::{Connection, RunQueryDsl, SqliteConnection, sql_query, sql_types::Text, sqlite::Sqlite};
+use diesel::{
+    Connection, RunQueryDsl, SqliteConnection, sql_query,
+    sql_types::{BigInt, Text},
+    sqlite::Sqlite,
+};
+use jiff::Timestamp;
 use std::{
     collections::{HashMap, HashSet},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Mutex, OnceLock, PoisonError},
+    time::Duration,
 };
 
 /// A ledger in a SQLite file.
@@ -107,6 +117,39 @@ impl Ledger for SqliteLedger {
         let verdicts = super::keeping_the_reason(|work| connection.immediate_transaction(work), credit)?;
         self.still_the_same()?;
         Ok(verdicts)
+    }
+
+    fn check(&self, checks: &[Check], on_unpaid: OnUnpaid) -> Result<Vec<Checked>, DatabaseError> {
+        self.require_file()?;
+        let connection = &mut *self.pool.get()?;
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let check = |connection: &mut SqliteConnection| Ok(checks::check(connection, checks, on_unpaid)?);
+        let checked = super::keeping_the_reason(|work| connection.immediate_transaction(work), check)?;
+        self.still_the_same()?;
+        Ok(checked)
+    }
+
+    fn count_unverified(&self) -> Result<i64, DatabaseError> {
+        let count: CountRow = sql_query(format!("{} LIMIT {MOST_COUNTED}) AS some", records::COUNT_UNVERIFIED))
+            .get_result(&mut self.fresh()?)?;
+        Ok(count.count)
+    }
+
+    fn unverified(&self, page: &UnverifiedPage) -> Result<Vec<UnverifiedCredit>, DatabaseError> {
+        let now = Timestamp::now();
+        let before = |ago: Duration| match now.checked_sub(ago) {
+            Ok(time) => statements::time(time),
+            Err(_) => String::new(),
+        };
+        let (since, payment_id) = page.after.as_ref().map_or(("", ""), |(since, id)| (since, id));
+        let rows = sql_query(if page.reversed { statements::REVERSED } else { statements::UNVERIFIED })
+            .bind::<Text, _>(before(page.older_than))
+            .bind::<Text, _>(page.newer_than.map(before).unwrap_or_default())
+            .bind::<Text, _>(since)
+            .bind::<Text, _>(payment_id)
+            .bind::<BigInt, _>(page.limit)
+            .load(&mut self.fresh()?)?;
+        Ok(rows)
     }
 
     fn probe(&self) -> Result<(), DatabaseError> {

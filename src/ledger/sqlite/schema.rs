@@ -1,6 +1,18 @@
 // @generated automatically by Diesel CLI.
 
 diesel::table! {
+    points_adjustments (payment_id, seq) {
+        payment_id -> Text,
+        seq -> Integer,
+        user_id -> Text,
+        kind -> Text,
+        points -> BigInt,
+        reason -> Text,
+        created_at -> Text,
+    }
+}
+
+diesel::table! {
     points_credits (payment_id) {
         payment_id -> Text,
         user_id -> Text,

@@ -72,3 +72,24 @@ pub(super) const PAYMENT: &str =
 /// One payment's adjustments, in order.
 pub(super) const ADJUSTMENTS: &str =
     "SELECT seq, kind, points, reason, created_at FROM points_adjustments WHERE payment_id = ? ORDER BY seq";
+
+/// A time as the schema's defaults write it.
+pub(super) fn time(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+}
+
+/// Credits that no check has found paid: credited before ?1 and after ?2, after (?3, ?4), ?5 of them.
+pub(super) const UNVERIFIED: &str = "
+    SELECT payment_id, user_id, points, credited_at AS since FROM points_credits
+     WHERE verified_at IS NULL AND state = 'credited'
+       AND credited_at < ?1 AND credited_at > ?2 AND (credited_at, payment_id) > (?3, ?4)
+     ORDER BY credited_at, payment_id LIMIT ?5";
+
+/// Credits that are reversed: since when, in the same way.
+pub(super) const REVERSED: &str = "
+    SELECT payment_id, user_id, points, since
+      FROM (SELECT c.payment_id, c.user_id, c.points,
+                   (SELECT max(a.created_at) FROM points_adjustments AS a WHERE a.payment_id = c.payment_id) AS since
+              FROM points_credits AS c WHERE c.state = 'reversed')
+     WHERE since < ?1 AND since > ?2 AND (since, payment_id) > (?3, ?4)
+     ORDER BY since, payment_id LIMIT ?5";

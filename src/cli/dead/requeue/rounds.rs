@@ -6,7 +6,7 @@
 
 use super::{Account, Arguments};
 use crate::{
-    broker::{BrokerError, Found, Outgoing, Publisher, Tag},
+    broker::{BrokerError, Found, Outgoing, Publisher, Tag, check_delay_queue},
     cli::{
         Output,
         dead::{PATIENCE, Walk, parked, printable},
@@ -119,7 +119,7 @@ impl<'a> Run<'a> {
     /// Looks through the whole queue, sends what it takes, lets go of the rest. `true`: there is more to be sent.
     async fn round(&mut self, publisher: &Publisher, output: &mut Output) -> anyhow::Result<bool> {
         let begun = Instant::now();
-        let mut walk = Walk::begin(self.settings, &self.arguments.filter, output).await?;
+        let mut walk = Walk::begin(self.settings, self.arguments.filter.despite_delivery_limit, output).await?;
         self.came_back = 0;
         let first = self.frozen.is_none();
         let mut frozen = self.frozen.take().unwrap_or_default();
@@ -294,6 +294,14 @@ impl<'a> Run<'a> {
         self.next_due.saturating_duration_since(now)
     }
 
+    /// Where a copy goes first of what goes back to the credit queue: its check may have been done long ago, when it was
+    /// not credited yet.
+    fn check_delay_queue(&self, target: &str) -> Option<String> {
+        let Settings { broker, compensation, pay_status, .. } = self.settings;
+        let checked = pay_status.is_some() && target == broker.credit_queue;
+        checked.then(|| check_delay_queue(&broker.check_queue, compensation.policy.first()))
+    }
+
     /// Publish, confirm, then remove.
     async fn send_chunk(&mut self, chunk: &[Chosen], walk: &mut Walk<'_>, publisher: &Publisher) -> anyhow::Result<()> {
         let mut by_target: BTreeMap<&str, Vec<&Found>> = BTreeMap::new();
@@ -302,9 +310,18 @@ impl<'a> Run<'a> {
         }
         for (target, found) in by_target {
             // Together only what goes to one queue: one that takes nothing must not hinder the others.
-            let messages: Vec<Outgoing<'_>> =
-                found.iter().map(|found| found.requeued(publisher, target, &self.account.requeue_id)).collect();
-            match publisher.publish(&messages).await {
+            let to = |queue: &str| -> Vec<Outgoing<'_>> {
+                found.iter().map(|found| found.requeued(publisher, queue, &self.account.requeue_id)).collect()
+            };
+            let checked_first = match self.check_delay_queue(target) {
+                Some(queue) => publisher.publish(&to(&queue)).await,
+                None => Ok(()),
+            };
+            let sent = match checked_first {
+                Ok(()) => publisher.publish(&to(target)).await,
+                refused => refused,
+            };
+            match sent {
                 Ok(()) => {
                     let tags: Vec<Tag> = found.iter().map(|found| found.tag()).collect();
                     walk.queue.remove(&tags, &mut self.account.sent).await.context("broker")?;

@@ -1,0 +1,1 @@
+DROP INDEX points_credits_unverified;

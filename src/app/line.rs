@@ -1,0 +1,108 @@
+//! What is consumed, and by which pipeline: credits, or checks.
+
+use super::SLACK;
+use crate::{
+    broker::{CONFIRM_TIMEOUT, Consumer, Delivered, Sessions},
+    config::Settings,
+    observe::status::Part,
+    pipeline::{
+        check::CheckPipeline,
+        credit::CreditPipeline,
+        ports::Outage,
+        stages::{Interrupted, Turn},
+    },
+};
+use std::{sync::Arc, time::Duration};
+
+/// A queue and its pipeline, from which sessions are made one after the other.
+pub(super) struct Line {
+    pub(super) sessions: Sessions,
+    pub(super) pipeline: Pipeline,
+    /// Batches that are worked on at a time.
+    pub(super) workers: u32,
+    /// Most messages in a batch.
+    pub(super) batch_max: usize,
+    /// Most unacknowledged deliveries.
+    pub(super) prefetch: u16,
+    /// How long a worker's step may take before it counts as stuck.
+    pub(super) step: Duration,
+}
+
+/// A batch's way.
+#[derive(Clone)]
+pub(super) enum Pipeline {
+    Credits(Arc<CreditPipeline>),
+    Checks(Arc<CheckPipeline>),
+}
+
+impl Pipeline {
+    pub(super) async fn process(
+        &self,
+        consumer: &Consumer,
+        batch: Vec<Delivered>,
+        turn: &Turn<'_>,
+    ) -> Result<(), Interrupted<Delivered>> {
+        match self {
+            Self::Credits(pipeline) => pipeline.process(consumer, batch, turn).await,
+            Self::Checks(pipeline) => pipeline.process(consumer, batch, turn).await,
+        }
+    }
+
+    /// Whether the ledger works: asked while nothing comes. The credits ask for both.
+    pub(super) async fn probe_idle(&self) -> Result<(), Outage> {
+        match self {
+            Self::Credits(pipeline) => pipeline.ledger.probe().await,
+            Self::Checks(_) => Ok(()),
+        }
+    }
+}
+
+impl Line {
+    /// The credit queue: as many workers as there are ledger writers.
+    pub(super) fn credits(settings: &Settings, pipeline: CreditPipeline) -> Self {
+        Self {
+            sessions: sessions(settings, Part::Credits),
+            pipeline: Pipeline::Credits(Arc::new(pipeline)),
+            workers: settings.ledger.pool_size,
+            batch_max: settings.ledger.batch_max,
+            prefetch: settings.broker.prefetch,
+            step: settings.ledger.timeout.max(CONFIRM_TIMEOUT) + SLACK,
+        }
+    }
+
+    /// The check queue: one worker, because the brake counts what is done in a row. It holds a batch and the next one,
+    /// and no more, because a source may take its time.
+    pub(super) fn checks(settings: &Settings, pipeline: Arc<CheckPipeline>) -> Self {
+        let batch_max = settings.ledger.batch_max.min(pipeline.source.most()).max(1);
+        let two = u16::try_from(2 * batch_max).unwrap_or(u16::MAX);
+        let step = settings.ledger.timeout.max(CONFIRM_TIMEOUT).max(pipeline.source.longest()) + SLACK;
+        Self {
+            sessions: sessions(settings, Part::Checks),
+            pipeline: Pipeline::Checks(pipeline),
+            workers: 1,
+            batch_max,
+            prefetch: settings.broker.prefetch.min(two),
+            step,
+        }
+    }
+
+    pub(super) fn part(&self) -> Part {
+        match &self.pipeline {
+            Pipeline::Credits(_) => Part::Credits,
+            Pipeline::Checks(_) => Part::Checks,
+        }
+    }
+
+    /// While the brake is engaged: when it is released.
+    pub(super) fn brake(&self) -> Option<impl Future<Output = ()>> {
+        match &self.pipeline {
+            Pipeline::Credits(_) => None,
+            Pipeline::Checks(pipeline) => pipeline.brake.engaged().is_some().then(|| pipeline.brake.until_released()),
+        }
+    }
+}
+
+fn sessions(settings: &Settings, part: Part) -> Sessions {
+    let Settings { broker, retry, compensation, pay_status, .. } = settings;
+    Sessions::new(part, broker, &retry.policy, &compensation.policy, pay_status.is_some())
+}

@@ -1,0 +1,199 @@
+//! `pointsd reconcile`
+
+use super::{Exit, Output, UsageError, dead, ledger_error, reading};
+use crate::{
+    broker::{Outgoing, Publisher},
+    config::Settings,
+    domain::check::CheckPolicy,
+    ledger::{UnverifiedCredit, UnverifiedPage},
+};
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use std::{num::NonZeroU32, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+/// Credits that are read together.
+const PAGE: i64 = 1000;
+
+/// So much longer than the whole schedule of checks a credit may stay unverified: what waits behind an outage or a
+/// backlog is not lost.
+const MARGIN: Duration = Duration::from_secs(3600);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Send them to the check queue.
+    #[arg(long)]
+    apply: bool,
+    /// Those that are reversed, instead of those that count and were never found paid: after a wrong table or value list.
+    #[arg(long)]
+    reversed: bool,
+    /// Only what was credited (or reversed) longer ago than this. Without it: longer than all checks take, and an hour; with
+    /// --reversed any.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+    /// Only what was credited (or reversed) within this time.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    newer_than: Option<Duration>,
+    /// Most credits. Without it 1000 are listed; with --apply all are sent.
+    #[arg(long)]
+    limit: Option<u64>,
+    /// Messages a second, with --apply.
+    #[arg(long, default_value = "1000")]
+    rate: NonZeroU32,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What became of it.
+#[derive(Debug, Default, Serialize)]
+struct Account {
+    /// How many were found, up to the limit.
+    found: u64,
+    /// Whether there are more.
+    more: bool,
+    /// How many of them were sent to be checked, each confirmed.
+    sent: u64,
+    /// How many of them cannot be sent: their points are beyond `message.max_points`, say.
+    not_sendable: u64,
+    /// Listed, without --apply.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    credits: Vec<UnverifiedCredit>,
+    /// Why it did not go on to the end.
+    stopped: Option<String>,
+}
+
+pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
+    if arguments.apply && !settings.pay_status.is_some() {
+        return Err(UsageError("--apply: pay_status.source is \"none\"; nothing would check them".into()).into());
+    }
+    let ledger = reading(&settings.ledger).await?;
+    let publisher = match arguments.apply {
+        true => Some(Publisher::open(&settings.broker).await.context("broker")?),
+        false => None,
+    };
+    let stop = dead::stop_on_signals()?;
+    let progress = ProgressBar::new_spinner().with_style(
+        ProgressStyle::with_template("{spinner} {pos} sent {per_sec}")
+            .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+    );
+    let mut account = Account::default();
+    let mut limit = arguments.limit.unwrap_or(if arguments.apply { u64::MAX } else { 1000 });
+    let longest = if arguments.reversed { Duration::ZERO } else { schedule(&settings.compensation.policy) + MARGIN };
+    let mut page = UnverifiedPage {
+        reversed: arguments.reversed,
+        older_than: arguments.older_than.unwrap_or(longest),
+        newer_than: arguments.newer_than,
+        after: None,
+        limit: PAGE,
+    };
+    let done = loop {
+        let asked = page.clone();
+        let read = ledger.call_at_leisure(move |ledger| ledger.unverified(&asked)).await;
+        let mut credits = match read {
+            Ok(credits) => credits,
+            Err(error) => break Err(ledger_error(error)),
+        };
+        let Some(last) = credits.last() else { break Ok(()) };
+        page.after = Some((last.since.clone(), last.payment_id.clone()));
+        if credits.len() as u64 > limit {
+            account.more = true;
+            credits.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        }
+        limit -= credits.len() as u64;
+        account.found += credits.len() as u64;
+        match &publisher {
+            Some(publisher) => {
+                let sent = send(settings, arguments.rate, publisher, &credits, &mut account, &progress, &stop).await;
+                if let Err(error) = sent {
+                    break Err(error);
+                }
+            }
+            None => account.credits.extend(credits),
+        }
+        if account.more {
+            break Ok(());
+        }
+        if stop.is_cancelled() {
+            account.stopped = Some("interrupted".into());
+            break Ok(());
+        }
+    };
+    progress.finish_and_clear();
+    if let Some(publisher) = publisher {
+        publisher.close().await;
+    }
+    if let Err(error) = &done {
+        account.stopped = Some(format!("{error:#}"));
+    }
+    account.print(arguments, output)?;
+    done?;
+    Ok(if account.stopped.is_none() && account.not_sendable == 0 { Exit::Done } else { Exit::Failed })
+}
+
+/// How long all the checks of a credit take, the confirming one among them.
+fn schedule(policy: &CheckPolicy) -> Duration {
+    let delays = policy.delays();
+    let milliseconds = delays.iter().chain(delays.last()).map(crate::domain::retry::Delay::milliseconds).sum();
+    Duration::from_millis(milliseconds)
+}
+
+/// Sends a page, a tenth of a second's worth at a time. Each is a points message anew, made of what the ledger says; whoever
+/// is interrupted here loses nothing, and sends some of them once more the next time.
+async fn send(
+    settings: &Settings,
+    rate: NonZeroU32,
+    publisher: &Publisher,
+    credits: &[UnverifiedCredit],
+    account: &mut Account,
+    progress: &ProgressBar,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let together = (rate.get() as usize).div_ceil(10).min(500);
+    let takes = Duration::from_secs_f64(f64::from(u32::try_from(together).unwrap_or(u32::MAX)) / f64::from(rate.get()));
+    for chunk in credits.chunks(together) {
+        let due = tokio::time::Instant::now() + takes;
+        let mut messages = Vec::with_capacity(chunk.len());
+        for UnverifiedCredit { payment_id, user_id, points, .. } in chunk {
+            let body = settings.message.compose(payment_id, user_id, *points);
+            if settings.message.parse(&body).is_ok() {
+                let headers = serde_json::Map::new();
+                messages.push(Outgoing::new("", &settings.broker.check_queue, body, None, &headers)?);
+            } else {
+                account.not_sendable += 1;
+            }
+        }
+        publisher.publish(&messages).await.context("broker")?;
+        account.sent += messages.len() as u64;
+        progress.set_position(account.sent);
+        if stop.run_until_cancelled(tokio::time::sleep_until(due)).await.is_none() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+impl Account {
+    fn print(&self, arguments: &Arguments, output: &mut Output) -> anyhow::Result<()> {
+        if arguments.json {
+            return output.json(self);
+        }
+        for UnverifiedCredit { payment_id, user_id, points, since } in &self.credits {
+            output.line(&format!("{since}  payment {payment_id}: {points} points of user {user_id}"))?;
+        }
+        let what = if arguments.reversed { "reversed" } else { "not found paid by a check" };
+        let more = if self.more { " (there are more; --limit)" } else { "" };
+        if !arguments.apply {
+            return Ok(output.line(&format!("{} credits {what}{more}", self.found))?);
+        }
+        output.line(&format!("sent {} of {} credits {what} to be checked{more}", self.sent, self.found))?;
+        if self.not_sendable > 0 {
+            output.line(&format!("{} cannot be sent: beyond the limits of [message]", self.not_sendable))?;
+        }
+        if let Some(stopped) = &self.stopped {
+            output.line(&format!("stopped: {stopped}; what is left is found again"))?;
+        }
+        Ok(())
+    }
+}

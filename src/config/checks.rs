@@ -1,0 +1,252 @@
+//! `[compensation]` and `[pay_status]`: how credits are checked against their payments, and what knows about those.
+
+use super::{
+    CompensationSettings, HttpSourceSettings, PayStatusSettings, SourceWord, SqlSourceSettings, UnpaidWord,
+    read::{delays, is_pem, masked, number},
+    setting::{Setting, Words},
+    source::Reader,
+};
+use crate::{
+    database::DatabaseUrl,
+    domain::{
+        check::{CheckPolicy, OnUnpaid},
+        retry::Delay,
+        status::StatusValues,
+    },
+    pay_status::{Header, Identifier, TableName, UrlTemplate},
+};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub(super) fn compensation(reader: &mut Reader) -> CompensationSettings {
+    let wanted = "a delay: a whole number and ms, s, m or h, up to 720h, as in \"30s\"";
+    let default_first = "30s".to_owned();
+    let first = reader.checked("compensation.first", default_first, wanted, |text| Delay::parse(text).is_some());
+    let delays = delays(reader, "compensation.delays", &["1m", "5m", "30m", "2h", "12h"]);
+    let on_unpaid = match reader.setting("compensation.on_unpaid", UnpaidWord::Reverse) {
+        UnpaidWord::Reverse => OnUnpaid::Reverse,
+        UnpaidWord::Dead => OnUnpaid::Dead,
+    };
+    let brake_after = number(reader, "compensation.brake_after", 500, 1..=1_000_000);
+    // The default is a delay, and so is whatever the rule lets through.
+    let policy = Delay::parse(&first).map(|first| CheckPolicy::new(first, delays, on_unpaid));
+    CompensationSettings { policy: policy.unwrap_or_default(), brake_after }
+}
+
+/// `None` when something is missing; then a fault is told.
+pub(super) fn pay_status(
+    reader: &mut Reader,
+    ledger: Option<&DatabaseUrl>,
+    state_directory: Option<&Path>,
+) -> Option<PayStatusSettings> {
+    let source = reader.setting("pay_status.source", SourceWord::None);
+    let (uses_sql, uses_http) = match source {
+        SourceWord::None => (false, false),
+        SourceWord::Sql => (true, false),
+        SourceWord::Http => (false, true),
+        SourceWord::SqlThenHttp => (true, true),
+    };
+    let sql = sql(reader, uses_sql, ledger, state_directory);
+    let http = http(reader, uses_http);
+    let both = uses_sql && uses_http;
+    if both && sql.as_ref().is_some_and(|sql| sql.values.pending.is_empty()) {
+        reader.fault(
+            "pay_status.sql.pending",
+            "must have at least one value with source = \"sql+http\": a row is set to paid only from a pending one",
+        );
+    }
+    Some(match source {
+        SourceWord::None => PayStatusSettings::None,
+        SourceWord::Sql => PayStatusSettings::Sql(sql?),
+        SourceWord::Http => PayStatusSettings::Http(http?),
+        SourceWord::SqlThenHttp => PayStatusSettings::SqlThenHttp(sql?, http?),
+    })
+}
+
+/// A key of a source that is not used does nothing: whoever sets it means something else.
+fn refuse_unused(reader: &mut Reader, section: &str, keys: &[&str], used: bool, sources: &str) {
+    for key in keys {
+        let key = format!("{section}.{key}");
+        if !used && reader.is_given(&key) {
+            reader.fault(&key, format!("is used only with pay_status.source = {sources}"));
+        }
+    }
+}
+
+/// A key with a default that is in force only where its source is used.
+fn of_source<T: Setting>(
+    reader: &mut Reader,
+    key: &str,
+    used: bool,
+    default: T,
+    wanted: &str,
+    rule: impl Fn(&T) -> bool,
+) -> T {
+    match reader.optional::<T>(key) {
+        Some(value) if rule(&value) => return value,
+        Some(value) => reader.fault(key, format!("given {}; must be {wanted}", value.show())),
+        None if used => reader.show(key, default.show()),
+        None => {}
+    }
+    default
+}
+
+/// A key that a source must have.
+fn required<T>(reader: &mut Reader, key: &str, used: bool, value: Option<T>, example: &str) -> Option<T> {
+    if used && value.is_none() && !reader.is_given(key) && !reader.is_given(&format!("{key}_file")) {
+        reader.fault(key, format!("is missing; must be given for this pay_status.source, as in {example}"));
+    }
+    value
+}
+
+fn values(reader: &mut Reader, section: &str, used: bool) -> StatusValues {
+    let mut list = |name: &str| reader.optional::<Words>(&format!("{section}.{name}")).unwrap_or_default().0;
+    let values = StatusValues { paid: list("paid"), pending: list("pending"), closed: list("closed") };
+    let key = format!("{section}.paid");
+    if used && values.paid.is_empty() {
+        reader.fault(&key, "must have at least one value, as in [\"TRADE_SUCCESS\"]");
+    }
+    if let Some(word) = values.ambiguous() {
+        reader.fault(
+            &key,
+            format!("{word:?} is given twice; each value must stand in one of paid, pending and closed, once"),
+        );
+    }
+    values
+}
+
+fn sql(
+    reader: &mut Reader,
+    used: bool,
+    ledger: Option<&DatabaseUrl>,
+    state_directory: Option<&Path>,
+) -> Option<SqlSourceSettings> {
+    const KEYS: [&str; 9] =
+        ["url", "url_file", "table", "id_column", "status_column", "user_column", "paid", "pending", "closed"];
+    let section = "pay_status.sql";
+    let url = reader.secret("pay_status.sql.url", |url: &String| masked(url));
+    let url = match url {
+        None => ledger.cloned(),
+        Some((key, url)) => match DatabaseUrl::parse(&url, state_directory) {
+            Ok(url) => Some(url),
+            Err(error) => {
+                reader.fault(&key, error);
+                None
+            }
+        },
+    };
+    let wanted = "a name of at most 63 bytes";
+    let mut column = |key: &str| -> Option<Identifier> {
+        let text: String = reader.optional(key)?;
+        let name = Identifier::new(&text);
+        if name.is_none() {
+            reader.fault(key, format!("must be {wanted}"));
+        }
+        name
+    };
+    let (id_column, status_column, user_column) = (
+        column("pay_status.sql.id_column"),
+        column("pay_status.sql.status_column"),
+        column("pay_status.sql.user_column"),
+    );
+    let table: Option<String> = reader.optional("pay_status.sql.table");
+    let table = table.and_then(|text| {
+        let table = TableName::new(&text);
+        if table.is_none() {
+            reader.fault("pay_status.sql.table", format!("must be {wanted}, perhaps with a schema: shop.payments"));
+        }
+        table
+    });
+    let values = values(reader, section, used);
+    refuse_unused(reader, section, &KEYS, used, "\"sql\" or \"sql+http\"");
+    let table = required(reader, "pay_status.sql.table", used, table, "\"payments\"");
+    let id_column = required(reader, "pay_status.sql.id_column", used, id_column, "\"id\"");
+    let status_column = required(reader, "pay_status.sql.status_column", used, status_column, "\"status\"");
+    used.then_some(())?;
+    Some(SqlSourceSettings {
+        url: url?,
+        table: table?,
+        id_column: id_column?,
+        status_column: status_column?,
+        user_column,
+        values,
+    })
+}
+
+/// A header's name is no secret, its value may be.
+fn masked_headers(headers: &Vec<String>) -> Vec<String> {
+    headers.iter().map(|line| format!("{}: ***", line.split(':').next().unwrap_or_default())).collect()
+}
+
+fn http(reader: &mut Reader, used: bool) -> Option<HttpSourceSettings> {
+    const KEYS: [&str; 11] = [
+        "url",
+        "url_file",
+        "status_pointer",
+        "paid",
+        "pending",
+        "closed",
+        "timeout",
+        "concurrency",
+        "headers",
+        "headers_file",
+        "ca_file",
+    ];
+    let section = "pay_status.http";
+    let url = reader.secret("pay_status.http.url", |url: &String| masked(url));
+    let url = url.and_then(|(key, url)| match UrlTemplate::parse(&url) {
+        Ok(url) => Some(url),
+        Err(error) => {
+            reader.fault(&key, error);
+            None
+        }
+    });
+    let status_pointer: Option<String> = reader.optional("pay_status.http.status_pointer");
+    if status_pointer.as_ref().is_some_and(|pointer| !pointer.is_empty() && !pointer.starts_with('/')) {
+        reader.fault("pay_status.http.status_pointer", "must be a JSON Pointer such as \"/data/status\" (RFC 6901)");
+    }
+    let times = Duration::from_millis(100)..=Duration::from_secs(60);
+    let wanted = "a duration from 100ms to 1m, as in \"5s\"";
+    let timeout =
+        of_source(reader, "pay_status.http.timeout", used, Duration::from_secs(5), wanted, |it| times.contains(it));
+    let wanted = "a whole number from 1 to 256";
+    let concurrency =
+        of_source(reader, "pay_status.http.concurrency", used, 16_i64, wanted, |it| (1..=256).contains(it));
+    let concurrency = usize::try_from(concurrency).unwrap_or(1);
+    let headers = reader.secret("pay_status.http.headers", masked_headers);
+    let headers: Vec<Header> = headers.map_or_else(Vec::new, |(key, lines)| {
+        let mut headers = Vec::with_capacity(lines.len());
+        for (index, line) in lines.iter().enumerate() {
+            match Header::parse(line) {
+                Ok(header) => headers.push(header),
+                Err(error) => reader.fault(&key, format!("header {} of {}: {error}", index + 1, lines.len())),
+            }
+        }
+        headers
+    });
+    let ca = ca(reader);
+    let values = values(reader, section, used);
+    refuse_unused(reader, section, &KEYS, used, "\"http\" or \"sql+http\"");
+    let url = required(reader, "pay_status.http.url", used, url, "\"https://pay.example/payments/{payment_id}\"");
+    let status_pointer = required(reader, "pay_status.http.status_pointer", used, status_pointer, "\"/status\"");
+    used.then_some(())?;
+    Some(HttpSourceSettings { url: url?, status_pointer: status_pointer?, values, timeout, concurrency, headers, ca })
+}
+
+fn ca(reader: &mut Reader) -> Option<Vec<u8>> {
+    let key = "pay_status.http.ca_file";
+    let file: PathBuf = reader.optional(key)?;
+    match std::fs::read(&file) {
+        Ok(bytes) if is_pem(key, &bytes) => Some(bytes),
+        Ok(_) => {
+            reader.fault(key, format!("{} holds no PEM of a certificate", file.display()));
+            None
+        }
+        Err(error) => {
+            reader.fault(key, format!("{} cannot be read: {error}", file.display()));
+            None
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! Checking a credit against its payment: the table of steps (`docs/compensation.md`), and how often it is checked.
+
+pub use super::status::PaymentStatus;
+use super::{
+    credit::Credit,
+    message::Malformed,
+    retry::{Delay, RetryPolicy, Step},
+    settlement::{Destination, Reason, Settlement},
+};
+
+/// How a payment stands in the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LedgerState {
+    /// There is no row.
+    Absent,
+    /// Its points count.
+    Credited,
+    /// Its points were taken back.
+    Reversed,
+}
+
+impl LedgerState {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Absent, Self::Credited, Self::Reversed];
+
+    /// From the column `state` of `points_credits`; anything but `reversed` counts.
+    pub fn of_state(state: &str) -> Self {
+        if state == "reversed" { Self::Reversed } else { Self::Credited }
+    }
+}
+
+/// What is done about a credit whose payment turns out not to be paid (`compensation.on_unpaid`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnUnpaid {
+    /// It is reversed.
+    Reverse,
+    /// The message is parked, and a person decides. The credit stays.
+    Dead,
+}
+
+/// What a check does: the `step` label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckStep {
+    /// Paid and credited: marked verified.
+    Verify,
+    /// Paid and absent: credited and marked verified.
+    LateCredit,
+    /// Paid and reversed: reinstated and marked verified.
+    Reinstate,
+    /// Nothing is certain: checked again after the next delay.
+    Recheck,
+    /// Not paid in time: reversed, and checked once more.
+    Expire,
+    /// Closed: reversed.
+    Reverse,
+    /// Not paid and absent: credited and reversed at once, so that a later copy of the message is a duplicate.
+    Void,
+    /// Nothing is left to do.
+    None,
+    /// The message goes to the dead queue, and the ledger stays as it is.
+    Dead(Reason),
+}
+
+impl CheckStep {
+    /// The metric's label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Verify => "verify",
+            Self::LateCredit => "late_credit",
+            Self::Reinstate => "reinstate",
+            Self::Recheck => "recheck",
+            Self::Expire => "expire",
+            Self::Reverse => "reverse",
+            Self::Void => "void",
+            Self::None => "none",
+            Self::Dead(_) => "dead",
+        }
+    }
+
+    /// How the payment stands in the ledger after it.
+    pub fn leaves(self, before: LedgerState) -> LedgerState {
+        match self {
+            Self::Verify | Self::LateCredit | Self::Reinstate => LedgerState::Credited,
+            Self::Expire | Self::Reverse | Self::Void => LedgerState::Reversed,
+            Self::Recheck | Self::None | Self::Dead(_) => before,
+        }
+    }
+
+    /// Whether it takes points back, or sees to it that they never count: what the brake counts.
+    pub fn is_reversal(self) -> bool {
+        matches!(self, Self::Expire | Self::Reverse | Self::Void)
+    }
+}
+
+/// The table: what is done, given what the source says, how the payment stands in the ledger, and whether this check is
+/// the last one (`used_up`). Nothing else decides.
+pub fn decide(status: PaymentStatus, state: LedgerState, used_up: bool, on_unpaid: OnUnpaid) -> CheckStep {
+    use LedgerState::{Absent, Credited, Reversed};
+    use PaymentStatus::{Closed, Paid, Pending, Unknown, Unrecognised};
+    match (status, state, used_up) {
+        (Paid, Credited, _) => CheckStep::Verify,
+        (Paid, Absent, _) => CheckStep::LateCredit,
+        (Paid, Reversed, _) => CheckStep::Reinstate,
+        (Pending | Unknown | Unrecognised, _, false) => CheckStep::Recheck,
+        (Pending | Unknown, Credited, true) => match on_unpaid {
+            OnUnpaid::Reverse => CheckStep::Expire,
+            OnUnpaid::Dead => CheckStep::Dead(Reason::Expired),
+        },
+        (Closed, Credited, _) => match on_unpaid {
+            OnUnpaid::Reverse => CheckStep::Reverse,
+            OnUnpaid::Dead => CheckStep::Dead(Reason::Unpaid),
+        },
+        // Nobody has these points, so there is nothing for a person to decide.
+        (Pending | Unknown, Absent, true) | (Closed, Absent, _) => CheckStep::Void,
+        (Pending | Unknown, Reversed, true) | (Closed, Reversed, _) => CheckStep::None,
+        (Unrecognised, _, true) => CheckStep::Dead(Reason::Unrecognised),
+    }
+}
+
+/// Every status with every step that can be done about it.
+pub fn possible() -> Vec<(PaymentStatus, CheckStep)> {
+    let mut possible: Vec<(PaymentStatus, CheckStep)> = Vec::new();
+    for status in PaymentStatus::ALL {
+        for state in LedgerState::ALL {
+            for used_up in [false, true] {
+                for on_unpaid in [OnUnpaid::Reverse, OnUnpaid::Dead] {
+                    let step = decide(status, state, used_up, on_unpaid);
+                    if !possible.contains(&(status, step)) {
+                        possible.push((status, step));
+                    }
+                }
+            }
+        }
+    }
+    possible
+}
+
+/// What the ledger is told of a payment that is certain by now. What else the source may say leaves the ledger alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finding {
+    /// It is paid.
+    Paid,
+    /// It is closed.
+    Closed,
+    /// It was not paid in time.
+    Expired,
+}
+
+impl Finding {
+    /// `None` when the ledger does not matter to the decision.
+    pub fn of(status: PaymentStatus, used_up: bool) -> Option<Self> {
+        match (status, used_up) {
+            (PaymentStatus::Paid, _) => Some(Self::Paid),
+            (PaymentStatus::Closed, _) => Some(Self::Closed),
+            (PaymentStatus::Pending | PaymentStatus::Unknown, true) => Some(Self::Expired),
+            (PaymentStatus::Pending | PaymentStatus::Unknown, false) | (PaymentStatus::Unrecognised, _) => None,
+        }
+    }
+
+    /// The table's row for it.
+    pub fn decide(self, state: LedgerState, on_unpaid: OnUnpaid) -> CheckStep {
+        let status = match self {
+            Self::Paid => PaymentStatus::Paid,
+            Self::Closed => PaymentStatus::Closed,
+            Self::Expired => PaymentStatus::Pending,
+        };
+        decide(status, state, true, on_unpaid)
+    }
+
+    /// The reason that an adjustment of the ledger carries, when `step` makes one.
+    pub fn reason(self, step: CheckStep) -> &'static str {
+        match (self, step) {
+            (Self::Paid, _) => "paid after all",
+            (Self::Closed, CheckStep::Void) => "closed before it was credited",
+            (Self::Closed, _) => "closed",
+            (Self::Expired, CheckStep::Void) => "expired before it was credited",
+            (Self::Expired, _) => "expired",
+        }
+    }
+}
+
+/// A payment that the ledger is to agree with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// The payment, and what its message says: user and points count only where the ledger has nothing yet.
+    pub credit: Credit,
+    /// What is certain of it.
+    pub finding: Finding,
+}
+
+/// What a check did to the ledger's own row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    /// What was done.
+    pub step: CheckStep,
+    /// How the payment stands now.
+    pub state: LedgerState,
+    /// Whose points they are.
+    pub user_id: String,
+    /// How many.
+    pub points: i64,
+}
+
+/// How often and when a credit is checked (`[compensation]`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckPolicy {
+    /// Of the first check, and then of each further one. Never empty.
+    delays: Vec<Delay>,
+    /// What is done when it turns out not to be paid.
+    pub on_unpaid: OnUnpaid,
+}
+
+/// Which check a message is, by the number of those that were done before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turn {
+    /// Whether no further check is configured: the payment has had its time.
+    pub used_up: bool,
+    /// Whether it is the one more that follows the last one, to catch a payment that was paid at that very moment.
+    pub confirming: bool,
+    /// Where a copy waits for the next check.
+    pub next: Wait,
+}
+
+/// A wait for a check. Only [`CheckPolicy::turn`] makes one, so there is a delay for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wait {
+    checks_done: u32,
+    delay: usize,
+}
+
+impl Wait {
+    /// Checks that are done when it begins: the value of `x-pointsd-check` on its copy.
+    pub fn checks_done(self) -> u32 {
+        self.checks_done
+    }
+
+    /// The place of its delay among [`CheckPolicy::delays`].
+    pub fn index(self) -> usize {
+        self.delay
+    }
+}
+
+impl Default for CheckPolicy {
+    /// One check, after half a minute.
+    fn default() -> Self {
+        #[expect(clippy::expect_used, reason = "a constant; the first line of the example configuration")]
+        let first = Delay::parse("30s").expect("a delay");
+        Self::new(first, Vec::new(), OnUnpaid::Reverse)
+    }
+}
+
+impl CheckPolicy {
+    /// `first` after the message, then after each of `delays` as long as nothing is certain.
+    pub fn new(first: Delay, delays: Vec<Delay>, on_unpaid: OnUnpaid) -> Self {
+        Self { delays: std::iter::once(first).chain(delays).collect(), on_unpaid }
+    }
+
+    /// All delays, the first one among them.
+    pub fn delays(&self) -> &[Delay] {
+        &self.delays
+    }
+
+    /// The delay before the first check.
+    pub fn first(&self) -> &Delay {
+        &self.delays[0]
+    }
+
+    /// Which check it is that comes after `done` others.
+    pub fn turn(&self, done: u32) -> Turn {
+        let (done_before, last) = (done as usize, self.delays.len() - 1);
+        Turn {
+            used_up: done_before >= last,
+            confirming: done_before > last,
+            next: Wait { checks_done: done.saturating_add(1), delay: (done_before + 1).min(last) },
+        }
+    }
+
+    /// The wait before the first check, for a message that begins anew.
+    pub fn beginning(&self) -> Wait {
+        Wait { checks_done: 0, delay: 0 }
+    }
+}
+
+impl Turn {
+    /// Whether the message is checked again after `step`.
+    ///
+    /// The last check of a payment that was not paid in time is followed by a confirming one whatever the ledger said:
+    /// the reversal may have been committed by a daemon that died before it sent the confirming check (ADR 10). A
+    /// confirming one is followed by another only if it has reversed something itself.
+    pub fn goes_on_after(self, status: PaymentStatus, step: CheckStep) -> bool {
+        let in_doubt = matches!(status, PaymentStatus::Pending | PaymentStatus::Unknown);
+        match step {
+            CheckStep::Recheck | CheckStep::Expire => true,
+            CheckStep::Void => in_doubt,
+            CheckStep::None => in_doubt && !self.confirming,
+            CheckStep::Verify
+            | CheckStep::LateCredit
+            | CheckStep::Reinstate
+            | CheckStep::Reverse
+            | CheckStep::Dead(_) => false,
+        }
+    }
+}
+
+/// What became of a check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckOutcome {
+    /// The step is done.
+    Checked {
+        /// What the source said.
+        status: PaymentStatus,
+        /// What was done.
+        step: CheckStep,
+        /// When it is checked again, if it is.
+        next: Option<Wait>,
+    },
+    /// A person decides.
+    Parked {
+        /// What the source said.
+        status: PaymentStatus,
+        /// Why.
+        reason: Reason,
+        /// In words.
+        error: String,
+    },
+    /// No credit can be read from it. Its own queue has parked it already.
+    Malformed(Malformed),
+    /// The source knows the payment as another user's; what it says.
+    Conflict(String),
+    /// The ledger refuses this one, now and later; why.
+    Rejected(String),
+    /// It failed alone for a reason that may pass, while something else worked.
+    Retry {
+        /// The delayed retry that it takes next.
+        step: Step,
+        /// Why it failed.
+        error: String,
+    },
+    /// The same, and no delayed retry is left.
+    Exhausted {
+        /// Why it failed the last time.
+        error: String,
+    },
+}
+
+impl CheckOutcome {
+    /// Every label, in the order in which people want to read them.
+    pub const LABELS: [&'static str; 9] =
+        ["checked", "retry", "malformed", "conflict", "rejected", "exhausted", "unpaid", "expired", "unrecognised"];
+
+    /// Of a message that failed alone for a reason that may pass, after `taken` delayed retries.
+    pub fn after_failure(error: String, taken: u32, policy: &RetryPolicy) -> Self {
+        match policy.next(taken) {
+            Some(step) => Self::Retry { step, error },
+            None => Self::Exhausted { error },
+        }
+    }
+
+    /// Its name in metrics: one of [`CheckOutcome::LABELS`].
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Checked { .. } => "checked",
+            Self::Parked { reason, .. } => reason.label(),
+            Self::Malformed(_) => "malformed",
+            Self::Conflict(_) => "conflict",
+            Self::Rejected(_) => "rejected",
+            Self::Retry { .. } => "retry",
+            Self::Exhausted { .. } => "exhausted",
+        }
+    }
+
+    /// How the message is settled.
+    pub fn settlement(&self) -> Settlement {
+        let dead = |reason| Settlement::Forward(Destination::Dead(reason));
+        match self {
+            Self::Checked { next: None, .. } | Self::Malformed(_) => Settlement::Ack,
+            Self::Checked { next: Some(wait), .. } => Settlement::Forward(Destination::Check(*wait)),
+            Self::Parked { reason, .. } => dead(*reason),
+            Self::Conflict(_) => dead(Reason::Conflict),
+            Self::Rejected(_) => dead(Reason::Rejected),
+            Self::Retry { step, .. } => Settlement::Forward(Destination::Retry(*step)),
+            Self::Exhausted { .. } => dead(Reason::Exhausted),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

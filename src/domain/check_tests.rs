@@ -1,0 +1,181 @@
+use super::*;
+use CheckStep::{Dead, Expire, LateCredit, None, Recheck, Reinstate, Reverse, Verify, Void};
+use LedgerState::{Absent, Credited, Reversed};
+use PaymentStatus::{Closed, Paid, Pending, Unknown, Unrecognised};
+use proptest::prelude::*;
+
+/// What is done with `on_unpaid = "reverse"`, for each state of the ledger (absent, credited, reversed), before and at
+/// the last check.
+const TABLE: [(PaymentStatus, [CheckStep; 3], [CheckStep; 3]); 5] = [
+    (Paid, [LateCredit, Verify, Reinstate], [LateCredit, Verify, Reinstate]),
+    (Pending, [Recheck, Recheck, Recheck], [Void, Expire, None]),
+    (Unknown, [Recheck, Recheck, Recheck], [Void, Expire, None]),
+    (Closed, [Void, Reverse, None], [Void, Reverse, None]),
+    (
+        Unrecognised,
+        [Recheck, Recheck, Recheck],
+        [Dead(Reason::Unrecognised), Dead(Reason::Unrecognised), Dead(Reason::Unrecognised)],
+    ),
+];
+
+fn policy(delays: &[&str]) -> CheckPolicy {
+    let delay = |text: &&str| Delay::parse(text).unwrap();
+    CheckPolicy::new(delay(&"1s"), delays.iter().map(delay).collect(), OnUnpaid::Reverse)
+}
+
+#[test]
+fn every_cell_of_the_table_is_as_documented() {
+    assert_eq!(TABLE.map(|(status, ..)| status), PaymentStatus::ALL);
+    for (status, before, at_the_last) in TABLE {
+        for (index, state) in [Absent, Credited, Reversed].into_iter().enumerate() {
+            for (used_up, row) in [(false, before), (true, at_the_last)] {
+                let reverse = row[index];
+                assert_eq!(
+                    decide(status, state, used_up, OnUnpaid::Reverse),
+                    reverse,
+                    "{status:?} {state:?} {used_up}"
+                );
+                let dead = match reverse {
+                    Expire => Dead(Reason::Expired),
+                    Reverse => Dead(Reason::Unpaid),
+                    other => other,
+                };
+                assert_eq!(decide(status, state, used_up, OnUnpaid::Dead), dead, "{status:?} {state:?} {used_up}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_ledger_is_asked_exactly_where_it_matters_and_decides_by_the_same_table() {
+    for status in PaymentStatus::ALL {
+        for used_up in [false, true] {
+            for on_unpaid in [OnUnpaid::Reverse, OnUnpaid::Dead] {
+                let steps = LedgerState::ALL.map(|state| decide(status, state, used_up, on_unpaid));
+                match Finding::of(status, used_up) {
+                    Option::None => assert!(steps.iter().all(|step| *step == steps[0]), "{status:?} {used_up}"),
+                    Some(finding) => {
+                        assert_eq!(LedgerState::ALL.map(|state| finding.decide(state, on_unpaid)), steps);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_step_done_twice_leaves_the_ledger_as_once() {
+    for status in PaymentStatus::ALL {
+        for used_up in [false, true] {
+            for on_unpaid in [OnUnpaid::Reverse, OnUnpaid::Dead] {
+                for state in LedgerState::ALL {
+                    let once = decide(status, state, used_up, on_unpaid).leaves(state);
+                    let again = decide(status, once, used_up, on_unpaid);
+                    assert_eq!(again.leaves(once), once, "{status:?} {state:?} {used_up}");
+                    assert!(!again.is_reversal(), "nothing is reversed twice");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn checks_are_numbered_and_wait_for_their_own_delay() {
+    let policy = policy(&["2s", "3s"]);
+    let turns: Vec<_> = (0..5)
+        .map(|done| {
+            let turn = policy.turn(done);
+            (turn.used_up, turn.confirming, policy.delays()[turn.next.index()].as_str(), turn.next.checks_done())
+        })
+        .collect();
+    assert_eq!(
+        turns,
+        [
+            (false, false, "2s", 1),
+            (false, false, "3s", 2),
+            (true, false, "3s", 3),
+            (true, true, "3s", 4),
+            // The delays were made fewer while it waited.
+            (true, true, "3s", 5),
+        ]
+    );
+    assert_eq!(policy.beginning(), Wait { checks_done: 0, delay: 0 });
+    let single = self::policy(&[]).turn(0);
+    assert!(single.used_up && !single.confirming && single.next.index() == 0);
+    assert_eq!(self::policy(&[]).turn(u32::MAX).next.checks_done(), u32::MAX);
+}
+
+#[test]
+fn what_was_not_paid_in_time_is_confirmed_even_when_the_daemon_died_in_between() {
+    let policy = policy(&["2s"]);
+    let (last, confirming) = (policy.turn(1), policy.turn(2));
+    for (turn, status, step, goes_on) in [
+        (policy.turn(0), Pending, Recheck, true),
+        (last, Pending, Expire, true),
+        (last, Unknown, Void, true),
+        // Reversed already: by this very message, delivered before.
+        (last, Pending, None, true),
+        (confirming, Pending, None, false),
+        (confirming, Pending, Expire, true),
+        (last, Closed, Reverse, false),
+        (last, Closed, Void, false),
+        (last, Closed, None, false),
+        (last, Paid, Verify, false),
+        (last, Unrecognised, Dead(Reason::Unrecognised), false),
+    ] {
+        assert_eq!(turn.goes_on_after(status, step), goes_on, "{turn:?} {status:?} {step:?}");
+    }
+}
+
+proptest! {
+    /// Whatever the source says, and however it changes its mind: a message is checked as often as there are delays and
+    /// once more, unless the source takes a payment back that it had called paid.
+    #[test]
+    fn a_message_is_checked_a_bounded_number_of_times(
+        said in prop::collection::vec(prop::sample::select(PaymentStatus::ALL.to_vec()), 60),
+        delays in 0..20_usize,
+        absent in any::<bool>(),
+    ) {
+        let policy = policy(&vec!["1s"; delays]);
+        let mut state = if absent { Absent } else { Credited };
+        let mut done = 0;
+        for status in said {
+            let turn = policy.turn(done);
+            let step = decide(status, state, turn.used_up, policy.on_unpaid);
+            state = step.leaves(state);
+            if !turn.goes_on_after(status, step) {
+                break;
+            }
+            done = turn.next.checks_done();
+        }
+        prop_assert!(done as usize <= delays + 2, "{done} checks for {delays} delays");
+    }
+}
+
+#[test]
+fn each_outcome_of_a_check_has_its_label_and_its_settlement() {
+    let (status, retry) = (Pending, RetryPolicy::new(vec![Delay::parse("5s").unwrap()]));
+    let wait = policy(&["2s"]).turn(0).next;
+    let dead = |reason| Settlement::Forward(Destination::Dead(reason));
+    let parked = |reason| CheckOutcome::Parked { status, reason, error: "why".into() };
+    let malformed =
+        Malformed { field: crate::domain::message::Field::Body, problem: crate::domain::message::Problem::NotAnObject };
+    let failed = |taken| CheckOutcome::after_failure("perhaps".into(), taken, &retry);
+    let table = [
+        (CheckOutcome::Checked { status, step: Verify, next: Option::None }, "checked", Settlement::Ack),
+        (failed(0), "retry", Settlement::Forward(Destination::Retry(retry.next(0).unwrap()))),
+        (CheckOutcome::Malformed(malformed), "malformed", Settlement::Ack),
+        (CheckOutcome::Conflict("why".into()), "conflict", dead(Reason::Conflict)),
+        (CheckOutcome::Rejected("why".into()), "rejected", dead(Reason::Rejected)),
+        (failed(1), "exhausted", dead(Reason::Exhausted)),
+        (parked(Reason::Unpaid), "unpaid", dead(Reason::Unpaid)),
+        (parked(Reason::Expired), "expired", dead(Reason::Expired)),
+        (parked(Reason::Unrecognised), "unrecognised", dead(Reason::Unrecognised)),
+    ];
+    assert_eq!(table.each_ref().map(|(_, label, _)| *label), CheckOutcome::LABELS);
+    for (outcome, label, settlement) in table {
+        assert_eq!((outcome.label(), outcome.settlement()), (label, settlement));
+    }
+    let again = CheckOutcome::Checked { status, step: Recheck, next: Some(wait) };
+    assert_eq!((again.label(), again.settlement()), ("checked", Settlement::Forward(Destination::Check(wait))));
+}

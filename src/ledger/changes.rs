@@ -1,0 +1,82 @@
+//! What a check's step writes: the same for both databases.
+
+use crate::domain::check::{Check, CheckStep, Checked, LedgerState, OnUnpaid};
+
+/// A payment's row as it was found and locked; `None` where there was none.
+pub(super) struct Found {
+    pub(super) user_id: String,
+    pub(super) points: i64,
+    pub(super) state: LedgerState,
+}
+
+/// What is written for one payment.
+pub(super) struct Change<'a> {
+    pub(super) payment_id: &'a str,
+    pub(super) user_id: &'a str,
+    /// The row's state from now on: a value of the column.
+    pub(super) state: &'static str,
+    /// Whether the payment was found paid.
+    pub(super) verified: bool,
+    /// Added to the user's balance.
+    pub(super) balance: i64,
+    /// Appended.
+    pub(super) adjustment: Option<Adjustment>,
+}
+
+/// An entry of `points_adjustments`.
+pub(super) struct Adjustment {
+    pub(super) kind: &'static str,
+    pub(super) points: i64,
+    pub(super) reason: &'static str,
+}
+
+const CREDITED: &str = "credited";
+const REVERSED: &str = "reversed";
+
+/// Decides about one payment, given its row.
+pub(super) fn decide(check: &Check, found: Option<Found>, on_unpaid: OnUnpaid) -> Checked {
+    let before = found.as_ref().map_or(LedgerState::Absent, |found| found.state);
+    let step = check.finding.decide(before, on_unpaid);
+    let (user_id, points) = match found {
+        // The ledger's own row counts, whatever the message says.
+        Some(found) => (found.user_id, found.points),
+        None => (check.credit.user_id.to_string(), check.credit.points.get()),
+    };
+    Checked { step, state: step.leaves(before), user_id, points }
+}
+
+/// What is written for a decision; `None` where nothing is.
+pub(super) fn change<'a>(check: &'a Check, checked: &'a Checked) -> Option<Change<'a>> {
+    let Checked { step, user_id, points, .. } = checked;
+    let adjustment = |kind, points| Some(Adjustment { kind, points, reason: check.finding.reason(*step) });
+    let of = |state, verified, balance, adjustment| {
+        let payment_id = check.credit.payment_id.as_str();
+        Some(Change { payment_id, user_id, state, verified, balance, adjustment })
+    };
+    match step {
+        CheckStep::Verify => of(CREDITED, true, 0, None),
+        CheckStep::LateCredit => of(CREDITED, true, *points, None),
+        CheckStep::Reinstate => of(CREDITED, true, *points, adjustment("reinstatement", *points)),
+        CheckStep::Expire | CheckStep::Reverse => of(REVERSED, false, -points, adjustment("reversal", -points)),
+        // Credited and reversed at once: the balance does not move.
+        CheckStep::Void => of(REVERSED, false, 0, adjustment("reversal", -points)),
+        CheckStep::Recheck | CheckStep::None | CheckStep::Dead(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::check::Finding;
+
+    #[test]
+    fn a_payment_that_was_absent_always_gets_its_row() {
+        // PostgreSQL inserts the row before it is decided what to do with it.
+        for finding in [Finding::Paid, Finding::Closed, Finding::Expired] {
+            for on_unpaid in [OnUnpaid::Reverse, OnUnpaid::Dead] {
+                let step = finding.decide(LedgerState::Absent, on_unpaid);
+                assert!(matches!(step, CheckStep::LateCredit | CheckStep::Void), "{finding:?} {on_unpaid:?}");
+            }
+        }
+    }
+}

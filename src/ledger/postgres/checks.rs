@@ -1,0 +1,200 @@
+//! The SQL of a batch of checks on PostgreSQL: three statements, whatever its size.
+//!
+//! Rows are taken in the one order of all writers: the credit rows by payment id, existing ones locked and new ones
+//! inserted in one go; then adjustments; then balances by user id.
+
+use crate::{
+    domain::check::{Check, Checked, LedgerState, OnUnpaid},
+    ledger::changes::{self, Change, Found},
+};
+use diesel::{
+    PgConnection, QueryResult, RunQueryDsl,
+    pg::Pg,
+    query_builder::{AstPass, Query, QueryFragment, QueryId},
+    query_dsl::methods::LoadQuery,
+    sql_types::{Array, BigInt, Bool, Text},
+};
+use std::collections::{HashMap, HashSet};
+
+/// Within a transaction: finds and locks, decides, writes.
+pub(super) fn check(connection: &mut PgConnection, checks: &[Check], on_unpaid: OnUnpaid) -> QueryResult<Vec<Checked>> {
+    let inserted: HashSet<String> = TakeRows::new(checks).load(connection)?;
+    let mut found = ReadRows::new(checks).load(connection)?;
+    let checked: Vec<Checked> = checks
+        .iter()
+        .map(|check| {
+            let payment_id = check.credit.payment_id.as_str();
+            let found = found.remove(payment_id).filter(|_| !inserted.contains(payment_id));
+            changes::decide(check, found, on_unpaid)
+        })
+        .collect();
+    let write: Vec<Change<'_>> =
+        checks.iter().zip(&checked).filter_map(|(check, checked)| changes::change(check, checked)).collect();
+    if !write.is_empty() {
+        Write::new(&write).execute(connection)?;
+    }
+    Ok(checked)
+}
+
+/// Locks the rows that are there and inserts those that are not, in the order of the payment ids.
+struct TakeRows<'a> {
+    payments: Vec<&'a str>,
+    users: Vec<&'a str>,
+    points: Vec<i64>,
+}
+
+impl<'a> TakeRows<'a> {
+    fn new(checks: &'a [Check]) -> Self {
+        Self {
+            payments: checks.iter().map(|check| check.credit.payment_id.as_str()).collect(),
+            users: checks.iter().map(|check| check.credit.user_id.as_str()).collect(),
+            points: checks.iter().map(|check| check.credit.points.get()).collect(),
+        }
+    }
+
+    /// The payment ids that were new.
+    fn load(&self, connection: &mut PgConnection) -> QueryResult<HashSet<String>> {
+        <&Self as LoadQuery<'_, PgConnection, String>>::internal_load(self, connection)?.collect()
+    }
+}
+
+impl QueryId for TakeRows<'_> {
+    type QueryId = TakeRows<'static>;
+    const HAS_STATIC_QUERY_ID: bool = true;
+}
+
+impl Query for TakeRows<'_> {
+    type SqlType = Text;
+}
+
+impl RunQueryDsl<PgConnection> for &TakeRows<'_> {}
+
+impl QueryFragment<Pg> for TakeRows<'_> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql("INSERT INTO points_credits AS c (payment_id, user_id, points) SELECT * FROM unnest(");
+        out.push_bind_param::<Array<Text>, _>(&self.payments)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<Text>, _>(&self.users)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<BigInt>, _>(&self.points)?;
+        // An existing row is locked before the condition is looked at, and not written (PostgreSQL, "INSERT").
+        out.push_sql(") ON CONFLICT (payment_id) DO UPDATE SET points = c.points WHERE false RETURNING payment_id");
+        Ok(())
+    }
+}
+
+/// The rows as they are now that nobody else can change them.
+struct ReadRows<'a> {
+    payments: Vec<&'a str>,
+}
+
+impl<'a> ReadRows<'a> {
+    fn new(checks: &'a [Check]) -> Self {
+        Self { payments: checks.iter().map(|check| check.credit.payment_id.as_str()).collect() }
+    }
+
+    /// By payment id.
+    fn load(&self, connection: &mut PgConnection) -> QueryResult<HashMap<String, Found>> {
+        <&Self as LoadQuery<'_, PgConnection, (String, String, i64, String)>>::internal_load(self, connection)?
+            .map(|row| {
+                row.map(|(payment_id, user_id, points, state)| {
+                    (payment_id, Found { user_id, points, state: LedgerState::of_state(&state) })
+                })
+            })
+            .collect()
+    }
+}
+
+impl QueryId for ReadRows<'_> {
+    type QueryId = ReadRows<'static>;
+    const HAS_STATIC_QUERY_ID: bool = true;
+}
+
+impl Query for ReadRows<'_> {
+    type SqlType = (Text, Text, BigInt, Text);
+}
+
+impl RunQueryDsl<PgConnection> for &ReadRows<'_> {}
+
+impl QueryFragment<Pg> for ReadRows<'_> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql("SELECT payment_id, user_id, points, state FROM points_credits WHERE payment_id = ANY (");
+        out.push_bind_param::<Array<Text>, _>(&self.payments)?;
+        out.push_sql(")");
+        Ok(())
+    }
+}
+
+/// Everything that a batch writes.
+struct Write<'a> {
+    payments: Vec<&'a str>,
+    users: Vec<&'a str>,
+    states: Vec<&'a str>,
+    verified: Vec<bool>,
+    balances: Vec<i64>,
+    /// Empty where nothing is appended.
+    kinds: Vec<&'a str>,
+    points: Vec<i64>,
+    reasons: Vec<&'a str>,
+}
+
+impl<'a> Write<'a> {
+    fn new(changes: &[Change<'a>]) -> Self {
+        let adjustment =
+            |change: &Change<'a>| change.adjustment.as_ref().map_or(("", 0, ""), |it| (it.kind, it.points, it.reason));
+        Self {
+            payments: changes.iter().map(|change| change.payment_id).collect(),
+            users: changes.iter().map(|change| change.user_id).collect(),
+            states: changes.iter().map(|change| change.state).collect(),
+            verified: changes.iter().map(|change| change.verified).collect(),
+            balances: changes.iter().map(|change| change.balance).collect(),
+            kinds: changes.iter().map(|change| adjustment(change).0).collect(),
+            points: changes.iter().map(|change| adjustment(change).1).collect(),
+            reasons: changes.iter().map(|change| adjustment(change).2).collect(),
+        }
+    }
+}
+
+impl QueryId for Write<'_> {
+    type QueryId = Write<'static>;
+    const HAS_STATIC_QUERY_ID: bool = true;
+}
+
+impl RunQueryDsl<PgConnection> for Write<'_> {}
+
+impl QueryFragment<Pg> for Write<'_> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql("WITH change AS MATERIALIZED (SELECT * FROM unnest(");
+        out.push_bind_param::<Array<Text>, _>(&self.payments)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<Text>, _>(&self.users)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<Text>, _>(&self.states)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<Bool>, _>(&self.verified)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<BigInt>, _>(&self.balances)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<Text>, _>(&self.kinds)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<BigInt>, _>(&self.points)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<Text>, _>(&self.reasons)?;
+        out.push_sql(
+            ") AS change (payment_id, user_id, state, verified, balance, kind, points, reason)\
+            ), adjusted AS (\
+                INSERT INTO points_adjustments (payment_id, seq, user_id, kind, points, reason) \
+                SELECT payment_id, 1 + coalesce((SELECT max(seq) FROM points_adjustments AS a \
+                                                  WHERE a.payment_id = change.payment_id), 0), \
+                       user_id, kind, points, reason FROM change WHERE kind <> ''\
+            ), balanced AS (\
+                INSERT INTO points_balances AS b (user_id, balance) \
+                SELECT user_id, sum(balance)::bigint FROM change WHERE balance <> 0 GROUP BY user_id ORDER BY user_id \
+                ON CONFLICT (user_id) DO UPDATE SET balance = b.balance + excluded.balance, updated_at = now()\
+            ) UPDATE points_credits AS c SET state = change.state, \
+                     verified_at = CASE WHEN change.verified THEN now() ELSE c.verified_at END \
+                FROM change WHERE c.payment_id = change.payment_id",
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,110 @@
+//! The table first; where it says pending or has no row, the gateway is asked.
+
+use super::{http::HttpSource, sql::SqlSource};
+use crate::{
+    domain::{ids::PaymentId, status::PaymentStatus},
+    pipeline::ports::{BatchError, Lookup, Outage, Payment, PaymentSource},
+};
+use async_trait::async_trait;
+use std::{sync::Arc, time::Duration};
+
+/// A table that may lag behind a gateway, and is repaired where the gateway knows better.
+pub(super) struct TableThenGateway {
+    table: SqlSource,
+    gateway: HttpSource,
+    repairs: bool,
+}
+
+impl TableThenGateway {
+    pub(super) fn new(table: SqlSource, gateway: HttpSource, repairs: bool) -> Self {
+        Self { table, gateway, repairs }
+    }
+
+    /// What comes of both answers. Paid at the gateway sets the row to paid, unless it has changed meanwhile: then that
+    /// change wins, and the payment is looked at again.
+    async fn settle(&self, id: &PaymentId, table: Payment, gateway: Lookup) -> Result<Lookup, BatchError> {
+        let gateway = match gateway {
+            Lookup::Known(payment) => payment,
+            failed @ Lookup::Failed(_) => return Ok(failed),
+        };
+        let with_status = |status| Lookup::Known(Payment { status, ..table.clone() });
+        Ok(match gateway.status {
+            PaymentStatus::Paid if !self.repairs => with_status(PaymentStatus::Paid),
+            PaymentStatus::Paid => match self.table.set_paid(id).await {
+                Ok(found) => with_status(of_repair(found.status)),
+                Err(BatchError::Outage(outage)) => return Err(outage.into()),
+                Err(BatchError::Refused(error) | BatchError::Transient(error)) => {
+                    Lookup::Failed(format!("the payment's row could not be set to paid: {error}"))
+                }
+            },
+            PaymentStatus::Closed | PaymentStatus::Pending => with_status(gateway.status),
+            PaymentStatus::Unknown => Lookup::Known(table),
+            PaymentStatus::Unrecognised => Lookup::Known(Payment { user: table.user, ..gateway }),
+        })
+    }
+}
+
+/// What the row says after the gateway's "paid" was to be written into it.
+fn of_repair(row: PaymentStatus) -> PaymentStatus {
+    match row {
+        // Without a row the gateway's word is all there is.
+        PaymentStatus::Paid | PaymentStatus::Unknown => PaymentStatus::Paid,
+        // Somebody has just changed it: the next check sees what has come of that.
+        PaymentStatus::Pending | PaymentStatus::Closed => PaymentStatus::Pending,
+        PaymentStatus::Unrecognised => PaymentStatus::Unrecognised,
+    }
+}
+
+#[async_trait]
+impl PaymentSource for TableThenGateway {
+    async fn look_up(&self, payments: Arc<[PaymentId]>) -> Result<Vec<Lookup>, BatchError> {
+        let mut answers = self.table.look_up(Arc::clone(&payments)).await?;
+        let open = |answer: &Lookup| match answer {
+            Lookup::Known(payment) => matches!(payment.status, PaymentStatus::Pending | PaymentStatus::Unknown),
+            Lookup::Failed(_) => false,
+        };
+        let indices: Vec<usize> = (0..answers.len()).filter(|index| open(&answers[*index])).collect();
+        if indices.is_empty() {
+            return Ok(answers);
+        }
+        let asked: Arc<[PaymentId]> = indices.iter().map(|index| payments[*index].clone()).collect();
+        let told = self.gateway.look_up(Arc::clone(&asked)).await?;
+        for ((index, id), gateway) in indices.into_iter().zip(&*asked).zip(told) {
+            let Lookup::Known(table) = answers[index].clone() else { continue };
+            answers[index] = self.settle(id, table, gateway).await?;
+        }
+        Ok(answers)
+    }
+
+    async fn probe(&self) -> Result<(), Outage> {
+        self.table.probe().await?;
+        self.gateway.probe().await
+    }
+
+    fn most(&self) -> usize {
+        self.table.most().min(self.gateway.most())
+    }
+
+    fn longest(&self) -> Duration {
+        // A look-up of each, and a repair of every payment at the worst.
+        self.gateway.longest() + self.table.longest() * (1 + u32::try_from(self.most()).unwrap_or(u32::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_changed_meanwhile_wins_over_the_gateway() {
+        for (row, status) in [
+            (PaymentStatus::Paid, PaymentStatus::Paid),
+            (PaymentStatus::Unknown, PaymentStatus::Paid),
+            (PaymentStatus::Closed, PaymentStatus::Pending),
+            (PaymentStatus::Pending, PaymentStatus::Pending),
+            (PaymentStatus::Unrecognised, PaymentStatus::Unrecognised),
+        ] {
+            assert_eq!(of_repair(row), status, "{row:?}");
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! A payment table: looked up a batch at a time, and repaired by guarded updates.
+
+mod postgres;
+mod sqlite;
+
+use super::quoted;
+use crate::{
+    config::SqlSourceSettings,
+    database::{DatabaseError, DatabaseUrl, Guarded},
+    domain::{
+        ids::PaymentId,
+        status::{PaymentStatus, StatusValues},
+    },
+    pipeline::ports::{BatchError, Class, Dependency, Lookup, Outage, Payment, PaymentSource},
+};
+use async_trait::async_trait;
+use postgres::PostgresTable;
+use sqlite::SqliteTable;
+use std::{fmt, sync::Arc, time::Duration};
+
+/// Payments that are looked up in one query.
+const MOST: usize = 1000;
+
+/// A name of a table or a column, which stands in SQL between double quotes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identifier(String);
+
+impl Identifier {
+    /// `None` when it is empty, longer than 63 bytes (PostgreSQL's limit) or has a control character.
+    pub fn new(name: &str) -> Option<Self> {
+        let fits = (1..=63).contains(&name.len()) && !name.contains(char::is_control);
+        fits.then(|| Self(name.to_owned()))
+    }
+
+    /// As it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Identifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.0.replace('"', "\"\""))
+    }
+}
+
+/// A table's name, perhaps with its schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableName {
+    schema: Option<Identifier>,
+    table: Identifier,
+}
+
+impl TableName {
+    /// `payments` or `shop.payments`.
+    pub fn new(name: &str) -> Option<Self> {
+        match name.split_once('.') {
+            None => Some(Self { schema: None, table: Identifier::new(name)? }),
+            Some((schema, table)) => {
+                Some(Self { schema: Some(Identifier::new(schema)?), table: Identifier::new(table)? })
+            }
+        }
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.schema {
+            Some(schema) => write!(f, "{schema}.{}", self.table),
+            None => write!(f, "{}", self.table),
+        }
+    }
+}
+
+/// What is known of the table.
+#[derive(Debug, Clone)]
+struct Columns {
+    table: TableName,
+    id: Identifier,
+    status: Identifier,
+    user: Option<Identifier>,
+}
+
+/// A row that was found.
+#[derive(Debug, Clone, PartialEq, Eq, diesel::QueryableByName)]
+struct Row {
+    /// Which of the payments that were asked for.
+    #[diesel(sql_type = diesel::sql_types::Integer)]
+    n: i32,
+    #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
+    status: Option<String>,
+    #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
+    user_id: Option<String>,
+}
+
+/// A payment table. Its calls block the thread.
+trait PaymentTable: Send + Sync {
+    /// The rows of these payments, in any order.
+    fn rows(&self, payments: &[&str]) -> Result<Vec<Row>, DatabaseError>;
+
+    /// Sets a payment's row to `paid` if its status is one of `pending` at that moment.
+    fn set_paid(&self, payment: &str, paid: &str, pending: &[String]) -> Result<(), DatabaseError>;
+}
+
+/// A payment source that is a table.
+pub(super) struct SqlSource {
+    table: Arc<Guarded<dyn PaymentTable>>,
+    values: StatusValues,
+    has_user: bool,
+    timeout: Duration,
+}
+
+impl SqlSource {
+    pub(super) fn new(settings: &SqlSourceSettings, timeout: Duration) -> Self {
+        let columns = Columns {
+            table: settings.table.clone(),
+            id: settings.id_column.clone(),
+            status: settings.status_column.clone(),
+            user: settings.user_column.clone(),
+        };
+        let url = settings.url.clone();
+        let open = move || -> Arc<dyn PaymentTable> {
+            match &url {
+                DatabaseUrl::Postgres(uri) => Arc::new(PostgresTable::new(uri, columns.clone(), timeout)),
+                DatabaseUrl::Sqlite(file) => Arc::new(SqliteTable::new(file, columns.clone(), timeout)),
+            }
+        };
+        Self {
+            table: Arc::new(Guarded::new(open, timeout)),
+            values: settings.values.clone(),
+            has_user: settings.user_column.is_some(),
+            timeout,
+        }
+    }
+
+    async fn rows(&self, payments: Arc<[PaymentId]>) -> Result<Vec<Row>, DatabaseError> {
+        self.table
+            .call(move |table| {
+                let ids: Vec<&str> = payments.iter().map(PaymentId::as_str).collect();
+                table.rows(&ids)
+            })
+            .await
+    }
+
+    /// The guarded update, and what the row says after it.
+    pub(super) async fn set_paid(&self, payment: &PaymentId) -> Result<Payment, BatchError> {
+        let (id, values) = (payment.clone(), self.values.clone());
+        let Some(paid) = values.paid.into_iter().next() else {
+            return Err(BatchError::Refused("no paid value is configured".into()));
+        };
+        let pending = values.pending;
+        self.table.call(move |table| table.set_paid(id.as_str(), &paid, &pending)).await.map_err(batch_error)?;
+        let rows = self.rows(Arc::from([payment.clone()])).await.map_err(batch_error)?;
+        Ok(self.payment(&rows))
+    }
+
+    /// What the rows of one payment say.
+    fn payment(&self, rows: &[Row]) -> Payment {
+        let Some((row, others)) = rows.split_first() else { return Payment::new(PaymentStatus::Unknown) };
+        let unrecognised = |said: String| Payment { status: PaymentStatus::Unrecognised, said: Some(said), user: None };
+        if others.iter().any(|other| (&other.status, &other.user_id) != (&row.status, &row.user_id)) {
+            return unrecognised(format!("{} rows that differ", rows.len()));
+        }
+        // A row without a user is nobody's: no message can match it.
+        let user = self.has_user.then(|| row.user_id.clone().unwrap_or_default());
+        let Some(word) = &row.status else { return Payment { user, ..unrecognised("NULL".into()) } };
+        let status = self.values.status(word);
+        let said = (status == PaymentStatus::Unrecognised).then(|| quoted(word));
+        Payment { status, said, user }
+    }
+}
+
+/// Whose fault an error of the table is. A table or column that is missing, or that may not be read, is nobody's message's.
+fn batch_error(error: DatabaseError) -> BatchError {
+    match error.class() {
+        Class::Outage => BatchError::Outage(error.into_outage(Dependency::PayStatus)),
+        // A query changes nothing and holds no constraint: it may pass like anything else.
+        Class::Permanent | Class::Transient => BatchError::Transient(error.to_string()),
+    }
+}
+
+/// What both databases say of an id that is no value of the column's type. PostgreSQL's words are those of an English
+/// server; on another one such an id fails like a payment that cannot be looked up.
+fn is_no_such_value(error: &DatabaseError) -> bool {
+    let text = error.to_string();
+    ["invalid input syntax", "invalid input value", "out of range", "malformed"]
+        .iter()
+        .any(|words| text.contains(words))
+}
+
+#[async_trait]
+impl PaymentSource for SqlSource {
+    async fn look_up(&self, payments: Arc<[PaymentId]>) -> Result<Vec<Lookup>, BatchError> {
+        let rows = match self.rows(Arc::clone(&payments)).await {
+            // Alone it is told; among others it is looked for by splitting.
+            Err(error) if payments.len() == 1 && is_no_such_value(&error) => Vec::new(),
+            rows => rows.map_err(batch_error)?,
+        };
+        let mut of_each: Vec<Vec<Row>> = vec![Vec::new(); payments.len()];
+        for row in rows {
+            if let Some(rows) = usize::try_from(row.n).ok().and_then(|n| of_each.get_mut(n)) {
+                rows.push(row);
+            }
+        }
+        Ok(of_each.iter().map(|rows| Lookup::Known(self.payment(rows))).collect())
+    }
+
+    /// The same query, for no payment: whether the table and its columns can be read.
+    async fn probe(&self) -> Result<(), Outage> {
+        let read = self.rows(Arc::from([])).await;
+        read.map(|_| ()).map_err(|error| error.into_outage(Dependency::PayStatus))
+    }
+
+    fn most(&self) -> usize {
+        MOST
+    }
+
+    fn longest(&self) -> Duration {
+        self.timeout
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_quoted_and_nothing_else() {
+        for (name, quoted) in [
+            ("payments", Some("\"payments\"")),
+            ("shop.payments", Some("\"shop\".\"payments\"")),
+            ("Order", Some("\"Order\"")),
+            ("a\"; DROP TABLE b; --", Some("\"a\"\"; DROP TABLE b; --\"")),
+            ("", None),
+            ("shop.", None),
+            ("a\nb", None),
+        ] {
+            assert_eq!(TableName::new(name).map(|table| table.to_string()).as_deref(), quoted, "{name}");
+        }
+        assert!(Identifier::new(&"x".repeat(64)).is_none());
+    }
+}

@@ -1,0 +1,104 @@
+//! A payment table in PostgreSQL.
+
+use super::{Columns, PaymentTable, Row};
+use crate::database::{
+    DatabaseError,
+    postgres::{Pool, Server},
+};
+use diesel::{
+    PgConnection, RunQueryDsl, sql_query,
+    sql_types::{Array, Integer, Nullable, Text},
+};
+use std::time::Duration;
+
+pub(super) struct PostgresTable {
+    pool: Pool,
+    columns: Columns,
+}
+
+/// The types of the columns, as SQL writes them: a domain's is that of its values.
+#[derive(diesel::QueryableByName)]
+struct Types {
+    #[diesel(sql_type = Nullable<Text>)]
+    id: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    status: Option<String>,
+}
+
+impl PostgresTable {
+    pub(super) fn new(uri: &str, columns: Columns, timeout: Duration) -> Self {
+        Self { pool: Server::new(uri, timeout).pool(1), columns }
+    }
+
+    /// Asked each time: a table may be altered under a daemon that runs. A length, as in `varchar(20)`, is left out,
+    /// because a cast would cut the text to it.
+    fn types(&self, connection: &mut PgConnection) -> Result<(String, String), DatabaseError> {
+        let of = |parameter: &str| {
+            format!(
+                "(SELECT format_type(CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END, -1) \
+                  FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid \
+                  WHERE a.attrelid = $1::regclass AND a.attname = {parameter} AND NOT a.attisdropped)"
+            )
+        };
+        let query = format!("SELECT {} AS id, {} AS status", of("$2"), of("$3"));
+        let Columns { table, id, status, .. } = &self.columns;
+        let types: Types = sql_query(query)
+            .bind::<Text, _>(table.to_string())
+            .bind::<Text, _>(id.as_str())
+            .bind::<Text, _>(status.as_str())
+            .get_result(connection)?;
+        let missing = |column| DatabaseError::Unusable(format!("the table {table} has no column {column}"));
+        Ok((types.id.ok_or_else(|| missing(id))?, types.status.ok_or_else(|| missing(status))?))
+    }
+}
+
+/// Whether an id is a value of an integer type. Of other types the database is asked.
+fn may_be(id: &str, column_type: &str) -> bool {
+    match column_type {
+        "smallint" => id.parse::<i16>().is_ok(),
+        "integer" => id.parse::<i32>().is_ok(),
+        "bigint" => id.parse::<i64>().is_ok(),
+        _ => true,
+    }
+}
+
+impl PaymentTable for PostgresTable {
+    fn rows(&self, payments: &[&str]) -> Result<Vec<Row>, DatabaseError> {
+        let connection = &mut *self.pool.get()?;
+        let (id_type, _) = self.types(connection)?;
+        let (mut numbers, mut ids) = (Vec::with_capacity(payments.len()), Vec::with_capacity(payments.len()));
+        for (n, id) in (0_i32..).zip(payments) {
+            if may_be(id, &id_type) {
+                numbers.push(n);
+                ids.push(*id);
+            }
+        }
+        let Columns { table, id, status, user } = &self.columns;
+        let user = user.as_ref().map_or_else(|| "NULL".to_owned(), |user| format!("t.{user}"));
+        // The id is cast to the column's type, never the column: its index must serve.
+        let query = format!(
+            "SELECT i.n AS n, t.{status}::text AS status, {user}::text AS user_id \
+             FROM unnest($1::text[]::{id_type}[], $2) AS i(id, n) JOIN {table} AS t ON t.{id} = i.id"
+        );
+        Ok(sql_query(query).bind::<Array<Text>, _>(ids).bind::<Array<Integer>, _>(numbers).load(connection)?)
+    }
+
+    fn set_paid(&self, payment: &str, paid: &str, pending: &[String]) -> Result<(), DatabaseError> {
+        let connection = &mut *self.pool.get()?;
+        let (id_type, status_type) = self.types(connection)?;
+        if !may_be(payment, &id_type) {
+            return Ok(());
+        }
+        let Columns { table, id, status, .. } = &self.columns;
+        let update = format!(
+            "UPDATE {table} AS t SET {status} = $2::text::{status_type} \
+             WHERE t.{id} = $1::text::{id_type} AND t.{status}::text = ANY ($3)"
+        );
+        sql_query(update)
+            .bind::<Text, _>(payment)
+            .bind::<Text, _>(paid)
+            .bind::<Array<Text>, _>(pending)
+            .execute(connection)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,67 @@
+//! A payment table in a SQLite file.
+
+use super::{Columns, PaymentTable, Row};
+use crate::database::{
+    DatabaseError,
+    sqlite::{Database, Pool},
+};
+use diesel::{RunQueryDsl, sql_query, sql_types::Text};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub(super) struct SqliteTable {
+    pool: Pool,
+    file: PathBuf,
+    columns: Columns,
+}
+
+impl SqliteTable {
+    pub(super) fn new(file: &Path, columns: Columns, timeout: Duration) -> Self {
+        Self { pool: Database::of_somebody_else(file, timeout).pool(1), file: file.into(), columns }
+    }
+
+    /// SQLite would make a file that is not there.
+    fn require_file(&self) -> Result<(), DatabaseError> {
+        if self.file.exists() {
+            return Ok(());
+        }
+        Err(DatabaseError::Unreachable(format!("there is no database {}", self.file.display())))
+    }
+}
+
+fn json(texts: &[impl AsRef<str>]) -> String {
+    let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+    serde_json::Value::from(texts).to_string()
+}
+
+impl PaymentTable for SqliteTable {
+    fn rows(&self, payments: &[&str]) -> Result<Vec<Row>, DatabaseError> {
+        self.require_file()?;
+        let Columns { table, id, status, user } = &self.columns;
+        let user = user.as_ref().map_or_else(|| "NULL".to_owned(), |user| format!("t.{user}"));
+        // The text that is compared takes the column's type (SQLite, "Type Conversions Prior To Comparison"), and its
+        // index serves. Every column is qualified: SQLite takes a quoted name that it does not know for a text.
+        let query = format!(
+            "SELECT CAST(j.key AS INTEGER) AS n, CAST(t.{status} AS TEXT) AS status, CAST({user} AS TEXT) AS user_id \
+             FROM json_each(?) AS j CROSS JOIN {table} AS t WHERE t.{id} = j.value"
+        );
+        Ok(sql_query(query).bind::<Text, _>(json(payments)).load(&mut *self.pool.get()?)?)
+    }
+
+    fn set_paid(&self, payment: &str, paid: &str, pending: &[String]) -> Result<(), DatabaseError> {
+        self.require_file()?;
+        let Columns { table, id, status, .. } = &self.columns;
+        let update = format!(
+            "UPDATE {table} AS t SET {status} = ? WHERE t.{id} = ? \
+             AND CAST(t.{status} AS TEXT) IN (SELECT value FROM json_each(?))"
+        );
+        sql_query(update)
+            .bind::<Text, _>(paid)
+            .bind::<Text, _>(payment)
+            .bind::<Text, _>(json(pending))
+            .execute(&mut *self.pool.get()?)?;
+        Ok(())
+    }
+}
