@@ -229,7 +229,7 @@ impl App {
         turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             turns.tick().await;
-            if let Ok(credits) = self.ledger.call(|ledger| ledger.count_unverified()).await {
+            if let Ok(credits) = self.ledger.call(Ledger::count_unverified).await {
                 events::Unverified(credits).emit();
             }
         }

@@ -34,14 +34,14 @@ impl App {
 
 /// Asks for the schema, brings it up to date where that is wanted, and proves that the ledger takes writes.
 pub async fn prepare(ledger: &Guarded<dyn Ledger>, auto_migrate: bool) -> Result<SchemaState, DatabaseError> {
-    let mut state = ledger.call(|ledger| ledger.schema()).await?;
+    let mut state = ledger.call(Ledger::schema).await?;
     if auto_migrate && matches!(state, SchemaState::Missing | SchemaState::Outdated(_)) {
-        let versions = ledger.call_at_leisure(|ledger| ledger.migrate()).await?;
+        let versions = ledger.call_at_leisure(Ledger::migrate).await?;
         events::Migrated { versions: &versions }.emit();
-        state = ledger.call(|ledger| ledger.schema()).await?;
+        state = ledger.call(Ledger::schema).await?;
     }
     if state == SchemaState::Current {
-        ledger.call(|ledger| ledger.probe()).await?;
+        ledger.call(Ledger::probe).await?;
     }
     Ok(state)
 }

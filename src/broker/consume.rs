@@ -264,7 +264,7 @@ impl Consumer {
             // Whatever ends the stream here is told to the next caller.
             next = if batch.len() < most { stream.next().now_or_never().and_then(Result::ok) } else { None };
         }
-        events::InFlight { queue: self.part.label(), deliveries: tracker.in_flight() }.emit();
+        events::InFlight { part: self.part, deliveries: tracker.in_flight() }.emit();
         Ok(batch)
     }
 
@@ -288,7 +288,7 @@ impl Consumer {
         }
         let _ = tokio::time::timeout(STEP_TIMEOUT, self.connection.close(200, "done".into())).await;
         self.tracker().channel_opened();
-        events::InFlight { queue: self.part.label(), deliveries: 0 }.emit();
+        events::InFlight { part: self.part, deliveries: 0 }.emit();
     }
 
     async fn stop_and_give_back(&self, mut unsettled: Vec<Delivered>) -> usize {
@@ -317,7 +317,7 @@ impl Consumer {
             }
             given_back += 1;
         }
-        events::InFlight { queue: self.part.label(), deliveries: self.tracker().in_flight() }.emit();
+        events::InFlight { part: self.part, deliveries: self.tracker().in_flight() }.emit();
         // What was settled behind a delivery that has just gone back can be acknowledged now.
         let prefix = self.tracker().settled_prefix();
         if let Some(tag) = prefix {
@@ -369,7 +369,7 @@ impl<O: Send + 'static> Deliveries<O> for Consumer {
             for decided in done {
                 tracker.settle(decided.message.token);
             }
-            events::InFlight { queue: self.part.label(), deliveries: tracker.in_flight() }.emit();
+            events::InFlight { part: self.part, deliveries: tracker.in_flight() }.emit();
             tracker.settled_prefix()
         };
         if let Some(tag) = prefix {

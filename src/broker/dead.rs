@@ -7,9 +7,10 @@
 use super::{
     BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT,
     connect::connect,
-    copy, headers,
+    copy,
+    declare::{self, passive},
+    headers,
     publish::{Outgoing, Publisher},
-    topology::{self, passive},
     within,
 };
 use crate::{
@@ -59,9 +60,9 @@ impl DeadQueue {
     /// Refused where each look would use up the few deliveries that the queue allows, unless `despite_limit`.
     pub async fn open(settings: &BrokerSettings, despite_limit: bool) -> Result<Self, BrokerError> {
         let (connection, _) = connect(settings, "dead queue").await?;
-        let doubt = topology::doubt_about_looking(&connection, &settings.dead_queue).await?;
+        let doubt = declare::doubt_about_looking(&connection, &settings.dead_queue).await?;
         if let Some(doubt) = doubt.filter(|_| !despite_limit) {
-            topology::close(&connection).await;
+            declare::close(&connection).await;
             return Err(BrokerError::Topology(format!(
                 "queue {} is not known to have an x-delivery-limit of 1000000 (none means 20 since RabbitMQ 4.0): each \
                  look at a message uses up a delivery, and after the last one the broker drops it. Make the queue anew, \
@@ -173,7 +174,7 @@ impl DeadQueue {
         let closed = self.let_acknowledgements_through().await;
         // The broker puts back what was held after it has answered: who looks next must find it.
         let _ = tokio::time::timeout(STEP_TIMEOUT, self.put_back()).await;
-        topology::close(&self.connection).await;
+        declare::close(&self.connection).await;
         closed
     }
 

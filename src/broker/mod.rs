@@ -7,6 +7,7 @@ mod connect;
 mod consume;
 mod copy;
 mod dead;
+mod declare;
 mod headers;
 mod inequivalence;
 mod publish;
@@ -17,7 +18,7 @@ pub use connect::{BrokerUrl, BrokerUrlError};
 pub use consume::{Consumer, Delivered, Sessions};
 pub use dead::{DeadQueue, Found, Tag};
 pub use publish::{Outgoing, Publisher};
-pub use topology::{Binding, Difference, QueueSpec, QueueType, Topology, check_delay_queue, retry_queue};
+pub use topology::{Argument, Binding, Difference, QueueSpec, QueueType, Topology, check_delay_queue, retry_queue};
 
 use crate::pipeline::ports::{Class, Dependency, Outage};
 use std::time::Duration;

@@ -3,7 +3,7 @@
 use super::{
     Binding, BrokerError, STEP_TIMEOUT, Topology,
     connect::connect,
-    topology::{self, passive},
+    declare::{self, passive},
     within,
 };
 use crate::{config::BrokerSettings, domain::retry::Delay};
@@ -29,7 +29,7 @@ impl Topology {
         let back_to = self.goes_back_to(settings, queue)?;
         let (connection, _) = connect(settings, "topology").await?;
         let retired = self.retire_on(&connection, settings, (queue, back_to), &mut waiting).await;
-        topology::close(&connection).await;
+        declare::close(&connection).await;
         retired
     }
 

@@ -1,7 +1,13 @@
 //! What must stand at the broker: an exchange, the credit queue and the check queue with their delay queues, the dead
 //! queue. Printed, declared, checked.
 
-use super::{BrokerError, STEP_TIMEOUT, connect::connect, inequivalence::Inequivalence, told, within};
+use super::{
+    BrokerError, STEP_TIMEOUT,
+    connect::connect,
+    declare::{Failure, Item, NOT_FOUND, close},
+    inequivalence::Inequivalence,
+    within,
+};
 use crate::{
     config::BrokerSettings,
     domain::{
@@ -9,11 +15,7 @@ use crate::{
         retry::{Delay, RetryPolicy},
     },
 };
-use lapin::{
-    Connection, ExchangeKind,
-    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
-    types::{AMQPValue, FieldTable},
-};
+use lapin::{Connection, options::QueueBindOptions, types::FieldTable};
 use serde::Serialize;
 
 /// The type of the queues that are declared (`broker.queue_type`).
@@ -97,7 +99,7 @@ pub struct Difference {
 }
 
 /// A dead queue, or a delay queue, is only browsed, and each look counts as a delivery: it must not be browsed to death.
-const BROWSED_DELIVERY_LIMIT: i64 = 1_000_000;
+pub(super) const BROWSED_DELIVERY_LIMIT: i64 = 1_000_000;
 
 /// The queue in which the messages of `queue` wait for one step: another delay is another queue, because a queue's time
 /// to live cannot be changed, and because per-message times expire only at a queue's head.
@@ -110,7 +112,7 @@ pub fn check_delay_queue(check_queue: &str, delay: &Delay) -> String {
     format!("{check_queue}.delay.{}", delay.as_str())
 }
 
-const TIME_TO_LIVE: &str = "x-message-ttl";
+pub(super) const TIME_TO_LIVE: &str = "x-message-ttl";
 
 /// The arguments of a delay queue: quorum, whatever the others are, because only quorum queues dead-letter at least
 /// once, and a delay must lose nothing. What has waited goes back through the default exchange.
@@ -280,177 +282,4 @@ impl Topology {
         close(&connection).await;
         Ok(differences)
     }
-}
-
-/// What the broker's refusal of something that is not there begins with.
-const NOT_FOUND: &str = "NOT_FOUND";
-
-/// An exchange or a queue.
-enum Item<'a> {
-    Exchange(&'a str),
-    Queue(&'a QueueSpec),
-}
-
-impl Item<'_> {
-    fn is_delay(&self) -> bool {
-        matches!(self, Self::Queue(queue) if queue.arguments.iter().any(|(name, _)| *name == TIME_TO_LIVE))
-    }
-
-    fn subject(&self) -> String {
-        match self {
-            Self::Exchange(name) => format!("exchange {name}"),
-            Self::Queue(queue) => format!("queue {}", queue.name),
-        }
-    }
-
-    /// Passively: that it is there. Otherwise: that it is there just so, and made if it is not.
-    async fn declare(&self, connection: &Connection, passive: bool) -> Result<(), Failure> {
-        match self {
-            Self::Exchange(name) => {
-                on_channel(connection, "exchange.declare", async |channel| {
-                    let options = ExchangeDeclareOptions {
-                        passive,
-                        durable: true,
-                        auto_delete: false,
-                        internal: false,
-                        nowait: false,
-                    };
-                    let name = (*name).into();
-                    channel.exchange_declare(name, ExchangeKind::Direct, options, FieldTable::default()).await
-                })
-                .await
-            }
-            Self::Queue(queue) => {
-                on_channel(connection, "queue.declare", async |channel| {
-                    // Exclusive or auto-deleted queues would lose what they hold with their connection.
-                    let options = QueueDeclareOptions {
-                        passive,
-                        durable: true,
-                        exclusive: false,
-                        auto_delete: false,
-                        nowait: false,
-                    };
-                    channel.queue_declare(queue.name.as_str().into(), options, table(&queue.arguments)).await
-                })
-                .await
-            }
-        }
-    }
-
-    /// What the broker's refusal means, and what to do.
-    fn explain(&self, text: &str) -> String {
-        if text.starts_with(NOT_FOUND) {
-            return "is missing; `pointsd topology declare` makes it".to_owned();
-        }
-        let Some(Inequivalence { argument, wanted, found }) = Inequivalence::parse(text) else {
-            return format!("cannot be had: {text}");
-        };
-        let advice = match (self, argument) {
-            (Self::Exchange(_), _) => {
-                "name another one in broker.exchange, or set broker.declare = false to use it as it is"
-            }
-            (Self::Queue(_), "x-delivery-limit") if wanted == BROWSED_DELIVERY_LIMIT.to_string() => {
-                "each look at a message in it uses up a delivery, and the broker drops it after the last one (none means \
-                 20 since RabbitMQ 4.0): make the queue anew"
-            }
-            (Self::Queue(_), "x-delivery-limit") => {
-                "with a lower limit (none means 20 since RabbitMQ 4.0) messages leave it after few redeliveries: \
-                 set broker.delivery_limit, make the queue anew, or set broker.declare = false to use it as it is"
-            }
-            (Self::Queue(_), _) => {
-                "arguments of a queue cannot be changed: make the queue anew, name another one, or set \
-                 broker.declare = false to use it as it is"
-            }
-        };
-        format!("exists with another {argument}: {found} there, {wanted} here; {advice}")
-    }
-}
-
-/// Why a declaration failed: the broker's word, or no word.
-#[derive(Debug)]
-enum Failure {
-    Broker(String),
-    Other(BrokerError),
-}
-
-impl From<lapin::Error> for Failure {
-    fn from(error: lapin::Error) -> Self {
-        match error.kind() {
-            lapin::ErrorKind::ProtocolError(_) => Self::Broker(told(&error)),
-            _ => Self::Other(error.into()),
-        }
-    }
-}
-
-/// On a channel of its own, because a refusal closes the channel.
-async fn on_channel<T>(
-    connection: &Connection,
-    step: &'static str,
-    work: impl AsyncFnOnce(&lapin::Channel) -> lapin::Result<T>,
-) -> Result<(), Failure> {
-    let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await.map_err(Failure::Other)?;
-    match tokio::time::timeout(STEP_TIMEOUT, work(&channel)).await {
-        Ok(done) => done.map(|_| ()).map_err(Failure::from),
-        Err(_) => Err(Failure::Other(BrokerError::Timeout { step, after: STEP_TIMEOUT })),
-    }
-}
-
-fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {
-    let mut table = FieldTable::default();
-    for (name, argument) in arguments {
-        let value = match argument {
-            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
-            Argument::Number(number) => AMQPValue::LongLongInt(*number),
-        };
-        table.insert((*name).into(), value);
-    }
-    table
-}
-
-/// Why looking at a queue, which must be there, may use it up: the broker's word, unless the queue is a classic one or has
-/// the delivery limit that a queue needs that is browsed. RabbitMQ names only the first argument that differs, so any other
-/// difference leaves the limit open.
-pub(super) async fn doubt_about_looking(connection: &Connection, queue: &str) -> Result<Option<String>, BrokerError> {
-    let text = |text: &str| Argument::Text(text.to_owned());
-    let wanted = QueueSpec {
-        name: queue.to_owned(),
-        purpose: "",
-        arguments: vec![
-            ("x-queue-type", text(QueueType::Quorum.as_str())),
-            ("x-delivery-limit", Argument::Number(BROWSED_DELIVERY_LIMIT)),
-        ],
-    };
-    let item = Item::Queue(&wanted);
-    item.declare(connection, true).await.map_err(|failure| match failure {
-        Failure::Broker(text) => BrokerError::Topology(format!("{} {}", item.subject(), item.explain(&text))),
-        Failure::Other(error) => error,
-    })?;
-    match item.declare(connection, false).await {
-        Err(Failure::Broker(text)) => {
-            let different = Inequivalence::parse(&text);
-            let classic = different.is_some_and(|it| it.argument == "x-queue-type" && it.found == "classic");
-            Ok((!classic).then_some(text))
-        }
-        Ok(()) => Ok(None),
-        Err(Failure::Other(error)) => Err(error),
-    }
-}
-
-/// Looks at a queue, changing nothing. A refusal (it is not there, say) closes the channel.
-pub(super) async fn passive(channel: &lapin::Channel, queue: &str) -> Result<lapin::Queue, BrokerError> {
-    let options =
-        QueueDeclareOptions { passive: true, durable: true, exclusive: false, auto_delete: false, nowait: false };
-    let declare = channel.queue_declare(queue.into(), options, FieldTable::default());
-    match tokio::time::timeout(STEP_TIMEOUT, declare).await {
-        Ok(declared) => declared.map_err(|error| match Failure::from(error) {
-            Failure::Broker(text) => BrokerError::Topology(text),
-            Failure::Other(error) => error,
-        }),
-        Err(_) => Err(BrokerError::Timeout { step: "queue.declare", after: STEP_TIMEOUT }),
-    }
-}
-
-pub(super) async fn close(connection: &Connection) {
-    // A connection that does not close in order is closed by being dropped.
-    let _ = tokio::time::timeout(STEP_TIMEOUT, connection.close(200, "done".into())).await;
 }

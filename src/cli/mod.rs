@@ -148,7 +148,7 @@ fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
 /// A ledger for a command that only reads, beside a daemon that may be writing.
 async fn reading(settings: &LedgerSettings) -> anyhow::Result<Guarded<dyn Ledger>> {
     let ledger = guarded(settings, Access::Read);
-    let state = ledger.call(|ledger| ledger.schema()).await.map_err(ledger_error)?;
+    let state = ledger.call(Ledger::schema).await.map_err(ledger_error)?;
     app::refuse_unless_current(&state)?;
     Ok(ledger)
 }

@@ -75,13 +75,13 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     let ledger = reading(&settings.ledger).await?;
     let id = payment.clone();
     let record = ledger.call(move |ledger| ledger.payment(id.as_str())).await.map_err(ledger_error)?;
-    let dead_queue = match arguments.ledger_only {
-        true => None,
-        // A broker that is down is no reason not to tell what the ledger says.
-        false => Some(match dead::of_payment(settings, payment.as_str(), output).await {
+    let dead_queue = if arguments.ledger_only {
+        None
+    } else {
+        Some(match dead::of_payment(settings, payment.as_str(), output).await {
             Ok(messages) => Dead::Messages(messages),
             Err(error) => Dead::NotLookedAt(format!("{error:#}")),
-        }),
+        })
     };
     let live = match source {
         Some(source) => Some(ask(&source, &payment).await),
@@ -133,7 +133,7 @@ fn lines(payment: &PaymentId, story: &Story) -> Vec<String> {
             lines.push(format!("  the payment source says now: {status} ({said})"));
         }
         Some(Live::Failed(error)) => {
-            lines.push(format!("  the payment source does not say: {}", dead::printable(error)))
+            lines.push(format!("  the payment source does not say: {}", dead::printable(error)));
         }
         None => {}
     }
@@ -148,7 +148,7 @@ fn lines(payment: &PaymentId, story: &Story) -> Vec<String> {
             )
         })),
         Some(Dead::NotLookedAt(why)) => {
-            lines.push(format!("  the dead queue was not looked at: {}", dead::printable(why)))
+            lines.push(format!("  the dead queue was not looked at: {}", dead::printable(why)));
         }
         None => {}
     }

@@ -69,10 +69,8 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         return Err(UsageError("--apply: pay_status.source is \"none\"; nothing would check them".into()).into());
     }
     let ledger = reading(&settings.ledger).await?;
-    let publisher = match arguments.apply {
-        true => Some(Publisher::open(&settings.broker).await.context("broker")?),
-        false => None,
-    };
+    let publisher =
+        if arguments.apply { Some(Publisher::open(&settings.broker).await.context("broker")?) } else { None };
     let stop = dead::stop_on_signals()?;
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} {pos} sent {per_sec}")

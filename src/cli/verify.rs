@@ -1,12 +1,12 @@
 //! `pointsd verify`
 
 use super::{Exit, Output, ledger_error, reading};
-use crate::config::Settings;
+use crate::{config::Settings, ledger::Ledger};
 
 pub(super) async fn run(settings: &Settings, json: bool, output: &mut Output) -> anyhow::Result<Exit> {
     // That it is there and answers is asked with a deadline; the proof itself reads everything and has none.
     let ledger = reading(&settings.ledger).await?;
-    let report = ledger.call_at_leisure(|ledger| ledger.verify()).await.map_err(ledger_error)?;
+    let report = ledger.call_at_leisure(Ledger::verify).await.map_err(ledger_error)?;
     if json {
         output.json(&report)?;
     } else {

@@ -176,7 +176,7 @@ fn sql(
 }
 
 /// A header's name is no secret, its value may be.
-fn masked_headers(headers: &Vec<String>) -> Vec<String> {
+fn masked_headers(headers: &[String]) -> Vec<String> {
     headers.iter().map(|line| format!("{}: ***", line.split(':').next().unwrap_or_default())).collect()
 }
 
@@ -215,7 +215,7 @@ fn http(reader: &mut Reader, used: bool) -> Option<HttpSourceSettings> {
     let concurrency =
         of_source(reader, "pay_status.http.concurrency", used, 16_i64, wanted, |it| (1..=256).contains(it));
     let concurrency = usize::try_from(concurrency).unwrap_or(1);
-    let headers = reader.secret("pay_status.http.headers", masked_headers);
+    let headers = reader.secret("pay_status.http.headers", |headers: &Vec<String>| masked_headers(headers));
     let headers: Vec<Header> = headers.map_or_else(Vec::new, |(key, lines)| {
         let mut headers = Vec::with_capacity(lines.len());
         for (index, line) in lines.iter().enumerate() {

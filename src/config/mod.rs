@@ -133,6 +133,7 @@ pub struct CompensationSettings {
 
 /// `[pay_status]`: what knows whether payments are paid.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "there is one")]
 pub enum PayStatusSettings {
     /// Nothing: there are no checks.
     None,

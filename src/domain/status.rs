@@ -17,7 +17,7 @@ pub enum PaymentStatus {
 
 impl PaymentStatus {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Paid, Self::Pending, Self::Closed, Self::Unknown, Self::Unrecognised];
+    pub const ALL: [Self; 5] = [Self::Paid, Self::Pending, Self::Unknown, Self::Closed, Self::Unrecognised];
 
     /// The metric's label.
     pub fn label(self) -> &'static str {

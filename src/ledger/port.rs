@@ -27,7 +27,7 @@ impl CreditLedger for Guarded<dyn Ledger> {
     }
 
     async fn probe(&self) -> Result<(), Outage> {
-        self.call(|ledger| ledger.probe()).await.map_err(|error| error.into_outage(Dependency::Ledger))
+        self.call(Ledger::probe).await.map_err(|error| error.into_outage(Dependency::Ledger))
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
         BatchError, CheckLedger, Decided, Deliveries, Dependency, Forward, Lookup, Message, Outage, Payment,
         PaymentSource,
     },
-    stages::{Fate, Interrupted, Progress, Turn, Work, forward, tell_copies, through},
+    stages::{Fate, Interrupted, Progress, Turn, Work, forward, parse, tell_copies, through},
 };
 use crate::{
     backoff,
@@ -121,7 +121,7 @@ impl CheckPipeline {
         batch: Vec<D::Message>,
         turn: &Turn<'_>,
     ) -> Result<(), Interrupted<D::Message>> {
-        let (checks, malformed) = self.parse(batch);
+        let (checks, malformed) = parse(&self.format, batch, CheckOutcome::Malformed);
         let (looked, found) = self.look_up(checks, turn).await;
         turn.pulse.beat();
         let acted = self.act(looked, turn).await;
@@ -137,20 +137,6 @@ impl CheckPipeline {
         unsettled.extend(forwarded.undecided);
         let outage = found.outage.or(acted.outage).or(forwarded.outage).or_else(|| self.brake.engaged());
         Interrupted::unless_done(outage, unsettled)
-    }
-
-    fn parse<M: Message>(&self, batch: Vec<M>) -> (Vec<(M, Credit)>, Vec<Decided<M, CheckOutcome>>) {
-        let mut checks = Vec::with_capacity(batch.len());
-        let mut malformed = Vec::new();
-        for message in batch {
-            match self.format.parse(message.body()) {
-                Ok(credit) => checks.push((message, credit)),
-                Err(error) => {
-                    malformed.push(Decided { message, payment_id: None, outcome: CheckOutcome::Malformed(error) });
-                }
-            }
-        }
-        (checks, malformed)
     }
 
     /// Asks the source, for each payment once. What it cannot say of one payment is decided here.

@@ -6,7 +6,7 @@
 
 use super::{
     ports::{BatchError, CreditLedger, Decided, Deliveries, Forward, Message, Outage},
-    stages::{Fate, Interrupted, Progress, Turn, Work, forward, tell_copies, through},
+    stages::{Fate, Interrupted, Progress, Turn, Work, forward, parse, tell_copies, through},
 };
 use crate::{
     domain::{
@@ -46,7 +46,7 @@ impl CreditPipeline {
         batch: Vec<D::Message>,
         turn: &Turn<'_>,
     ) -> Result<(), Interrupted<D::Message>> {
-        let (credits, malformed) = self.parse(batch);
+        let (credits, malformed) = parse(&self.format, batch, Outcome::Malformed);
         let committed = self.commit(credits, turn).await;
         turn.pulse.beat();
         let decided = malformed.into_iter().chain(committed.decided).collect();
@@ -58,20 +58,6 @@ impl CreditPipeline {
         let mut unsettled = committed.undecided;
         unsettled.extend(forwarded.undecided);
         Interrupted::unless_done(committed.outage.or(forwarded.outage), unsettled)
-    }
-
-    fn parse<M: Message>(&self, batch: Vec<M>) -> (Vec<(M, Credit)>, Vec<Decided<M, Outcome>>) {
-        let mut credits = Vec::with_capacity(batch.len());
-        let mut malformed = Vec::new();
-        for message in batch {
-            match self.format.parse(message.body()) {
-                Ok(credit) => credits.push((message, credit)),
-                Err(error) => {
-                    malformed.push(Decided { message, payment_id: None, outcome: Outcome::Malformed(error) });
-                }
-            }
-        }
-        (credits, malformed)
     }
 
     async fn commit<M: Message>(&self, credits: Vec<(M, Credit)>, turn: &Turn<'_>) -> Progress<M, Outcome> {

@@ -1,9 +1,14 @@
-//! What every pipeline shares: the immediate stage of a batch that fails, and the forwarding of what is not done with.
+//! What every pipeline shares: reading, the immediate stage of a batch that fails, and the forwarding of what is not done with.
 
 use super::ports::{BatchError, Decided, Deliveries, Forward, Message, Outage};
 use crate::{
     backoff,
-    domain::{retry::RetryPolicy, settlement::Destination},
+    domain::{
+        credit::Credit,
+        message::{Format, Malformed},
+        retry::RetryPolicy,
+        settlement::Destination,
+    },
     observe::{events, pulse::Pulse},
 };
 use async_trait::async_trait;
@@ -159,6 +164,25 @@ async fn attempt<W: Work>(
     }
 }
 
+/// Messages with what was read from them, and those from which nothing could be read.
+pub(super) type Parsed<M, O> = (Vec<(M, Credit)>, Vec<Decided<M, O>>);
+
+/// Reads every body. `malformed`: what becomes of a message from which no credit can be read.
+pub(super) fn parse<M: Message, O>(format: &Format, batch: Vec<M>, malformed: fn(Malformed) -> O) -> Parsed<M, O> {
+    let mut credits = Vec::with_capacity(batch.len());
+    let mut decided = Vec::new();
+    for message in batch {
+        match format.parse(message.body()) {
+            Ok(credit) => credits.push((message, credit)),
+            Err(error) => decided.push(Decided { message, payment_id: None, outcome: malformed(error) }),
+        }
+    }
+    (credits, decided)
+}
+
+/// How a message that is not acknowledged at once is copied.
+pub(super) type Copied<M, O> = for<'a> fn(&'a Decided<M, O>) -> Option<Forward<'a, M>>;
+
 /// How far a batch came in one step.
 pub(super) struct Progress<M, O> {
     pub(super) decided: Vec<Decided<M, O>>,
@@ -172,7 +196,7 @@ pub(super) struct Progress<M, O> {
 pub(super) async fn forward<O, D: Deliveries<O>>(
     deliveries: &D,
     decided: Vec<Decided<D::Message, O>>,
-    copy: for<'a> fn(&'a Decided<D::Message, O>) -> Option<Forward<'a, D::Message>>,
+    copy: Copied<D::Message, O>,
     turn: &Turn<'_>,
 ) -> Progress<D::Message, O> {
     let (mut done, open): (Vec<_>, Vec<_>) = decided.into_iter().partition(|decided| copy(decided).is_none());

@@ -1,0 +1,106 @@
+//! What becomes of checks, and of the credits that they concern.
+
+#![allow(clippy::disallowed_macros, reason = "this is the place for them")]
+
+use super::messages::count_messages;
+use crate::{
+    domain::{
+        check::{Check, CheckOutcome, CheckStep, Checked},
+        status::PaymentStatus,
+    },
+    observe::metrics as names,
+};
+use ::metrics::{counter, gauge};
+use std::time::Duration;
+use tracing::{debug, info};
+
+/// A transaction of checks was committed.
+pub struct ChecksCommitted<'a> {
+    /// What was in it.
+    pub checks: &'a [Check],
+    /// What was done about each.
+    pub checked: &'a [Checked],
+    /// How long the ledger took.
+    pub took: Duration,
+}
+
+impl ChecksCommitted<'_> {
+    /// Tells of it: a line for each payment whose points have moved.
+    pub fn emit(self) {
+        let (mut credited, mut reversed) = (0, 0);
+        for (check, Checked { step, user_id, points, .. }) in self.checks.iter().zip(self.checked) {
+            let (payment_id, step_label) = (check.credit.payment_id.as_str(), step.label());
+            match step {
+                CheckStep::LateCredit | CheckStep::Reinstate => credited += points.unsigned_abs(),
+                CheckStep::Expire | CheckStep::Reverse => reversed += points.unsigned_abs(),
+                // Credited and reversed at once: nobody's balance has moved.
+                CheckStep::Void => {}
+                CheckStep::Verify | CheckStep::Recheck | CheckStep::None | CheckStep::Dead(_) => continue,
+            }
+            let reason = check.finding.reason(*step);
+            info!(step = step_label, payment_id, user_id, points, reason, "ledger corrected");
+        }
+        counter!(names::POINTS_CREDITED).increment(credited);
+        counter!(names::POINTS_REVERSED).increment(reversed);
+        debug!(size = self.checks.len(), took = ?self.took, "checks committed");
+    }
+}
+
+/// The outcomes of a batch of checks are durable, and its messages are about to be settled.
+pub struct ChecksSettled<O> {
+    /// Of each message.
+    pub outcomes: O,
+}
+
+impl<'a, O: Iterator<Item = &'a CheckOutcome> + Clone> ChecksSettled<O> {
+    /// Tells of it.
+    pub fn emit(self) {
+        let mut steps: Vec<(PaymentStatus, &'static str, u64)> = Vec::new();
+        for outcome in self.outcomes.clone() {
+            let (status, step) = match outcome {
+                CheckOutcome::Checked { status, step, .. } => (*status, step.label()),
+                CheckOutcome::Parked { status, reason, .. } => (*status, CheckStep::Dead(*reason).label()),
+                _ => continue,
+            };
+            match steps.iter_mut().find(|(of, label, _)| (*of, *label) == (status, step)) {
+                Some((_, _, count)) => *count += 1,
+                None => steps.push((status, step, 1)),
+            }
+        }
+        for (status, step, count) in steps {
+            counter!(names::CHECKS, "status" => status.label(), "step" => step).increment(count);
+        }
+        count_messages(names::CHECK_QUEUE, &CheckOutcome::LABELS, self.outcomes.map(CheckOutcome::label));
+    }
+}
+
+/// How many credits no check has found paid.
+pub struct Unverified(
+    /// Their number.
+    pub i64,
+);
+
+impl Unverified {
+    /// Tells of it.
+    pub fn emit(self) {
+        #[allow(clippy::cast_precision_loss, reason = "at most a million")]
+        gauge!(names::UNVERIFIED_CREDITS).set(self.0 as f64);
+    }
+}
+
+/// Somebody has released the brake, or tried to.
+pub struct BrakeReleased {
+    /// Whether it was engaged.
+    pub engaged: bool,
+}
+
+impl BrakeReleased {
+    /// Tells of it.
+    pub fn emit(self) {
+        if self.engaged {
+            info!("SIGHUP: the brake is released, checks go on");
+        } else {
+            info!("SIGHUP: no brake is engaged, nothing changes (the configuration is read at the start only)");
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! What becomes of the daemon, and who works with the dead queue.
+
+#![allow(clippy::disallowed_macros, reason = "this is the place for them")]
+
+use crate::{
+    observe::{metrics as names, status::Part},
+    pipeline::ports::Dependency,
+};
+use ::metrics::gauge;
+use std::time::Duration;
+use tracing::{debug, info, warn};
+
+/// A call to a database did not answer; its thread, connection and pool were left behind.
+pub struct DatabaseAbandoned {
+    /// How long it was waited for.
+    pub timeout: Duration,
+}
+
+impl DatabaseAbandoned {
+    /// Tells of it.
+    pub fn emit(self) {
+        debug!(timeout = ?self.timeout, "a database does not answer: its connections are abandoned");
+    }
+}
+
+/// The connections to the broker stand, or not.
+pub struct BrokerConnected {
+    /// Whose they are. The metric tells those of the credits.
+    pub part: Part,
+    /// Whether they do.
+    pub connected: bool,
+}
+
+impl BrokerConnected {
+    /// Tells of it.
+    pub fn emit(self) {
+        if self.part == Part::Credits {
+            gauge!(names::BROKER_CONNECTED).set(f64::from(u8::from(self.connected)));
+        }
+    }
+}
+
+/// The daemon begins to wait for a dependency.
+pub struct Paused<'a> {
+    /// For which.
+    pub dependency: Dependency,
+    /// What was seen.
+    pub reason: &'a str,
+}
+
+impl Paused<'_> {
+    /// Tells of it.
+    pub fn emit(self) {
+        gauge!(names::PAUSED, "dependency" => self.dependency.label()).set(1.0);
+        warn!(dependency = self.dependency.label(), reason = self.reason, "paused");
+    }
+}
+
+/// It still waits, and what it sees has changed. `/readyz` and systemd's status tell it, the log only when asked to: an
+/// outage is one line at its start and one at its end.
+pub struct StillPaused<'a> {
+    /// For which.
+    pub dependency: Dependency,
+    /// What is seen now.
+    pub reason: &'a str,
+}
+
+impl StillPaused<'_> {
+    /// Tells of it.
+    pub fn emit(self) {
+        debug!(dependency = self.dependency.label(), reason = self.reason, "still paused");
+    }
+}
+
+/// A dependency works again.
+pub struct Resumed {
+    /// Which.
+    pub dependency: Dependency,
+    /// How long it was waited for.
+    pub after: Duration,
+}
+
+impl Resumed {
+    /// Tells of it.
+    pub fn emit(self) {
+        gauge!(names::PAUSED, "dependency" => self.dependency.label()).set(0.0);
+        info!(dependency = self.dependency.label(), after = ?self.after, "resumed");
+    }
+}
+
+/// The daemon consumes, for the first time or from another node than before.
+pub struct Consuming<'a> {
+    /// From which queue.
+    pub queue: &'a str,
+    /// Which node answered.
+    pub broker: &'a str,
+}
+
+impl Consuming<'_> {
+    /// Tells of it.
+    pub fn emit(self) {
+        info!(queue = self.queue, broker = self.broker, "consuming");
+    }
+}
+
+/// The daemon starts.
+pub struct Started<'a> {
+    /// Which ledger it uses, without secrets.
+    pub ledger: &'a str,
+    /// Where its endpoints are.
+    pub http: &'a str,
+}
+
+impl Started<'_> {
+    /// Tells of it.
+    pub fn emit(self) {
+        info!(version = env!("CARGO_PKG_VERSION"), ledger = self.ledger, http = self.http, "pointsd started");
+    }
+}
+
+/// The schema was brought up to date.
+pub struct Migrated<'a> {
+    /// What was run.
+    pub versions: &'a [String],
+}
+
+impl Migrated<'_> {
+    /// Tells of it.
+    pub fn emit(self) {
+        if !self.versions.is_empty() {
+            info!(versions = ?self.versions, "ledger schema migrated");
+        }
+    }
+}
+
+/// Something asked the daemon to stop.
+pub struct Stopping<'a> {
+    /// What.
+    pub signal: &'a str,
+}
+
+impl Stopping<'_> {
+    /// Tells of it.
+    pub fn emit(self) {
+        info!(signal = self.signal, "stopping: settling what is in flight");
+    }
+}
+
+/// The daemon leaves.
+pub struct Stopped {
+    /// Whether everything in flight was settled or given back in time.
+    pub in_time: bool,
+}
+
+impl Stopped {
+    /// Tells of it.
+    pub fn emit(self) {
+        if self.in_time {
+            info!("stopped");
+        } else {
+            warn!("stopped at shutdown_timeout: what was in flight will be delivered again");
+        }
+    }
+}
+
+/// A loop of the daemon does not turn any more; systemd is not told that it lives.
+pub struct LoopStuck<'a> {
+    /// Which.
+    pub name: &'a str,
+    /// By how much it is late.
+    pub late: Duration,
+}
+
+impl LoopStuck<'_> {
+    /// Tells of it.
+    pub fn emit(self) {
+        warn!(name = self.name, late = ?self.late, "a loop does not turn: the watchdog is not fed");
+    }
+}
+
+/// Somebody worked with the dead queue: the audit's line, whatever the level of the log.
+pub struct DeadQueueAudit<'a> {
+    /// Who, and on which machine.
+    pub who: &'a str,
+    /// Which command.
+    pub action: &'a str,
+    /// On which queue.
+    pub queue: &'a str,
+    /// Which messages were meant.
+    pub selection: &'a str,
+    /// How many that were.
+    pub selected: u64,
+    /// How many were taken out of the queue.
+    pub removed: u64,
+    /// How it ended.
+    pub end: &'a str,
+    /// The run of a requeue, as in `x-pointsd-requeue-id`.
+    pub requeue_id: Option<&'a str>,
+}
+
+impl DeadQueueAudit<'_> {
+    /// Tells of it.
+    pub fn emit(self) {
+        let Self { who, action, queue, selection, selected, removed, end, requeue_id } = self;
+        info!(target: "pointsd::audit", who, action, queue, selection, selected, removed, end, requeue_id, "dead queue");
+    }
+}

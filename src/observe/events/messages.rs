@@ -1,0 +1,178 @@
+//! What becomes of messages.
+
+#![allow(clippy::disallowed_macros, reason = "this is the place for them")]
+
+use crate::{
+    domain::{
+        credit::{Credit, Outcome, Verdict},
+        ids::PaymentId,
+        settlement::Reason,
+    },
+    observe::{metrics as names, status::Part},
+};
+use ::metrics::{counter, gauge, histogram};
+use std::time::Duration;
+use tracing::{debug, warn};
+
+/// A transaction of the ledger was committed.
+pub struct BatchCommitted<'a> {
+    /// What was in it.
+    pub credits: &'a [Credit],
+    /// What the ledger said of each.
+    pub verdicts: &'a [Verdict],
+    /// How long the ledger took.
+    pub took: Duration,
+}
+
+impl BatchCommitted<'_> {
+    /// Tells of it.
+    pub fn emit(self) {
+        let new = self.credits.iter().zip(self.verdicts).filter(|(_, verdict)| **verdict == Verdict::Credited);
+        let (credited, points) = new.fold((0_u64, 0_u64), |(credited, points), (credit, _)| {
+            (credited + 1, points + credit.points.get().unsigned_abs())
+        });
+        counter!(names::POINTS_CREDITED).increment(points);
+        histogram!(names::COMMIT_SECONDS).record(self.took);
+        #[allow(clippy::cast_precision_loss, reason = "a batch has at most 10 000 messages")]
+        histogram!(names::BATCH_SIZE).record(self.credits.len() as f64);
+        debug!(size = self.credits.len(), credited, points, took = ?self.took, "batch committed");
+    }
+}
+
+/// A batch failed for a reason that may pass, and is tried again.
+pub struct BatchRetried<'a> {
+    /// How many messages are in it.
+    pub size: usize,
+    /// What was said.
+    pub reason: &'a str,
+    /// How long it waits.
+    pub pause: Duration,
+}
+
+impl BatchRetried<'_> {
+    /// Tells of it.
+    pub fn emit(self) {
+        debug!(size = self.size, reason = self.reason, pause = ?self.pause, "batch failed, trying again");
+    }
+}
+
+/// Counts messages by their outcome, once for the whole batch.
+pub(super) fn count_messages(
+    queue: &'static str,
+    labels: &[&'static str],
+    outcomes: impl Iterator<Item = &'static str>,
+) {
+    let mut counts = vec![0_u64; labels.len()];
+    for outcome in outcomes {
+        for (label, count) in labels.iter().zip(&mut counts) {
+            *count += u64::from(*label == outcome);
+        }
+    }
+    for (outcome, count) in labels.iter().zip(counts).filter(|(_, count)| *count > 0) {
+        counter!(names::MESSAGES, "queue" => queue, "outcome" => *outcome).increment(count);
+    }
+}
+
+/// The outcomes of a batch of credits are durable, and its messages are about to be settled.
+pub struct CreditsSettled<O, A> {
+    /// Of each message.
+    pub outcomes: O,
+    /// Since its producer sent it, of each message that says when.
+    pub ages: A,
+}
+
+impl<'a, O: Iterator<Item = &'a Outcome>, A: Iterator<Item = Duration>> CreditsSettled<O, A> {
+    /// Tells of it.
+    pub fn emit(self) {
+        count_messages(names::CREDIT_QUEUE, &Outcome::LABELS, self.outcomes.map(Outcome::label));
+        let seconds = histogram!(names::END_TO_END_SECONDS);
+        self.ages.for_each(|age| seconds.record(age));
+    }
+}
+
+/// A confirmed copy of a message stands in the dead queue.
+pub struct MessageParked<'a> {
+    /// Why.
+    pub reason: Reason,
+    /// Its payment, where it could be read.
+    pub payment_id: Option<&'a PaymentId>,
+    /// What it can be found by.
+    pub message: &'a str,
+    /// What happened.
+    pub error: &'a str,
+}
+
+impl MessageParked<'_> {
+    /// Tells of it.
+    pub fn emit(self) {
+        counter!(names::DEAD_LETTERED, "reason" => self.reason.label()).increment(1);
+        warn!(
+            reason = self.reason.label(),
+            payment_id = self.payment_id.map(PaymentId::as_str),
+            message_id = self.message,
+            error = self.error,
+            "message parked"
+        );
+    }
+}
+
+/// A confirmed copy of a message stands in a delay queue.
+pub struct MessageDelayed<'a> {
+    /// Which delayed retry it is, counted from 1.
+    pub attempt: u32,
+    /// How long it waits, as configured.
+    pub delay: &'a str,
+    /// Its payment.
+    pub payment_id: Option<&'a PaymentId>,
+    /// What it can be found by.
+    pub message: &'a str,
+    /// What happened.
+    pub error: &'a str,
+}
+
+impl MessageDelayed<'_> {
+    /// Tells of it.
+    pub fn emit(self) {
+        warn!(
+            attempt = self.attempt,
+            delay = self.delay,
+            payment_id = self.payment_id.map(PaymentId::as_str),
+            message_id = self.message,
+            error = self.error,
+            "message delayed"
+        );
+    }
+}
+
+/// How many deliveries are taken and not settled.
+pub struct InFlight {
+    /// Of which queue.
+    pub part: Part,
+    /// Their number.
+    pub deliveries: usize,
+}
+
+impl InFlight {
+    /// Tells of it.
+    pub fn emit(self) {
+        #[allow(clippy::cast_precision_loss, reason = "at most the prefetch")]
+        gauge!(names::IN_FLIGHT, "queue" => self.part.label()).set(self.deliveries as f64);
+    }
+}
+
+/// Unsettled deliveries went back to their queue.
+pub struct GaveBack {
+    /// How many; `None` when the broker did not answer in time, and takes them back as the connection ends.
+    pub deliveries: Option<usize>,
+}
+
+impl GaveBack {
+    /// Tells of it.
+    pub fn emit(self) {
+        match self.deliveries {
+            Some(0) => {}
+            Some(deliveries) => debug!(deliveries, "unsettled deliveries given back"),
+            None => debug!("unsettled deliveries given back by ending the connection"),
+        }
+    }
+}

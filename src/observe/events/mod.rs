@@ -1,0 +1,10 @@
+//! What happens: one struct an occurrence, which emits its log line and its metric together. Identifiers are logged,
+//! bodies and secrets never.
+
+mod checks;
+mod daemon;
+mod messages;
+
+pub use checks::*;
+pub use daemon::*;
+pub use messages::*;
