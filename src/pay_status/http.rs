@@ -160,7 +160,6 @@ impl HttpSource {
         let mut client = Client::builder()
             .user_agent(concat!("pointsd/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)
-            .timeout(settings.timeout)
             // A redirect could take the secret headers anywhere.
             .redirect(redirect::Policy::none())
             // What the environment says of proxies is not ours: payments are asked for where the configuration says.

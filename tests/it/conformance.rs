@@ -4,13 +4,15 @@ use crate::support::ledger::{Kind, Place};
 use pointsd::{
     database::DatabaseUrl,
     domain::{
+        check::{Check, CheckStep, Finding, OnUnpaid},
         credit::{Credit, MAX_BALANCE, MAX_POINTS_LIMIT, Points, Standing, Verdict},
         ids::{PaymentId, UserId},
+        settlement::Reason,
     },
-    ledger::{Ledger, SchemaState},
+    ledger::{Ledger, SchemaState, UnverifiedPage},
     pipeline::ports::Class,
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// Every case below, for each kind of ledger.
 macro_rules! suite {
@@ -34,6 +36,12 @@ suite!(
     a_broken_ledger_is_found,
     a_payment_tells_its_story,
     reading_makes_no_ledger,
+    every_step_of_a_check_is_written,
+    the_ledgers_own_row_counts_and_not_the_message,
+    a_reversal_may_make_a_balance_negative,
+    checks_and_credits_of_the_same_payments_at_once,
+    a_check_out_of_range_leaves_no_trace,
+    credits_that_no_check_has_found_paid_are_counted_and_listed,
 );
 
 fn credit(payment: &str, user: &str, points: i64) -> Credit {
@@ -293,11 +301,198 @@ fn a_payment_tells_its_story(kind: Kind) {
     assert_eq!(told, [(1, "reversal", -10, "closed"), (2, "reinstatement", 10, "paid")]);
 }
 
+fn check(payment: &str, user: &str, points: i64, finding: Finding) -> Check {
+    Check { credit: credit(payment, user, points), finding }
+}
+
+/// The steps of a batch, and the points that they concern.
+fn steps(ledger: &dyn Ledger, checks: &[Check]) -> Vec<(CheckStep, i64)> {
+    let checked = ledger.check(checks, OnUnpaid::Reverse).unwrap();
+    checked.into_iter().map(|checked| (checked.step, checked.points)).collect()
+}
+
+fn every_step_of_a_check_is_written(kind: Kind) {
+    use CheckStep::{Dead, Expire, LateCredit, None, Reinstate, Reverse, Verify, Void};
+    use Finding::{Closed, Expired, Paid};
+    let (_place, ledger) = ledger(kind);
+    ledger.credit(&[credit("a", "u", 10), credit("b", "u", 20), credit("c", "v", 5)]).unwrap();
+    // One batch a row: the payments, what is found of each, what is done, and the balances of u, v and w after it.
+    let batches: Vec<(Vec<(&str, &str, i64, Finding, CheckStep)>, [i64; 3])> = vec![
+        (vec![], [30, 5, 0]),
+        (
+            vec![
+                ("a", "u", 10, Paid, Verify),
+                ("b", "u", 20, Closed, Reverse),
+                ("c", "v", 5, Expired, Expire),
+                ("d", "w", 7, Paid, LateCredit),
+                ("e", "w", 9, Closed, Void),
+                ("f", "w", 9, Expired, Void),
+            ],
+            [10, 0, 7],
+        ),
+        // The same again does nothing, but that a paid one is found paid once more.
+        (
+            vec![
+                ("a", "u", 10, Paid, Verify),
+                ("b", "u", 20, Closed, None),
+                ("c", "v", 5, Expired, None),
+                ("d", "w", 7, Paid, Verify),
+                ("e", "w", 9, Closed, None),
+                ("f", "w", 9, Expired, None),
+            ],
+            [10, 0, 7],
+        ),
+        (vec![("b", "u", 20, Paid, Reinstate), ("e", "w", 9, Paid, Reinstate)], [30, 0, 16]),
+        (vec![("b", "u", 20, Closed, Reverse), ("e", "w", 9, Expired, Expire)], [10, 0, 7]),
+    ];
+    for (batch, balances) in batches {
+        let checks: Vec<Check> =
+            batch.iter().map(|(payment, user, points, finding, _)| check(payment, user, *points, *finding)).collect();
+        let expected: Vec<_> = batch.iter().map(|(_, _, points, _, step)| (*step, *points)).collect();
+        assert_eq!(steps(&*ledger, &checks), expected);
+        let now = ["u", "v", "w"].map(|user| ledger.balance(user).unwrap());
+        assert_eq!(now, balances, "{batch:?}");
+        assert_eq!(ledger.verify().unwrap().violations, 0);
+    }
+    // A message that comes later than all that is a duplicate: it never ends credited.
+    let later = [credit("e", "w", 9), credit("f", "w", 9), credit("b", "u", 20)];
+    assert_eq!(ledger.credit(&later).unwrap(), vec![Verdict::Duplicate; 3]);
+    // A person decides: the credit stays, and one that is absent is voided all the same.
+    let parked = ledger.check(&[check("a", "u", 10, Closed), check("g", "v", 3, Expired)], OnUnpaid::Dead).unwrap();
+    assert_eq!(parked.iter().map(|it| it.step).collect::<Vec<_>>(), [Dead(Reason::Unpaid), Void]);
+    assert_right(&*ledger, 7);
+
+    let story = ledger.payment("b").unwrap().unwrap();
+    let told: Vec<_> =
+        story.adjustments.iter().map(|a| (a.seq, a.kind.as_str(), a.points, a.reason.as_str())).collect();
+    assert_eq!(
+        told,
+        [(1, "reversal", -20, "closed"), (2, "reinstatement", 20, "paid after all"), (3, "reversal", -20, "closed")]
+    );
+    assert_eq!(story.state, "reversed");
+    assert!(story.verified_at.is_some(), "a reversal leaves it");
+    let void = ledger.payment("f").unwrap().unwrap();
+    assert_eq!((void.state.as_str(), void.verified_at), ("reversed", Option::None));
+    assert_eq!(void.adjustments[0].reason, "expired before it was credited");
+}
+
+fn the_ledgers_own_row_counts_and_not_the_message(kind: Kind) {
+    let (_place, ledger) = ledger(kind);
+    ledger.credit(&[credit("a", "u", 10), credit("b", "u", 10)]).unwrap();
+    let checked = ledger
+        .check(&[check("a", "thief", 99, Finding::Closed), check("b", "thief", 99, Finding::Paid)], OnUnpaid::Reverse)
+        .unwrap();
+    let told: Vec<_> = checked.iter().map(|it| (it.step, it.user_id.as_str(), it.points)).collect();
+    assert_eq!(told, [(CheckStep::Reverse, "u", 10), (CheckStep::Verify, "u", 10)]);
+    assert_eq!((ledger.balance("u").unwrap(), ledger.balance("thief").unwrap()), (10, 0));
+    assert_right(&*ledger, 2);
+}
+
+fn a_reversal_may_make_a_balance_negative(kind: Kind) {
+    let (place, ledger) = ledger(kind);
+    ledger.credit(&[credit("a", "u", 10)]).unwrap();
+    // The points were spent by somebody else's program, which this ledger books as a balance only: `verify` would tell.
+    place.execute("UPDATE points_balances SET balance = 3 WHERE user_id = 'u'");
+    assert_eq!(steps(&*ledger, &[check("a", "u", 10, Finding::Closed)]), [(CheckStep::Reverse, 10)]);
+    assert_eq!(ledger.balance("u").unwrap(), -7);
+    assert_eq!(steps(&*ledger, &[check("a", "u", 10, Finding::Closed)]), [(CheckStep::None, 10)], "once");
+    assert_eq!(ledger.balance("u").unwrap(), -7);
+    assert_eq!(steps(&*ledger, &[check("a", "u", 10, Finding::Paid)]), [(CheckStep::Reinstate, 10)]);
+    assert_eq!(ledger.balance("u").unwrap(), 3);
+}
+
+/// Credits and checks of overlapping payments, from writers in every order: no deadlock, and whatever came first, each
+/// payment ends as its finding says.
+fn checks_and_credits_of_the_same_payments_at_once(kind: Kind) {
+    let (place, ledger) = ledger(kind);
+    let finding = |n: usize| [Finding::Paid, Finding::Closed, Finding::Expired][n % 3];
+    let payment = |round: usize, n: usize| format!("{round:02}-{n:03}");
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            // Two that credit and two that check; two share a pool, the others are another daemon's.
+            let ledger = if writer % 2 == 0 || kind == Kind::Sqlite { Arc::clone(&ledger) } else { place.open() };
+            scope.spawn(move || {
+                for round in 0..30 {
+                    if writer < 2 {
+                        let mut batch: Vec<Credit> =
+                            (0..100).map(|n| credit(&payment(round, n), &format!("u{}", n % 7), 2)).collect();
+                        if writer == 1 {
+                            batch.reverse();
+                        }
+                        ledger.credit(&batch).unwrap();
+                    } else {
+                        let batch: Vec<Check> = (0..100)
+                            .map(|n| check(&payment(round, n), &format!("u{}", n % 7), 2, finding(n)))
+                            .collect();
+                        ledger.check(&batch, OnUnpaid::Reverse).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    assert_right(&*ledger, 3000);
+    for n in 0..100 {
+        let state = ledger.payment(&payment(7, n)).unwrap().unwrap().state;
+        assert_eq!(state, if finding(n) == Finding::Paid { "credited" } else { "reversed" }, "{n}");
+    }
+}
+
+fn a_check_out_of_range_leaves_no_trace(kind: Kind) {
+    let (place, ledger) = ledger(kind);
+    ledger.credit(&[credit("a", "rich", 5)]).unwrap();
+    place.execute(&format!("UPDATE points_balances SET balance = {MAX_BALANCE} WHERE user_id = 'rich'"));
+    let batch = [check("b", "poor", 1, Finding::Paid), check("c", "rich", 1, Finding::Paid)];
+    let error = ledger.check(&batch, OnUnpaid::Reverse).unwrap_err();
+    assert_eq!(error.class(), Class::Permanent, "{error}");
+    assert!(ledger.payment("b").unwrap().is_none() && ledger.balance("poor").unwrap() == 0, "nothing of it");
+    assert_eq!(steps(&*ledger, &batch[..1]), [(CheckStep::LateCredit, 1)]);
+}
+
+fn credits_that_no_check_has_found_paid_are_counted_and_listed(kind: Kind) {
+    let (place, ledger) = ledger(kind);
+    let page = |reversed, after: Option<(String, String)>| UnverifiedPage {
+        reversed,
+        older_than: Duration::ZERO,
+        newer_than: None,
+        after,
+        limit: 2,
+    };
+    let ids = |page: &UnverifiedPage| -> Vec<(String, String)> {
+        ledger.unverified(page).unwrap().into_iter().map(|it| (it.since, it.payment_id)).collect()
+    };
+    ledger.credit(&["a", "b", "c", "d", "e"].map(|id| credit(id, "u", 1))).unwrap();
+    std::thread::sleep(Duration::from_millis(5));
+    assert_eq!(ledger.count_unverified().unwrap(), 5);
+    steps(&*ledger, &[check("b", "u", 1, Finding::Paid), check("e", "u", 1, Finding::Closed)]);
+    assert_eq!((ledger.count_unverified().unwrap(), ledger.verify().unwrap().unverified), (3, 3));
+
+    let first = ids(&page(false, None));
+    let second = ids(&page(false, first.last().cloned()));
+    let told: Vec<&str> = first.iter().chain(&second).map(|(_, id)| id.as_str()).collect();
+    assert_eq!((told, first.len()), (vec!["a", "c", "d"], 2), "page by page, each once");
+    assert!(ids(&page(false, second.last().cloned())).is_empty());
+    std::thread::sleep(Duration::from_millis(5));
+    let reversed = ids(&page(true, None));
+    assert_eq!(reversed.iter().map(|(_, id)| id.as_str()).collect::<Vec<_>>(), ["e"]);
+    assert!(ids(&page(true, reversed.last().cloned())).is_empty());
+
+    let past = match kind {
+        Kind::Sqlite => "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-2 hours')",
+        Kind::Postgres => "now() - interval '2 hours'",
+    };
+    place.execute(&format!("UPDATE points_credits SET credited_at = {past} WHERE payment_id = 'd'"));
+    let hour = Duration::from_secs(3600);
+    let old = ids(&UnverifiedPage { older_than: hour, ..page(false, None) });
+    assert_eq!(old.iter().map(|(_, id)| id.as_str()).collect::<Vec<_>>(), ["d"]);
+    let new = ids(&UnverifiedPage { newer_than: Some(hour), ..page(false, None) });
+    assert_eq!(new.iter().map(|(_, id)| id.as_str()).collect::<Vec<_>>(), ["a", "c"]);
+}
+
 fn reading_makes_no_ledger(kind: Kind) {
     if let DatabaseUrl::Sqlite(file) = Place::new(kind).parsed() {
         let options = pointsd::ledger::Options {
             pool_size: 1,
-            timeout: std::time::Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
             access: pointsd::ledger::Access::Read,
         };
         let missing = file.with_file_name("missing.db");

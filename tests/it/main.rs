@@ -11,11 +11,15 @@
 
 mod support;
 
+mod brake;
+mod check_chaos;
 mod cli;
+mod compensation;
 mod conformance;
 mod crediting;
 mod dead;
 mod failures;
 mod operations;
 mod outages;
+mod payment_sources;
 mod recovery;

@@ -78,7 +78,7 @@ impl Ledger for PostgresLedger {
     }
 
     fn count_unverified(&self) -> Result<i64, DatabaseError> {
-        let count: CountRow = sql_query(format!("{} LIMIT {MOST_COUNTED}) AS some", records::COUNT_UNVERIFIED))
+        let count: CountRow = sql_query(format!("{} LIMIT {MOST_COUNTED}) AS counted", records::COUNT_UNVERIFIED))
             .get_result(&mut self.server.fresh()?)?;
         Ok(count.count)
     }

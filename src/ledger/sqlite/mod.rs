@@ -130,7 +130,7 @@ impl Ledger for SqliteLedger {
     }
 
     fn count_unverified(&self) -> Result<i64, DatabaseError> {
-        let count: CountRow = sql_query(format!("{} LIMIT {MOST_COUNTED}) AS some", records::COUNT_UNVERIFIED))
+        let count: CountRow = sql_query(format!("{} LIMIT {MOST_COUNTED}) AS counted", records::COUNT_UNVERIFIED))
             .get_result(&mut self.fresh()?)?;
         Ok(count.count)
     }

@@ -24,6 +24,7 @@ pub struct Setup {
     pub exchange: String,
     pub key: String,
     pub credit_queue: String,
+    pub check_queue: String,
     pub dead_queue: String,
 }
 
@@ -37,13 +38,14 @@ impl Setup {
             exchange: format!("{name}.points"),
             key: format!("{name}.credit"),
             credit_queue: format!("{name}.credit"),
+            check_queue: format!("{name}.check"),
             dead_queue: format!("{name}.dead"),
         };
-        let Self { exchange, key, credit_queue, dead_queue, .. } = &setup;
+        let Self { exchange, key, credit_queue, check_queue, dead_queue, .. } = &setup;
         let text = format!(
             "[retry]\ndelays = [{NEVER:?}]\n[ledger]\nurl = {ledger_url:?}\nauto_migrate = true\n[broker]\nurl = {broker_url:?}\n\
              exchange = {exchange:?}\nrouting_key = {key:?}\ncredit_queue = {credit_queue:?}\n\
-             dead_queue = {dead_queue:?}\n{more}\n"
+             check_queue = {check_queue:?}\ndead_queue = {dead_queue:?}\n{more}\n"
         );
         std::fs::write(setup.config(), text).unwrap();
         setup
@@ -52,6 +54,11 @@ impl Setup {
     /// The queue of one delay.
     pub fn retry_queue(&self, delay: &str) -> String {
         format!("{}.retry.{delay}", self.credit_queue)
+    }
+
+    /// The queue in which messages wait for a check.
+    pub fn check_delay_queue(&self, delay: &str) -> String {
+        format!("{}.delay.{delay}", self.check_queue)
     }
 
     /// The only delay queue unless a test asks for others.

@@ -3,7 +3,9 @@
 pub mod amqp;
 pub mod daemon;
 pub mod flow;
+pub mod gateway;
 pub mod ledger;
+pub mod payments;
 pub mod postgres;
 pub mod proxy;
 pub mod rabbit;

@@ -1,0 +1,117 @@
+//! A payment service over HTTP that answers as a test says.
+
+use axum::{
+    Router,
+    body::Bytes,
+    http::{HeaderMap, StatusCode, Uri},
+};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{net::TcpListener, runtime::Runtime};
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    pub status: u16,
+    pub body: Bytes,
+    pub location: Option<String>,
+    pub delay: Duration,
+}
+
+impl Reply {
+    pub fn status(status: u16) -> Self {
+        Self { status, body: Bytes::new(), location: None, delay: Duration::ZERO }
+    }
+
+    pub fn body(body: impl Into<Bytes>) -> Self {
+        Self { body: body.into(), ..Self::status(200) }
+    }
+
+    /// What a gateway says of a payment.
+    pub fn trade(status: &str) -> Self {
+        Self::body(format!(r#"{{"data": {{"status": "{status}"}}}}"#))
+    }
+}
+
+type Behaviour = Box<dyn Fn(&str, &HeaderMap) -> Reply + Send>;
+
+/// Listens as long as it lives.
+pub struct Gateway {
+    pub port: u16,
+    runtime: Option<Runtime>,
+    behaviour: Arc<Mutex<Behaviour>>,
+    asked: Arc<AtomicU64>,
+}
+
+impl Gateway {
+    /// `behaviour`: from a payment's id, as it stands in the path, to an answer.
+    pub fn start(behaviour: impl Fn(&str, &HeaderMap) -> Reply + Send + 'static) -> Self {
+        Self::start_on(0, behaviour)
+    }
+
+    /// The same on a port of the test's choice.
+    pub fn start_on(port: u16, behaviour: impl Fn(&str, &HeaderMap) -> Reply + Send + 'static) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let behaviour: Arc<Mutex<Behaviour>> = Arc::new(Mutex::new(Box::new(behaviour)));
+        let asked = Arc::new(AtomicU64::new(0));
+        let (behaves, counts) = (Arc::clone(&behaviour), Arc::clone(&asked));
+        let answer = move |uri: Uri, headers: HeaderMap| {
+            let (behaves, counts) = (Arc::clone(&behaves), Arc::clone(&counts));
+            async move {
+                counts.fetch_add(1, Ordering::Relaxed);
+                let id = uri.path().rsplit('/').next().unwrap_or_default().to_owned();
+                // What a test does in there may block.
+                let reply = tokio::task::spawn_blocking(move || behaves.lock().unwrap()(&id, &headers)).await.unwrap();
+                tokio::time::sleep(reply.delay).await;
+                let mut headers = HeaderMap::new();
+                if let Some(location) = reply.location {
+                    headers.insert("location", location.parse().unwrap());
+                }
+                (StatusCode::from_u16(reply.status).unwrap(), headers, reply.body)
+            }
+        };
+        let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", port))).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let router: Router = Router::new().fallback(answer);
+        runtime.spawn(async move { axum::serve(listener, router).await });
+        Self { port, runtime: Some(runtime), behaviour, asked }
+    }
+
+    /// Answers otherwise from now on.
+    pub fn behave(&self, behaviour: impl Fn(&str, &HeaderMap) -> Reply + Send + 'static) {
+        *self.behaviour.lock().unwrap() = Box::new(behaviour);
+    }
+
+    /// Answers from a table; what is not in it is 404.
+    pub fn table(&self, table: BTreeMap<String, Reply>) {
+        self.behave(move |id, _| table.get(id).cloned().unwrap_or_else(|| Reply::status(404)));
+    }
+
+    /// How often it was asked.
+    pub fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// `[pay_status.http]`, with the words of Alipay.
+    pub fn settings(&self) -> String {
+        format!(
+            "[pay_status.http]\nurl = \"http://127.0.0.1:{}/payments/{{payment_id}}\"\nstatus_pointer = \"/data/status\"\n\
+             paid = [\"TRADE_SUCCESS\"]\npending = [\"WAIT_BUYER_PAY\"]\nclosed = [\"TRADE_CLOSED\"]\ntimeout = \"1s\"\n",
+            self.port
+        )
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
