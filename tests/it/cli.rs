@@ -28,8 +28,15 @@ fn exit_statuses_are_those_of_the_contract() {
         (&["balance", "u"], 0, "0 points"),
         (&["balance", " u"], 2, "has blanks around it"),
         (&["balance"], 2, "Usage"),
-        (&["payment", "p"], 1, "payment p: the ledger knows nothing of it"),
-        (&["verify"], 0, "0 credits, 0 adjustments, 0 users, 0 points: the ledger is right"),
+        (&["payment", "p"], 1, "payment p: nothing is known of it"),
+        (&["reconcile"], 0, "0 credits not found paid by a check"),
+        (&["reconcile", "--apply"], 2, "pay_status.source is \"none\""),
+        (&["payment", "p", "--live"], 2, "pay_status.source is \"none\""),
+        (
+            &["verify"],
+            0,
+            "0 credits (0 not found paid by a check), 0 adjustments, 0 users, 0 points: the ledger is right",
+        ),
         (&["replay", empty], 0, "credited 0, duplicate 0, conflict 0, malformed 0, rejected 0"),
         (&["replay", "/nonexistent"], 1, "/nonexistent cannot be read"),
         (&["publish", empty], 1, "broker: cannot connect: 127.0.0.1:1"),
@@ -54,7 +61,9 @@ fn exit_statuses_are_those_of_the_contract() {
 
 #[test]
 fn every_command_explains_itself() {
-    for command in ["run", "replay", "publish", "migrate", "check-config", "topology", "balance", "payment", "verify"] {
+    for command in
+        ["run", "replay", "publish", "migrate", "check-config", "topology", "balance", "payment", "verify", "reconcile"]
+    {
         let output = run(&[command, "--help"], &[]);
         assert!(output.status.success() && output.stdout.len() > 100, "{command}: {}", told(&output));
     }

@@ -304,7 +304,7 @@ fn a_recorded_file_gives_the_same_ledger_with_and_without_a_broker() {
             assert_eq!(replayed.json(arguments), setup.json(arguments), "{arguments:?}");
         }
         let payment = |setup: &Setup| {
-            let mut record = setup.json(&["payment", "98765432109876543210", "--json"]);
+            let mut record = setup.json(&["payment", "98765432109876543210", "--ledger-only", "--json"]);
             record["credited_at"] = serde_json::Value::Null;
             record
         };
