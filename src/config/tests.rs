@@ -195,3 +195,100 @@ fn defaults_that_depend_on_the_ledger() {
     let state = Settings::read(None, [], Some(Path::new("/var/lib/pointsd"))).unwrap();
     assert_eq!(state.ledger.url.describe(), "SQLite /var/lib/pointsd/pointsd.db");
 }
+
+const SQL: &str = r#"
+[pay_status]
+source = "sql"
+[pay_status.sql]
+table = "shop.payments"
+id_column = "id"
+status_column = "status"
+paid = [1, "PAID"]
+pending = [0]
+closed = [2]
+"#;
+
+const HTTP: &str = r#"
+[pay_status]
+source = "http"
+[pay_status.http]
+url = "https://u:s3cret@pay.example/payments/{payment_id}?key=s3cret"
+status_pointer = "/status"
+paid = ["PAID"]
+headers = ["Authorization: Bearer s3cret", "X-Shop: s3cret"]
+"#;
+
+#[test]
+fn a_payment_source_is_read_whole() {
+    let PayStatusSettings::Sql(sql) = settings(SQL).unwrap().pay_status else { panic!("sql") };
+    assert_eq!((sql.table.to_string().as_str(), sql.user_column), ("\"shop\".\"payments\"", None));
+    assert_eq!(
+        (sql.values.paid, sql.values.pending, sql.values.closed),
+        (vec!["1".into(), "PAID".into()], vec!["0".into()], vec!["2".into()])
+    );
+    assert!(matches!(sql.url, DatabaseUrl::Sqlite(_)), "the ledger's own");
+    let PayStatusSettings::Http(http) = settings(HTTP).unwrap().pay_status else { panic!("http") };
+    assert_eq!((http.timeout, http.concurrency, http.headers.len()), (Duration::from_secs(5), 16, 2));
+    assert!(!settings("").unwrap().pay_status.is_some());
+    let words = [("POINTSD_PAY_STATUS__SQL__PAID", "[1, 3]")];
+    let PayStatusSettings::Sql(sql) = read_with(SQL, &words).unwrap().pay_status else { panic!("sql") };
+    assert_eq!(sql.values.paid, ["1", "3"]);
+}
+
+#[test]
+fn a_payment_sources_secrets_are_not_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("headers");
+    std::fs::write(&file, "Authorization: Bearer s3cret\nX-Shop: s3cret\n").unwrap();
+    let from_file = HTTP.replace(
+        "headers = [\"Authorization: Bearer s3cret\", \"X-Shop: s3cret\"]",
+        &format!("headers_file = {file:?}"),
+    );
+    for text in [HTTP, &from_file] {
+        let settings = settings(text).unwrap();
+        let shown = settings.effective_toml() + &format!("{settings:?}");
+        assert!(!shown.contains("s3cret"), "{shown}");
+        assert!(shown.contains("pay.example") && shown.contains("authorization"), "{shown}");
+    }
+    let wrong = HTTP.replace("Authorization: Bearer s3cret", "Bearer s3cret").replace("{payment_id}", "s3cret");
+    let told = faults(settings(&wrong));
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told.iter().all(|fault| !fault.contains("s3cret")), "{told:?}");
+}
+
+#[test]
+fn a_payment_source_that_is_not_whole_or_not_used_is_told() {
+    let lines = |text: &str| faults(settings(text));
+    assert_eq!(
+        lines("[pay_status]\nsource = \"sql+http\"\n"),
+        [
+            "configuration: pay_status.http.paid: must have at least one value, as in [\"TRADE_SUCCESS\"]",
+            "configuration: pay_status.http.status_pointer: is missing; must be given for this pay_status.source, as in \"/status\"",
+            "configuration: pay_status.http.url: is missing; must be given for this pay_status.source, as in \"https://pay.example/payments/{payment_id}\"",
+            "configuration: pay_status.sql.id_column: is missing; must be given for this pay_status.source, as in \"id\"",
+            "configuration: pay_status.sql.paid: must have at least one value, as in [\"TRADE_SUCCESS\"]",
+            "configuration: pay_status.sql.status_column: is missing; must be given for this pay_status.source, as in \"status\"",
+            "configuration: pay_status.sql.table: is missing; must be given for this pay_status.source, as in \"payments\"",
+        ]
+    );
+    let told = lines(&SQL.replace("source = \"sql\"", "source = \"none\""));
+    assert!(
+        told.len() == 6 && told.iter().all(|fault| fault.contains("is used only with pay_status.source")),
+        "{told:?}"
+    );
+    let told = lines(&SQL.replace("closed = [2]", "closed = [2, 1]"));
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains("\"1\" is given twice"), "{told:?}");
+    for (wrong, fault) in [
+        ("[compensation]\nfirst = \"0s\"\n", "compensation.first"),
+        ("[compensation]\ndelays = [\"1 minute\"]\n", "compensation.delays"),
+        ("[compensation]\non_unpaid = \"ignore\"\n", "compensation.on_unpaid"),
+        ("[compensation]\nbrake_after = 0\n", "compensation.brake_after"),
+        ("[broker]\ncheck_queue = \"points.credit\"\n", "broker.check_queue: is the credit queue"),
+        ("[broker]\ncheck_queue = \"points.credit.retry.1s\"\n", "broker.check_queue: is a delay queue"),
+        ("[broker]\ndead_queue = \"points.check.delay.30s\"\n", "broker.dead_queue: is a delay queue"),
+    ] {
+        let told = lines(wrong);
+        assert!(told.len() == 1 && told[0].contains(fault), "{wrong}: {told:?}");
+    }
+}
