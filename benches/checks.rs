@@ -49,8 +49,8 @@ fn fill(place: &Place, payments: &Payments, status: &str) {
     ));
 }
 
-/// Checks a second, and CPU seconds of the daemon.
-fn round(kind: Kind, status: &str, step: &str) -> (f64, f64) {
+/// Checks a second.
+fn round(kind: Kind, status: &str, step: &str) -> f64 {
     let (place, payments) = (Place::new(kind), Payments::new());
     fill(&place, &payments, status);
     let more = format!(
@@ -74,10 +74,9 @@ fn round(kind: Kind, status: &str, step: &str) -> (f64, f64) {
     let all = CHECKS as f64;
     daemon.wait_for("all are checked", |daemon| (daemon.metric(&series) >= all).then_some(()));
     let rate = (all - done) / begun.elapsed().as_secs_f64();
-    let cpu = daemon.metric("process_cpu_seconds_total");
     daemon.stop();
     client.delete_queue(&setup.check_queue);
-    (rate, cpu)
+    rate
 }
 
 fn word(status: &str) -> &'static str {
@@ -98,16 +97,15 @@ fn main() {
     println!(
         "{CHECKS} checks, payment table in PostgreSQL, quorum queue; median, lowest and highest of {ROUNDS} rounds\n"
     );
-    println!("{:<30} {:>12} {:>12} {:>12} {:>14}", "scenario", "checks/s", "lowest", "highest", "CPU s/100 000");
+    println!("{:<30} {:>12} {:>12} {:>12}", "scenario", "checks/s", "lowest", "highest");
     let mut results = Vec::new();
     for (name, kind, status, step) in scenarios {
-        let mut rounds: Vec<(f64, f64)> = (0..ROUNDS).map(|_| round(kind, status, step)).collect();
-        rounds.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let (median, cpu) = rounds[ROUNDS / 2];
-        let (lowest, highest) = (rounds[0].0, rounds[ROUNDS - 1].0);
-        println!("{name:<30} {median:>12.0} {lowest:>12.0} {highest:>12.0} {cpu:>14.2}");
+        let mut rounds: Vec<f64> = (0..ROUNDS).map(|_| round(kind, status, step)).collect();
+        rounds.sort_by(f64::total_cmp);
+        let (lowest, median, highest) = (rounds[0], rounds[ROUNDS / 2], rounds[ROUNDS - 1]);
+        println!("{name:<30} {median:>12.0} {lowest:>12.0} {highest:>12.0}");
         results.push(serde_json::json!({
-            "scenario": name, "checks_per_second": median, "lowest": lowest, "highest": highest, "cpu_seconds": cpu
+            "scenario": name, "checks_per_second": median, "lowest": lowest, "highest": highest
         }));
     }
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench");

@@ -157,8 +157,17 @@ fn all_end_as_the_table_says(kind: Kind) {
     client.publish(&setup.exchange, &setup.key, reinstated.iter().map(|id| message(*id)));
     wait_until_quiet(&client, &setup, &daemon);
 
+    assert_ends(&client, &setup, &place, &fate_of);
+    daemon.stop();
+    if let Some(second) = second {
+        second.stop();
+    }
+}
+
+/// Each payment as its fate says, the balances, and what is parked.
+fn assert_ends(client: &Client, setup: &Setup, place: &Place, fate_of: &[usize]) {
     let mut balances: BTreeMap<u64, u64> = BTreeMap::new();
-    let ends = states(&place);
+    let ends = states(place);
     assert_eq!(ends.len(), usize::try_from(COUNT).unwrap());
     for id in 0..COUNT {
         let fate = fate_of[usize::try_from(id).unwrap()];
@@ -172,16 +181,12 @@ fn all_end_as_the_table_says(kind: Kind) {
     for (user, balance) in balances.iter().step_by(7) {
         assert_eq!(setup.json(&["balance", &format!("u{user}"), "--json"])["balance"], *balance);
     }
-    assert_right(&setup);
+    assert_right(setup);
     let odd = fate_of.iter().filter(|fate| **fate == 12).count();
     let parked = client.drain(&setup.dead_queue);
     let parked: std::collections::BTreeSet<Vec<u8>> = parked.into_iter().map(|it| it.delivery.data.clone()).collect();
     assert_eq!(parked.len(), odd, "what is unrecognised is parked, and nothing else");
     assert_eq!(client.ready(&setup.never_used()), Some(0), "no delayed retry was taken");
-    daemon.stop();
-    if let Some(second) = second {
-        second.stop();
-    }
 }
 
 /// Nothing waits for a check or is being checked any more.

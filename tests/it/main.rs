@@ -6,7 +6,11 @@
     clippy::expect_used,
     clippy::panic,
     clippy::float_cmp,
-    reason = "a test fails by panicking, and a count is exact"
+    clippy::type_complexity,
+    clippy::ref_option,
+    clippy::unnecessary_wraps,
+    clippy::items_after_statements,
+    reason = "a test fails by panicking, a count is exact, a table of cases is read where it stands"
 )]
 
 mod support;

@@ -7,8 +7,8 @@ use crate::support::{
     flow::{Flow, work_off},
     ledger::{Kind, Place},
     program,
-    rabbit::{self, Rabbit, Tls},
-    unique,
+    rabbit::{self, Rabbit},
+    tls, unique,
 };
 use lapin::{BasicProperties, ExchangeKind, types::AMQPValue};
 use std::{
@@ -147,33 +147,10 @@ fn a_loop_that_hangs_is_not_hidden_from_the_watchdog() {
     daemon.stop();
 }
 
-/// A private authority, a certificate of the broker for localhost, and one of the client.
-fn certificates(folder: &Path) -> (Tls, Tls) {
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.distinguished_name.push(rcgen::DnType::CommonName, "pointsd test authority");
-    let authority = CertifiedIssuer::self_signed(params, key).unwrap();
-    let ca = folder.join("ca.pem");
-    std::fs::write(&ca, authority.pem()).unwrap();
-    let issue = |name: &str| {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        let certificate = params.signed_by(&key, &authority).unwrap();
-        let (certificate_file, key_file) = (folder.join(format!("{name}.pem")), folder.join(format!("{name}.key")));
-        std::fs::write(&certificate_file, certificate.pem()).unwrap();
-        std::fs::write(&key_file, key.serialize_pem()).unwrap();
-        Tls { ca: ca.clone(), certificate: certificate_file, key: key_file }
-    };
-    (issue("broker"), issue("client"))
-}
-
 #[test]
 fn amqps_with_a_private_authority_and_a_client_certificate() {
     let folder = tempfile::tempdir().unwrap();
-    let (broker, client_tls) = certificates(folder.path());
+    let (broker, client_tls) = tls::certificates(folder.path());
     let rabbit = Rabbit::start(Some(&broker));
     let url = format!("amqps://guest:guest@localhost:{}/%2f", rabbit.tls_port.unwrap());
     let place = Place::new(Kind::Sqlite);

@@ -9,7 +9,7 @@ use crate::{
         gateway::{Gateway, Reply},
         ledger::{Kind, Place},
         payments::Payments,
-        rabbit,
+        rabbit, tls,
     },
 };
 use axum::body::Bytes;
@@ -73,7 +73,7 @@ fn a_gateway_that_is_down_slow_or_out_of_its_mind_costs_no_check_and_no_credit()
     // Nobody listens.
     more(20);
     wait_paused(&daemon, "pay_status");
-    let gateway = Gateway::start_on(port, |_, _| Reply::trade("TRADE_SUCCESS"));
+    let gateway = Gateway::start_on(port, None, |_, _| Reply::trade("TRADE_SUCCESS"));
     wait_resumed(&daemon);
     wait_for_checks(&daemon, "paid", "verify", 20.0);
 
@@ -357,4 +357,35 @@ fn a_status_is_looked_up_by_the_index_of_the_ids_whatever_their_type() {
         sql_query(query).load::<Count>(&mut connection).unwrap().into_iter().next()
     });
     assert_eq!(used.count, 1000);
+}
+
+#[test]
+fn a_gateway_with_a_private_authority_gets_the_headers_of_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, _) = tls::certificates(folder.path());
+    let headers = folder.path().join("headers");
+    std::fs::write(&headers, "Authorization: Bearer s3cret\n\nX-Shop: north\n").unwrap();
+    let gateway = Gateway::start_on(0, Some(&certificate), |id, headers| {
+        let known = headers["authorization"] == "Bearer s3cret" && headers["x-shop"] == "north";
+        if known && id == "1" { Reply::trade("TRADE_SUCCESS") } else { Reply::status(403) }
+    });
+    let place = Place::new(Kind::Sqlite);
+    let settings =
+        gateway.settings().replace("http://127.0.0.1", "https://localhost") + &format!("headers_file = {headers:?}\n");
+    let trusting = settings.clone() + &format!("ca_file = {:?}\n", certificate.ca);
+    let setup = setup(&place, "http", &trusting, "100ms", "[]");
+    let daemon = start(&setup);
+    let client = Client::connect(&rabbit::shared().url());
+    publish(&client, &setup, [1]);
+    wait_for_state(&setup, &daemon, 1, &is("credited", true));
+    daemon.stop();
+
+    // Without the authority the gateway is not believed, and gets no header.
+    let place = Place::new(Kind::Sqlite);
+    let distrusting = crate::compensation::setup(&place, "http", &settings, "100ms", "[]");
+    let daemon = start(&distrusting);
+    publish(&client, &distrusting, [1]);
+    wait_paused(&daemon, "certificate");
+    assert_eq!(gateway.asked(), 1);
+    daemon.stop();
 }

@@ -1,5 +1,6 @@
 //! A payment service over HTTP that answers as a test says.
 
+use super::rabbit::Tls;
 use axum::{
     Router,
     body::Bytes,
@@ -14,6 +15,14 @@ use std::{
     time::Duration,
 };
 use tokio::{net::TcpListener, runtime::Runtime};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        ServerConfig,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    },
+};
 
 /// An answer.
 #[derive(Debug, Clone)]
@@ -52,11 +61,15 @@ pub struct Gateway {
 impl Gateway {
     /// `behaviour`: from a payment's id, as it stands in the path, to an answer.
     pub fn start(behaviour: impl Fn(&str, &HeaderMap) -> Reply + Send + 'static) -> Self {
-        Self::start_on(0, behaviour)
+        Self::start_on(0, None, behaviour)
     }
 
-    /// The same on a port of the test's choice.
-    pub fn start_on(port: u16, behaviour: impl Fn(&str, &HeaderMap) -> Reply + Send + 'static) -> Self {
+    /// The same on a port of the test's choice, perhaps for `https`.
+    pub fn start_on(
+        port: u16,
+        tls: Option<&Tls>,
+        behaviour: impl Fn(&str, &HeaderMap) -> Reply + Send + 'static,
+    ) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let behaviour: Arc<Mutex<Behaviour>> = Arc::new(Mutex::new(Box::new(behaviour)));
         let asked = Arc::new(AtomicU64::new(0));
@@ -79,7 +92,14 @@ impl Gateway {
         let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", port))).unwrap();
         let port = listener.local_addr().unwrap().port();
         let router: Router = Router::new().fallback(answer);
-        runtime.spawn(async move { axum::serve(listener, router).await });
+        match tls {
+            None => {
+                runtime.spawn(async move { axum::serve(listener, router).await });
+            }
+            Some(tls) => {
+                runtime.spawn(serve_tls(listener, router, acceptor(tls)));
+            }
+        }
         Self { port, runtime: Some(runtime), behaviour, asked }
     }
 
@@ -113,5 +133,26 @@ impl Drop for Gateway {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
+    }
+}
+
+fn acceptor(tls: &Tls) -> TlsAcceptor {
+    let certificate = CertificateDer::from_pem_file(&tls.certificate).unwrap();
+    let key = PrivateKeyDer::from_pem_file(&tls.key).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    TlsAcceptor::from(Arc::new(config.with_single_cert(vec![certificate], key).unwrap()))
+}
+
+async fn serve_tls(listener: TcpListener, router: Router, acceptor: TlsAcceptor) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let (acceptor, router) = (acceptor.clone(), router.clone());
+        tokio::spawn(async move {
+            // A client that does not believe us ends it here.
+            let Ok(stream) = acceptor.accept(stream).await else { return };
+            let service = hyper_util::service::TowerToHyperService::new(router);
+            let io = hyper_util::rt::TokioIo::new(stream);
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
+        });
     }
 }

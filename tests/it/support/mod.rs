@@ -9,6 +9,7 @@ pub mod payments;
 pub mod postgres;
 pub mod proxy;
 pub mod rabbit;
+pub mod tls;
 
 use std::{
     io::Write,
