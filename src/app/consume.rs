@@ -7,7 +7,11 @@ use super::{
 };
 use crate::{
     broker::{BrokerError, Consumer, Delivered},
-    observe::{events, pulse::Pulse},
+    observe::{
+        events,
+        pulse::Pulse,
+        status::{Part, Status},
+    },
     pipeline::{
         ports::{Dependency, Outage},
         stages::{Interrupted, Turn},
@@ -102,6 +106,8 @@ impl App {
                 pipeline: line.pipeline.clone(),
                 pulse: self.pulses.begin(line.part().label(), line.step),
                 stop: stop.clone(),
+                status: Arc::clone(&self.status),
+                part: line.part(),
                 batch_max: line.batch_max,
                 probes: number == 0,
             };
@@ -145,6 +151,8 @@ struct Worker {
     pipeline: Pipeline,
     pulse: Pulse,
     stop: CancellationToken,
+    status: Arc<Status>,
+    part: Part,
     batch_max: usize,
     /// Whether it is the one that probes an idle ledger.
     probes: bool,
@@ -177,7 +185,11 @@ impl Worker {
                     let deliveries = Some(self.consumer.give_back(unsettled).await);
                     events::GaveBack { deliveries }.emit();
                 }
-                processed => processed?,
+                processed => {
+                    processed?;
+                    // A source that was only tried, after many failed probes, works.
+                    self.status.resume(self.part, Dependency::PayStatus);
+                }
             }
         }
     }

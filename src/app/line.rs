@@ -93,11 +93,11 @@ impl Line {
         }
     }
 
-    /// While the brake is engaged: when it is released.
-    pub(super) fn brake(&self) -> Option<impl Future<Output = ()>> {
+    /// While the brake is engaged: why, and when it is released.
+    pub(super) fn brake(&self) -> Option<(Outage, impl Future<Output = ()>)> {
         match &self.pipeline {
             Pipeline::Credits(_) => None,
-            Pipeline::Checks(pipeline) => pipeline.brake.engaged().is_some().then(|| pipeline.brake.until_released()),
+            Pipeline::Checks(pipeline) => Some((pipeline.brake.engaged()?, pipeline.brake.until_released())),
         }
     }
 }

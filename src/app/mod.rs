@@ -7,7 +7,7 @@ mod watchdog;
 
 use crate::{
     backoff,
-    config::Settings,
+    config::{LedgerSettings, Settings},
     database::{DatabaseUrl, Guarded},
     http,
     ledger::{self, Access, Ledger, WriterLock},
@@ -52,15 +52,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     stop_on_signals(stop.clone())?;
     let source = pay_status::source(&settings.pay_status, settings.ledger.timeout, true).context("pay_status")?;
-    let options = ledger::Options {
-        // `pool_size` counts those that credit; checks have a connection of their own.
-        pool_size: settings.ledger.pool_size + u32::from(source.is_some()),
-        timeout: settings.ledger.timeout,
-        access: Access::Write,
-    };
-    let url = settings.ledger.url.clone();
-    let ledger =
-        Arc::new(Guarded::new(move || -> Arc<dyn Ledger> { ledger::open(&url, options) }, settings.ledger.timeout));
+    let ledger = open(&settings.ledger, settings.ledger.pool_size);
     let pulses = Pulses::default();
     watchdog::start(pulses.clone());
     let shutdown_timeout = settings.shutdown_timeout;
@@ -83,6 +75,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         std::process::exit(0);
     }
     Ok(())
+}
+
+/// A ledger with connections of its own: what goes wrong for one user of them must not cost the others theirs.
+fn open(settings: &LedgerSettings, pool_size: u32) -> Arc<Guarded<dyn Ledger>> {
+    let options = ledger::Options { pool_size, timeout: settings.timeout, access: Access::Write };
+    let url = settings.url.clone();
+    Arc::new(Guarded::new(move || -> Arc<dyn Ledger> { ledger::open(&url, options) }, settings.timeout))
 }
 
 /// A SQLite ledger takes one writing program at a time.
@@ -149,7 +148,7 @@ impl App {
         Some(Arc::new(CheckPipeline {
             format: self.settings.message.clone(),
             source: Arc::clone(self.source.as_ref()?),
-            ledger: Arc::clone(&self.ledger) as Arc<dyn CheckLedger>,
+            ledger: open(&self.settings.ledger, 1) as Arc<dyn CheckLedger>,
             policy: compensation.policy.clone(),
             immediate_attempts: self.settings.retry.immediate_attempts,
             retry: self.settings.retry.policy.clone(),
@@ -185,13 +184,18 @@ impl App {
     /// Waits after an outage: a pause, and then until a probe is answered. The broker is probed by consuming again, and
     /// a brake waits for a person.
     async fn recovered(&self, line: &Line, outage: Outage, pace: &mut backoff::Pace) {
-        let mut outage = outage;
+        let (part, mut outage, mut probes) = (line.part(), outage, 0_u32);
         loop {
-            self.status.pause(line.part(), &outage);
-            if let Some(released) = line.brake() {
+            if let Some((brake, released)) = line.brake() {
+                // It is what is waited for, whatever else has ended the session.
+                if outage.dependency != brake.dependency {
+                    self.status.resume(part, outage.dependency);
+                }
+                self.status.pause(part, &brake);
                 released.await;
-                return self.status.resume(line.part(), outage.dependency);
+                return self.status.resume(part, brake.dependency);
             }
+            self.status.pause(part, &outage);
             self.pause(pace).await;
             let pulse = |step| self.pulses.begin("probe", step + SLACK);
             let probed = match (outage.dependency, &self.source) {
@@ -205,11 +209,15 @@ impl App {
                 }
                 (Dependency::Broker, _) | (Dependency::PayStatus, None) => return,
             };
+            probes += 1;
             match probed {
-                Ok(()) => return self.status.resume(line.part(), outage.dependency),
+                Ok(()) => return self.status.resume(part, outage.dependency),
+                // What a probe asks for may fail for reasons of its own: others are tried, seldom, because each time
+                // deliveries go back, which counts against them. It stays told as paused until that has gone well.
+                Err(_) if outage.dependency == Dependency::PayStatus && is_time_to_try(probes) => return,
                 Err(again) => {
                     if again.dependency != outage.dependency {
-                        self.status.resume(line.part(), outage.dependency);
+                        self.status.resume(part, outage.dependency);
                     }
                     outage = again;
                 }
@@ -225,15 +233,21 @@ impl App {
 
     /// Tells every now and then how many credits no check has found paid. While the ledger is down it tells the last number.
     async fn count_unverified(&self) {
+        let ledger = open(&self.settings.ledger, 1);
         let mut turns = tokio::time::interval(COUNTING);
         turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             turns.tick().await;
-            if let Ok(credits) = self.ledger.call(Ledger::count_unverified).await {
+            if let Ok(credits) = ledger.call(Ledger::count_unverified).await {
                 events::Unverified(credits).emit();
             }
         }
     }
+}
+
+/// After 4, 8, 16 … failed probes, and then after every 256th: about once an hour.
+fn is_time_to_try(probes: u32) -> bool {
+    (probes >= 4 && probes.is_power_of_two()) || probes.is_multiple_of(256)
 }
 
 /// SIGHUP (`systemctl reload`) releases the brake. Without checks it changes nothing, and ends nothing.

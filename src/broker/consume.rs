@@ -162,7 +162,8 @@ impl Sessions {
             }
             publisher.close().await;
         }
-        let publisher = Arc::new(Publisher::open(&self.settings).await?);
+        let publisher =
+            Arc::new(Publisher::open_for(&self.settings, &format!("{} publisher", self.part.label())).await?);
         let proven = publisher.prove().await;
         if let Err(BrokerError::Blocked(_)) = proven {
             *locked(&self.blocked) = Some(Arc::clone(&publisher));
@@ -172,7 +173,7 @@ impl Sessions {
 
     async fn consume(&self, prefetch: u16, publisher: Arc<Publisher>) -> Result<Consumer, BrokerError> {
         let settings = &self.settings;
-        let (connection, node) = connect(settings, "consumer").await?;
+        let (connection, node) = connect(settings, &format!("{} consumer", self.part.label())).await?;
         if settings.declare {
             self.topology.declare_on(&connection).await?;
         } else {

@@ -91,7 +91,12 @@ pub struct Publisher {
 impl Publisher {
     /// Connects and turns confirms on.
     pub async fn open(settings: &BrokerSettings) -> Result<Self, BrokerError> {
-        let (connection, _) = connect(settings, "publisher").await?;
+        Self::open_for(settings, "publisher").await
+    }
+
+    /// The same, by the name of its purpose: attempts of one purpose are never made beside each other.
+    pub(super) async fn open_for(settings: &BrokerSettings, purpose: &str) -> Result<Self, BrokerError> {
+        let (connection, _) = connect(settings, purpose).await?;
         let (tell, blocked) = watch::channel(None);
         tokio::spawn(watch_alarms(connection.events_listener(), tell));
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;

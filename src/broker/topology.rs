@@ -171,9 +171,15 @@ impl Topology {
         }
         let bind = |queue: String| Binding { queue, key: settings.routing_key.clone() };
         let mut bindings = vec![bind(settings.credit_queue.clone())];
-        let mut unbound = Vec::new();
-        // Every points message goes to it, too: the broker itself gives each one its later check.
-        let first_check = bind(check_delay_queue(&settings.check_queue, checks.first()));
+        let mut unbound: Vec<Binding> = Vec::new();
+        let mut of_checks: Vec<String> = Vec::new();
+        for delay in checks.delays() {
+            let name = check_delay_queue(&settings.check_queue, delay);
+            if !of_checks.contains(&name) {
+                of_checks.push(name);
+            }
+        }
+        let mut of_checks = of_checks.into_iter().map(bind);
         if checking {
             for delay in checks.delays() {
                 let name = check_delay_queue(&settings.check_queue, delay);
@@ -182,10 +188,11 @@ impl Topology {
             for delay in retry.delays() {
                 waiting(retry_queue(&settings.check_queue, delay), again, delay, &settings.check_queue);
             }
-            bindings.push(first_check);
-        } else {
-            unbound.push(first_check);
+            // Every points message goes to the first one, too: the broker itself gives each one its later check.
+            bindings.extend(of_checks.next());
         }
+        // What was the first one before may still be bound, and would shorten the time that a payment has.
+        unbound.extend(of_checks);
         Self { exchange: settings.exchange.clone(), queues, bindings, unbound }
     }
 

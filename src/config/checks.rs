@@ -175,6 +175,13 @@ fn sql(
     })
 }
 
+/// Of the gateway's URL the host is no secret; a key may stand anywhere behind it.
+fn masked_path(url: &str) -> String {
+    let masked = masked(url);
+    let host_ends = masked.find("://").and_then(|at| Some(at + 3 + masked[at + 3..].find(['/', '?'])?));
+    host_ends.map_or_else(|| "***".to_owned(), |end| format!("{}/***", &masked[..end]))
+}
+
 /// A header's name is no secret, its value may be.
 fn masked_headers(headers: &[String]) -> Vec<String> {
     headers.iter().map(|line| format!("{}: ***", line.split(':').next().unwrap_or_default())).collect()
@@ -195,7 +202,7 @@ fn http(reader: &mut Reader, used: bool) -> Option<HttpSourceSettings> {
         "ca_file",
     ];
     let section = "pay_status.http";
-    let url = reader.secret("pay_status.http.url", |url: &String| masked(url));
+    let url = reader.secret("pay_status.http.url", |url: &String| masked_path(url));
     let url = url.and_then(|(key, url)| match UrlTemplate::parse(&url) {
         Ok(url) => Some(url),
         Err(error) => {
@@ -227,6 +234,12 @@ fn http(reader: &mut Reader, used: bool) -> Option<HttpSourceSettings> {
         headers
     });
     let ca = ca(reader);
+    if ca.is_some() && url.as_ref().is_some_and(|url| !url.is_tls()) {
+        reader.fault(
+            "pay_status.http.ca_file",
+            "is used only with an https:// URL; must be left out, or the URL is wrong",
+        );
+    }
     let values = values(reader, section, used);
     refuse_unused(reader, section, &KEYS, used, "\"http\" or \"sql+http\"");
     let url = required(reader, "pay_status.http.url", used, url, "\"https://pay.example/payments/{payment_id}\"");

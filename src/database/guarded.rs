@@ -2,13 +2,14 @@
 //!
 //! No setting of libpq ends a query whose server has stopped, and r2d2 waits for it when it checks a connection out.
 //! So each call runs on a thread of its own that is left behind when it does not answer, together with its
-//! connection and pool. A commit that lands after that is harmless: the message comes again and is a duplicate.
+//! connection and pool. A commit of credits that lands after that is harmless: the message comes again and is a duplicate.
+//! What would not be harmless keeps its deadline itself ([`Guarded::call_until`]).
 
 use super::DatabaseError;
 use crate::{observe::events, pipeline::ports::Class};
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 type Open<D> = dyn Fn() -> Arc<D> + Send + Sync;
@@ -32,10 +33,19 @@ impl<D: ?Sized + Send + Sync + 'static> Guarded<D> {
         &self,
         work: impl FnOnce(&D) -> Result<T, DatabaseError> + Send + 'static,
     ) -> Result<T, DatabaseError> {
+        self.call_until(|database, _| work(database)).await
+    }
+
+    /// The same for work that must not land when nobody waits for it any more: it is told when that is.
+    pub async fn call_until<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&D, Instant) -> Result<T, DatabaseError> + Send + 'static,
+    ) -> Result<T, DatabaseError> {
+        let deadline = Instant::now() + self.timeout;
         let database = Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner));
         let thread = tokio::task::spawn_blocking({
             let database = Arc::clone(&database);
-            move || work(&*database)
+            move || work(&*database, deadline)
         });
         match tokio::time::timeout(self.timeout, thread).await {
             Ok(Ok(answer)) => answer.inspect_err(|error| {

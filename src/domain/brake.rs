@@ -19,16 +19,19 @@ impl Brake {
     /// How many of these may be done, in this order, so that the limit is not passed even if each that is not paid is
     /// reversed. At least one as long as the brake is not engaged.
     pub fn room(&self, findings: impl Iterator<Item = Finding>) -> usize {
-        let mut in_a_row = self.in_a_row;
-        findings
-            .take_while(|finding| {
-                match finding {
-                    Finding::Paid => in_a_row = 0,
-                    Finding::Closed | Finding::Expired => in_a_row += 1,
-                }
-                in_a_row <= self.after
-            })
-            .count()
+        let (mut in_a_row, mut room) = (self.in_a_row, 0);
+        for finding in findings {
+            match finding {
+                Finding::Paid => in_a_row = 0,
+                Finding::Closed | Finding::Expired => in_a_row += 1,
+            }
+            room += 1;
+            // What comes after that is looked at again when it is known how many of these were reversed.
+            if in_a_row >= self.after {
+                break;
+            }
+        }
+        room
     }
 
     /// What was done.
@@ -76,6 +79,7 @@ mod tests {
         brake.count(Expired, CheckStep::None);
         brake.count(Expired, CheckStep::Void);
         assert_eq!(brake.room([Closed, Closed].into_iter()), 1, "what reversed nothing does not count");
+        assert_eq!(brake.room([Closed, Paid, Closed, Closed].into_iter()), 1, "not past the point where it may engage");
         brake.count(Paid, CheckStep::Verify);
         assert_eq!(brake.room([Closed; 5].into_iter()), 3, "a paid one begins the count anew");
         for _ in 0..3 {

@@ -222,7 +222,7 @@ pub struct Turn {
 }
 
 /// A wait for a check. Only [`CheckPolicy::turn`] makes one, so there is a delay for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Wait {
     checks_done: u32,
     delay: usize,

@@ -16,7 +16,7 @@ pub enum Settlement {
 }
 
 /// Where a message goes that is not done with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Destination {
     /// The delay queue of this step: it comes back by itself.
     Retry(Step),
@@ -38,7 +38,7 @@ impl Destination {
 }
 
 /// Why a message lies in the dead queue: the value of `x-pointsd-reason`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// No credit can be read from it.
     Malformed,

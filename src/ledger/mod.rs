@@ -29,6 +29,8 @@ use crate::{
     },
 };
 
+use std::time::Instant;
+
 /// Unverified credits are counted so far: a number that is looked at every quarter of a minute must not cost much.
 pub const MOST_COUNTED: i64 = 1_000_000;
 
@@ -45,6 +47,14 @@ fn keeping_the_reason<C, T>(
         None => Err(DatabaseError::Database("the transaction was run twice".into())),
     });
     done.map_err(|error| reason.unwrap_or(error))
+}
+
+/// The work of a transaction that must not be committed later than that.
+fn in_time<T>(done: T, deadline: Instant) -> Result<T, DatabaseError> {
+    if Instant::now() < deadline {
+        return Ok(done);
+    }
+    Err(DatabaseError::Database("too late: whoever waited for it has given up".into()))
 }
 
 /// A probe that writes nothing proves nothing.
@@ -65,8 +75,9 @@ pub trait Ledger: Send + Sync {
 
     /// Brings each payment to agree with what was found of it, in one transaction: all or nothing. Finds its row as it is
     /// at that moment and decides by [`Finding::decide`](crate::domain::check::Finding::decide). `checks`: in the order of
-    /// the payment ids, each once. Answers in that order.
-    fn check(&self, checks: &[Check], on_unpaid: OnUnpaid) -> Result<Vec<Checked>, DatabaseError>;
+    /// the payment ids, each once. Answers in that order. Rolls back when `deadline` has passed before the commit: what was
+    /// found out then may no longer be true, and somebody else may have been told meanwhile.
+    fn check(&self, checks: &[Check], on_unpaid: OnUnpaid, deadline: Instant) -> Result<Vec<Checked>, DatabaseError>;
 
     /// How many credits count and were never found paid by a check, up to [`MOST_COUNTED`].
     fn count_unverified(&self) -> Result<i64, DatabaseError>;

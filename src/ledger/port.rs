@@ -34,7 +34,7 @@ impl CreditLedger for Guarded<dyn Ledger> {
 #[async_trait]
 impl CheckLedger for Guarded<dyn Ledger> {
     async fn check(&self, batch: Arc<[Check]>, on_unpaid: OnUnpaid) -> Result<Vec<Checked>, BatchError> {
-        self.call(move |ledger| ledger.check(&batch, on_unpaid)).await.map_err(commit_error)
+        self.call_until(move |ledger, deadline| ledger.check(&batch, on_unpaid, deadline)).await.map_err(commit_error)
     }
 
     async fn probe(&self) -> Result<(), Outage> {

@@ -6,7 +6,13 @@ use crate::{
     pipeline::ports::{BatchError, Lookup, Outage, Payment, PaymentSource},
 };
 use async_trait::async_trait;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How long rows are repaired in one batch; what is left is looked up again.
+const REPAIRING: Duration = Duration::from_secs(60);
 
 /// A table that may lag behind a gateway, and is repaired where the gateway knows better.
 pub(super) struct TableThenGateway {
@@ -32,8 +38,11 @@ impl TableThenGateway {
             PaymentStatus::Paid if !self.repairs => with_status(PaymentStatus::Paid),
             PaymentStatus::Paid => match self.table.set_paid(id).await {
                 Ok(found) => with_status(of_repair(found.status)),
-                Err(BatchError::Outage(outage)) => return Err(outage.into()),
-                Err(BatchError::Refused(error) | BatchError::Transient(error)) => {
+                Err(error) => {
+                    // A table that can be read and not written is this payment's trouble: it stops no other one.
+                    if let BatchError::Outage(_) = error {
+                        self.table.probe().await?;
+                    }
                     Lookup::Failed(format!("the payment's row could not be set to paid: {error}"))
                 }
             },
@@ -48,9 +57,10 @@ impl TableThenGateway {
 fn of_repair(row: PaymentStatus) -> PaymentStatus {
     match row {
         // Without a row the gateway's word is all there is.
-        PaymentStatus::Paid | PaymentStatus::Unknown => PaymentStatus::Paid,
-        // Somebody has just changed it: the next check sees what has come of that.
-        PaymentStatus::Pending | PaymentStatus::Closed => PaymentStatus::Pending,
+        // One that is still pending has lost to nobody: it cannot be written (a policy, a trigger).
+        PaymentStatus::Paid | PaymentStatus::Unknown | PaymentStatus::Pending => PaymentStatus::Paid,
+        // Somebody has just closed it: their change wins, and the next check sees it.
+        PaymentStatus::Closed => PaymentStatus::Pending,
         PaymentStatus::Unrecognised => PaymentStatus::Unrecognised,
     }
 }
@@ -69,9 +79,14 @@ impl PaymentSource for TableThenGateway {
         }
         let asked: Arc<[PaymentId]> = indices.iter().map(|index| payments[*index].clone()).collect();
         let told = self.gateway.look_up(Arc::clone(&asked)).await?;
+        let begun = Instant::now();
         for ((index, id), gateway) in indices.into_iter().zip(&*asked).zip(told) {
             let Lookup::Known(table) = answers[index].clone() else { continue };
-            answers[index] = self.settle(id, table, gateway).await?;
+            answers[index] = if begun.elapsed() < REPAIRING {
+                self.settle(id, table, gateway).await?
+            } else {
+                Lookup::Failed("the rows of too many payments had to be set to paid at once".into())
+            };
         }
         Ok(answers)
     }
@@ -86,8 +101,8 @@ impl PaymentSource for TableThenGateway {
     }
 
     fn longest(&self) -> Duration {
-        // A look-up of each, and a repair of every payment at the worst.
-        self.gateway.longest() + self.table.longest() * (1 + u32::try_from(self.most()).unwrap_or(u32::MAX))
+        // A look-up of each, and the repairs, the last of which may take its time.
+        self.gateway.longest() + REPAIRING + self.table.longest() * 4
     }
 }
 
@@ -101,7 +116,7 @@ mod tests {
             (PaymentStatus::Paid, PaymentStatus::Paid),
             (PaymentStatus::Unknown, PaymentStatus::Paid),
             (PaymentStatus::Closed, PaymentStatus::Pending),
-            (PaymentStatus::Pending, PaymentStatus::Pending),
+            (PaymentStatus::Pending, PaymentStatus::Paid),
             (PaymentStatus::Unrecognised, PaymentStatus::Unrecognised),
         ] {
             assert_eq!(of_repair(row), status, "{row:?}");

@@ -37,7 +37,7 @@ const ID: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').r
 /// Where the id goes.
 const PLACEHOLDER: &str = "{payment_id}";
 
-/// An id that no payment has, for a probe.
+/// An id that no payment has.
 const NOBODYS: &str = "pointsd-probe";
 
 /// A URL with a place for the payment's id. It may have a secret: it does not print.
@@ -84,6 +84,11 @@ impl UrlTemplate {
         let id = "7";
         template.url(id).map_err(|error| UrlTemplateError::NotAUrl(error.to_string()))?;
         Ok(template)
+    }
+
+    /// Whether it is `https://`.
+    pub fn is_tls(&self) -> bool {
+        self.before.starts_with("https://")
     }
 
     /// Of one payment.
@@ -234,6 +239,24 @@ impl HttpSource {
         Ok(Payment { status, said, user: None })
     }
 
+    /// Asks for a payment that was answered for before, and for the last one that was not. As long as none was ever answered
+    /// for, one that nobody has may speak for them (`made_up`): a gateway whose store is down may still refuse that one.
+    async fn somebody_is_answered(&self, made_up: bool) -> Result<(), Outage> {
+        let Known { answered, failed } = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let nobodys = (answered.is_none() && made_up).then_some(NOBODYS);
+        let ids = [answered.as_ref().map(PaymentId::as_str), failed.as_ref().map(PaymentId::as_str), nobodys];
+        let asked: Vec<_> = ids.into_iter().flatten().map(|id| self.ask(id)).collect();
+        let mut asked = stream::iter(asked).buffer_unordered(3);
+        let mut reason = String::new();
+        while let Some(answer) = asked.next().await {
+            match answer {
+                Ok(_) => return Ok(()),
+                Err(Miss::Perhaps(error) | Miss::Own(error)) => reason = error,
+            }
+        }
+        Err(Outage { dependency: Dependency::PayStatus, reason: format!("the payment service: {reason}") })
+    }
+
     fn remember(&self, change: impl FnOnce(&mut Known)) {
         change(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -267,9 +290,11 @@ impl PaymentSource for HttpSource {
             known.answered = answered.map(id).or_else(|| known.answered.take());
             known.failed = failed.map(id).or_else(|| known.failed.take());
         });
-        let nobody_is_to_blame = answers.iter().any(|answer| matches!(answer, Err(Miss::Perhaps(_))));
-        if answered.is_none() && nobody_is_to_blame {
-            self.probe().await?;
+        let perhaps = answers.iter().filter(|answer| matches!(answer, Err(Miss::Perhaps(_)))).count();
+        if answered.is_none() && perhaps > 0 {
+            // Several that fail together, and nobody who was ever answered: no made-up id proves anything against that.
+            let alone = perhaps == 1;
+            self.somebody_is_answered(alone).await?;
         }
         let lookup = |answer| match answer {
             Ok(payment) => Lookup::Known(payment),
@@ -278,21 +303,8 @@ impl PaymentSource for HttpSource {
         Ok(answers.into_iter().map(lookup).collect())
     }
 
-    /// Asks for a payment that was answered for, one that was not, and one that nobody has: whether anyone gets an answer.
     async fn probe(&self) -> Result<(), Outage> {
-        let Known { answered, failed } = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let ids = [answered.as_ref().map(PaymentId::as_str), failed.as_ref().map(PaymentId::as_str), Some(NOBODYS)];
-        let asked: Vec<_> = ids.into_iter().flatten().map(|id| self.ask(id)).collect();
-        let mut asked = stream::iter(asked).buffer_unordered(3);
-        let mut reason = String::new();
-        while let Some(answer) = asked.next().await {
-            match answer {
-                // An answer that cannot be used is still one.
-                Ok(_) | Err(Miss::Own(_)) => return Ok(()),
-                Err(Miss::Perhaps(error)) => reason = error,
-            }
-        }
-        Err(Outage { dependency: Dependency::PayStatus, reason: format!("the payment service: {reason}") })
+        self.somebody_is_answered(true).await
     }
 
     fn most(&self) -> usize {

@@ -258,7 +258,12 @@ impl CheckPipeline {
         progress.outage = outage;
         for Candidate { looked: Looked { message, credit, payment, turn }, finding } in part {
             let index = checks.binary_search_by(|check| check.credit.payment_id.cmp(&credit.payment_id)).ok();
-            let outcome = match index.and_then(|index| fates.get_mut(index)) {
+            let fate = index.and_then(|index| fates.get_mut(index));
+            // That the source knows of a paid payment counts, whatever the ledger makes of it.
+            if finding == Finding::Paid && !matches!(fate, Some(Fate::Open) | None) {
+                self.brake.lock().count(finding, CheckStep::None);
+            }
+            let outcome = match fate {
                 Some(Fate::Done(checked)) => {
                     let step = checked.step;
                     self.brake.lock().count(finding, step);

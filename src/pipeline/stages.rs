@@ -199,10 +199,14 @@ pub(super) async fn forward<O, D: Deliveries<O>>(
     copy: Copied<D::Message, O>,
     turn: &Turn<'_>,
 ) -> Progress<D::Message, O> {
-    let (mut done, open): (Vec<_>, Vec<_>) = decided.into_iter().partition(|decided| copy(decided).is_none());
-    let mut open = open.into_iter().peekable();
-    while open.peek().is_some() {
-        let together: Vec<_> = open.by_ref().take(FORWARDED_TOGETHER).collect();
+    let (mut done, mut open): (Vec<_>, Vec<_>) = decided.into_iter().partition(|decided| copy(decided).is_none());
+    // Together only what goes to one queue: one that takes nothing must not have the copies of the others made again.
+    let to = |decided: &Decided<D::Message, O>| copy(decided).map(|copy| copy.to);
+    open.sort_by_key(to);
+    let mut open = open.into_iter();
+    while let Some(first) = open.as_slice().first() {
+        let same = open.as_slice().iter().take_while(|decided| to(decided) == to(first)).count();
+        let together: Vec<_> = open.by_ref().take(same.min(FORWARDED_TOGETHER)).collect();
         let copies: Vec<_> = together.iter().filter_map(copy).collect();
         turn.pulse.beat();
         if let Err(outage) = deliveries.forward(&copies).await {

@@ -74,7 +74,7 @@ pub fn assert_right(setup: &Setup) {
 #[test]
 fn points_of_a_payment_that_was_rolled_back_are_reversed_after_the_last_check_and_not_before() {
     let (place, payments) = (Place::new(Kind::Postgres), Payments::new());
-    let setup = setup(&place, "sql", &payments.settings(), "500ms", r#"["700ms", "2s"]"#);
+    let setup = setup(&place, "sql", &payments.settings(), "500ms", r#"["4s", "5s"]"#);
     payments.set_all(&[(1, "WAIT_BUYER_PAY"), (2, "WAIT_BUYER_PAY"), (4, "TRADE_SUCCESS"), (5, "TRADE_CLOSED")]);
     let daemon = start(&setup);
     let client = Client::connect(&rabbit::shared().url());
@@ -96,7 +96,7 @@ fn points_of_a_payment_that_was_rolled_back_are_reversed_after_the_last_check_an
     // The confirming check finds nothing to do, and is the last one.
     wait_for_checks(&daemon, "pending", "none", 1.0);
     wait_for_checks(&daemon, "unknown", "none", 1.0);
-    for queue in [&setup.check_queue, &setup.check_delay_queue("2s"), &setup.dead_queue] {
+    for queue in [&setup.check_queue, &setup.check_delay_queue("5s"), &setup.dead_queue] {
         assert_eq!(client.ready(queue), Some(0), "{queue}");
     }
     for (series, value) in [
@@ -246,7 +246,7 @@ fn a_gateway_that_knows_better_repairs_the_row_and_a_change_by_somebody_else_win
         _ => Reply::status(404),
     });
     let settings = payments.settings() + &gateway.settings();
-    let setup = setup(&place, "sql+http", &settings, "200ms", r#"["1500ms", "1h"]"#);
+    let setup = setup(&place, "sql+http", &settings, "200ms", r#"["6s", "1h"]"#);
     let pending = [1, 2, 4, 5].map(|id| (id, "WAIT_BUYER_PAY"));
     payments.set_all(&pending);
     payments.set(6, "TRADE_SUCCESS");
@@ -341,7 +341,7 @@ fn what_goes_back_to_the_credit_queue_is_checked_again() {
 #[test]
 fn a_payment_that_becomes_paid_in_the_moment_of_its_expiry_is_reinstated() {
     let (place, payments) = (Place::new(Kind::Sqlite), Payments::new());
-    let setup = setup(&place, "sql", &payments.settings(), "200ms", r#"["1s"]"#);
+    let setup = setup(&place, "sql", &payments.settings(), "200ms", r#"["5s"]"#);
     payments.set_all(&[(1, "WAIT_BUYER_PAY"), (2, "WAIT_BUYER_PAY")]);
     let daemon = start(&setup);
     let client = Client::connect(&rabbit::shared().url());
@@ -364,7 +364,7 @@ fn a_payment_that_becomes_paid_in_the_moment_of_its_expiry_is_reinstated() {
 #[test]
 fn a_reversal_by_a_daemon_that_died_is_confirmed_all_the_same() {
     let (place, payments) = (Place::new(Kind::Postgres), Payments::new());
-    let setup = setup(&place, "sql", &payments.settings(), "200ms", r#"["1s"]"#);
+    let setup = setup(&place, "sql", &payments.settings(), "200ms", r#"["5s"]"#);
     payments.set(1, "WAIT_BUYER_PAY");
     let daemon = start(&setup);
     let client = Client::connect(&rabbit::shared().url());

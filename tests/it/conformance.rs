@@ -12,7 +12,10 @@ use pointsd::{
     ledger::{Ledger, SchemaState, UnverifiedPage},
     pipeline::ports::Class,
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Every case below, for each kind of ledger.
 macro_rules! suite {
@@ -41,6 +44,7 @@ suite!(
     a_reversal_may_make_a_balance_negative,
     checks_and_credits_of_the_same_payments_at_once,
     a_check_out_of_range_leaves_no_trace,
+    a_check_that_nobody_waits_for_any_more_is_not_committed,
     credits_that_no_check_has_found_paid_are_counted_and_listed,
 );
 
@@ -305,9 +309,13 @@ fn check(payment: &str, user: &str, points: i64, finding: Finding) -> Check {
     Check { credit: credit(payment, user, points), finding }
 }
 
+fn later() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
 /// The steps of a batch, and the points that they concern.
 fn steps(ledger: &dyn Ledger, checks: &[Check]) -> Vec<(CheckStep, i64)> {
-    let checked = ledger.check(checks, OnUnpaid::Reverse).unwrap();
+    let checked = ledger.check(checks, OnUnpaid::Reverse, later()).unwrap();
     checked.into_iter().map(|checked| (checked.step, checked.points)).collect()
 }
 
@@ -355,10 +363,11 @@ fn every_step_of_a_check_is_written(kind: Kind) {
         assert_eq!(ledger.verify().unwrap().violations, 0);
     }
     // A message that comes later than all that is a duplicate: it never ends credited.
-    let later = [credit("e", "w", 9), credit("f", "w", 9), credit("b", "u", 20)];
-    assert_eq!(ledger.credit(&later).unwrap(), vec![Verdict::Duplicate; 3]);
+    let duplicates = [credit("e", "w", 9), credit("f", "w", 9), credit("b", "u", 20)];
+    assert_eq!(ledger.credit(&duplicates).unwrap(), vec![Verdict::Duplicate; 3]);
     // A person decides: the credit stays, and one that is absent is voided all the same.
-    let parked = ledger.check(&[check("a", "u", 10, Closed), check("g", "v", 3, Expired)], OnUnpaid::Dead).unwrap();
+    let parked =
+        ledger.check(&[check("a", "u", 10, Closed), check("g", "v", 3, Expired)], OnUnpaid::Dead, later()).unwrap();
     assert_eq!(parked.iter().map(|it| it.step).collect::<Vec<_>>(), [Dead(Reason::Unpaid), Void]);
     assert_right(&*ledger, 7);
 
@@ -380,7 +389,11 @@ fn the_ledgers_own_row_counts_and_not_the_message(kind: Kind) {
     let (_place, ledger) = ledger(kind);
     ledger.credit(&[credit("a", "u", 10), credit("b", "u", 10)]).unwrap();
     let checked = ledger
-        .check(&[check("a", "thief", 99, Finding::Closed), check("b", "thief", 99, Finding::Paid)], OnUnpaid::Reverse)
+        .check(
+            &[check("a", "thief", 99, Finding::Closed), check("b", "thief", 99, Finding::Paid)],
+            OnUnpaid::Reverse,
+            later(),
+        )
         .unwrap();
     let told: Vec<_> = checked.iter().map(|it| (it.step, it.user_id.as_str(), it.points)).collect();
     assert_eq!(told, [(CheckStep::Reverse, "u", 10), (CheckStep::Verify, "u", 10)]);
@@ -407,6 +420,8 @@ fn checks_and_credits_of_the_same_payments_at_once(kind: Kind) {
     let (place, ledger) = ledger(kind);
     let finding = |n: usize| [Finding::Paid, Finding::Closed, Finding::Expired][n % 3];
     let payment = |round: usize, n: usize| format!("{round:02}-{n:03}");
+    // Which of them is the first depends on who sorts: the database's own collation is not that of the columns.
+    let user = |n: usize| ["a", "B", "c", "D", "é", "Z", "z"][n % 7];
     std::thread::scope(|scope| {
         for writer in 0..4 {
             // Two that credit and two that check; two share a pool, the others are another daemon's.
@@ -414,17 +429,15 @@ fn checks_and_credits_of_the_same_payments_at_once(kind: Kind) {
             scope.spawn(move || {
                 for round in 0..30 {
                     if writer < 2 {
-                        let mut batch: Vec<Credit> =
-                            (0..100).map(|n| credit(&payment(round, n), &format!("u{}", n % 7), 2)).collect();
+                        let mut batch: Vec<Credit> = (0..100).map(|n| credit(&payment(round, n), user(n), 2)).collect();
                         if writer == 1 {
                             batch.reverse();
                         }
                         ledger.credit(&batch).unwrap();
                     } else {
-                        let batch: Vec<Check> = (0..100)
-                            .map(|n| check(&payment(round, n), &format!("u{}", n % 7), 2, finding(n)))
-                            .collect();
-                        ledger.check(&batch, OnUnpaid::Reverse).unwrap();
+                        let batch: Vec<Check> =
+                            (0..100).map(|n| check(&payment(round, n), user(n), 2, finding(n))).collect();
+                        ledger.check(&batch, OnUnpaid::Reverse, later()).unwrap();
                     }
                 }
             });
@@ -442,10 +455,20 @@ fn a_check_out_of_range_leaves_no_trace(kind: Kind) {
     ledger.credit(&[credit("a", "rich", 5)]).unwrap();
     place.execute(&format!("UPDATE points_balances SET balance = {MAX_BALANCE} WHERE user_id = 'rich'"));
     let batch = [check("b", "poor", 1, Finding::Paid), check("c", "rich", 1, Finding::Paid)];
-    let error = ledger.check(&batch, OnUnpaid::Reverse).unwrap_err();
+    let error = ledger.check(&batch, OnUnpaid::Reverse, later()).unwrap_err();
     assert_eq!(error.class(), Class::Permanent, "{error}");
     assert!(ledger.payment("b").unwrap().is_none() && ledger.balance("poor").unwrap() == 0, "nothing of it");
     assert_eq!(steps(&*ledger, &batch[..1]), [(CheckStep::LateCredit, 1)]);
+}
+
+fn a_check_that_nobody_waits_for_any_more_is_not_committed(kind: Kind) {
+    let (_place, ledger) = ledger(kind);
+    ledger.credit(&[credit("a", "u", 10)]).unwrap();
+    let batch = [check("a", "u", 10, Finding::Closed), check("b", "u", 10, Finding::Paid)];
+    let error = ledger.check(&batch, OnUnpaid::Reverse, Instant::now()).unwrap_err();
+    assert!(error.to_string().contains("too late"), "{error}");
+    assert_eq!((ledger.balance("u").unwrap(), ledger.payment("b").unwrap()), (10, None));
+    assert_right(&*ledger, 1);
 }
 
 fn credits_that_no_check_has_found_paid_are_counted_and_listed(kind: Kind) {

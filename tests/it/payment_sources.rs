@@ -257,7 +257,7 @@ fn ids_are_cast_to_whatever_type_the_column_has_and_statuses_compare_as_text() {
     let execute = |sql: &str| crate::support::postgres::Postgres::execute(&postgres, sql);
     execute(
         "CREATE TYPE state AS ENUM ('pending', 'paid', 'closed', 'odd');
-         CREATE DOMAIN order_id AS varchar(8);
+         CREATE DOMAIN short_id AS varchar(5); CREATE DOMAIN order_id AS short_id;
          CREATE TABLE a (id int PRIMARY KEY, s smallint); INSERT INTO a VALUES (1, 1), (2, 2), (3, NULL), (4, 7);
          CREATE TABLE b (id varchar(4) PRIMARY KEY, s state); INSERT INTO b VALUES ('abcd', 'paid'), ('x', 'odd');
          CREATE TABLE c (id uuid PRIMARY KEY, s text);
@@ -289,7 +289,12 @@ fn ids_are_cast_to_whatever_type_the_column_has_and_statuses_compare_as_text() {
             "s",
             &[("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", Pending), ("A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11", Pending)],
         ),
-        ("d", "id", "s", &[("twice", Unrecognised), ("same", Paid)]),
+        (
+            "d",
+            "id",
+            "s",
+            &[("twice", Unrecognised), ("same", Paid), ("same-but-longer", Unknown), ("twicely", Unknown)],
+        ),
         ("Odd \"name", "the id", "select", &[("12345678901234567890", Unrecognised), ("1", Unknown)]),
     ];
     for (table, id, status, rows) in cases {
@@ -297,10 +302,6 @@ fn ids_are_cast_to_whatever_type_the_column_has_and_statuses_compare_as_text() {
         let (ids, expected): (Vec<&str>, Vec<PaymentStatus>) = rows.iter().copied().unzip();
         assert_eq!(look_up(&source, &ids), expected, "{table}");
     }
-    // What is no value of the type is unknown, alone; among others it is looked for by the daemon's splitting.
-    let uuids = table_source(&postgres, "c", "id", "s", None);
-    assert_eq!(look_up(&uuids, &["no uuid"]), [Unknown]);
-
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("shop.db");
     {
@@ -387,5 +388,80 @@ fn a_gateway_with_a_private_authority_gets_the_headers_of_a_file() {
     publish(&client, &distrusting, [1]);
     wait_paused(&daemon, "certificate");
     assert_eq!(gateway.asked(), 1);
+    daemon.stop();
+}
+
+#[test]
+fn a_table_that_cannot_be_written_stops_nobody_and_a_row_that_stays_pending_has_lost_to_nobody() {
+    let (place, payments) = (Place::new(Kind::Sqlite), Payments::new());
+    let gateway = Gateway::start(|_, _| Reply::trade("TRADE_SUCCESS"));
+    payments.set_all(&[(1, "WAIT_BUYER_PAY"), (2, "WAIT_BUYER_PAY"), (3, "TRADE_SUCCESS")]);
+    // One row may not be written, and says so; another one is not, and says nothing.
+    payments.execute(
+        "CREATE FUNCTION shop.keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+           IF NEW.id = 1 THEN RAISE EXCEPTION 'read-only' USING ERRCODE = '25006'; END IF; RETURN NULL; END $$;
+         CREATE TRIGGER keep BEFORE UPDATE ON shop.payments FOR EACH ROW EXECUTE FUNCTION shop.keep()",
+    );
+    let settings = payments.settings() + &gateway.settings();
+    let setup = setup(&place, "sql+http", &settings, "100ms", r#"["1h"]"#);
+    let daemon = setup.start_with(|command| {
+        command.env("POINTSD_RETRY__DELAYS", "[]");
+    });
+    daemon.wait_ready();
+    let client = Client::connect(&rabbit::shared().url());
+    publish(&client, &setup, 1..=3);
+    wait_for_state(&setup, &daemon, 2, &is("credited", true));
+    wait_for_state(&setup, &daemon, 3, &is("credited", true));
+    eventually("the one that cannot be repaired is parked", || client.ready(&setup.dead_queue)?.eq(&1).then_some(()));
+    let parked = client.take(&setup.dead_queue).unwrap();
+    assert!(text(&parked, "x-pointsd-error").unwrap().contains("could not be set to paid"), "{parked:?}");
+    assert!(!daemon.log().contains("paused"), "{}", daemon.log());
+    daemon.stop();
+}
+
+#[test]
+fn a_gateway_whose_store_is_down_is_an_outage_though_it_refuses_an_id_that_nobody_has() {
+    let place = Place::new(Kind::Sqlite);
+    let gateway = Gateway::start(|_, _| Reply::trade("TRADE_SUCCESS"));
+    let setup = setup(&place, "http", &gateway.settings(), "300ms", r#"["1h"]"#);
+    let daemon = start(&setup);
+    let client = Client::connect(&rabbit::shared().url());
+    publish(&client, &setup, [1]);
+    wait_for_checks(&daemon, "paid", "verify", 1.0);
+    let down = |id: &str, _: &axum::http::HeaderMap| {
+        if id.parse::<u64>().is_ok() { Reply::status(502) } else { Reply::status(404) }
+    };
+    gateway.behave(down);
+    publish(&client, &setup, [2]);
+    wait_paused(&daemon, "502 Bad Gateway");
+    gateway.behave(|_, _| Reply::trade("TRADE_SUCCESS"));
+    wait_resumed(&daemon);
+    wait_for_checks(&daemon, "paid", "verify", 2.0);
+    daemon.stop();
+    // Also where none was answered before, as soon as two fail.
+    gateway.behave(down);
+    for id in [3, 4] {
+        client.publish("", &setup.check_queue, [(crate::compensation::body(id, "u", 1), BasicProperties::default())]);
+    }
+    let daemon = start(&setup);
+    wait_paused(&daemon, "502 Bad Gateway");
+    assert_eq!(outcome(&daemon, "retry"), 0.0);
+    daemon.stop();
+}
+
+#[test]
+fn a_gateway_that_answers_for_others_only_is_tried_again_and_not_waited_for_without_end() {
+    let place = Place::new(Kind::Sqlite);
+    // What it does not know it forbids: also the id that nobody has.
+    let gateway = Gateway::start(|id, _| if id == "2" { Reply::trade("TRADE_SUCCESS") } else { Reply::status(403) });
+    let setup = setup(&place, "http", &gateway.settings(), "100ms", r#"["1h"]"#);
+    let daemon = start(&setup);
+    let client = Client::connect(&rabbit::shared().url());
+    publish(&client, &setup, [1]);
+    wait_paused(&daemon, "403 Forbidden");
+    publish(&client, &setup, [2]);
+    wait_for_state(&setup, &daemon, 2, &is("credited", true));
+    wait_resumed(&daemon);
+    daemon.wait_for("the other one is its own trouble now", |daemon| outcome(daemon, "retry").eq(&1.0).then_some(()));
     daemon.stop();
 }

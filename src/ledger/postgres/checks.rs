@@ -189,7 +189,7 @@ impl QueryFragment<Pg> for Write<'_> {
                        user_id, kind, points, reason FROM change WHERE kind <> ''\
             ), balanced AS (\
                 INSERT INTO points_balances AS b (user_id, balance) \
-                SELECT user_id, sum(balance)::bigint FROM change WHERE balance <> 0 GROUP BY user_id ORDER BY user_id \
+                SELECT user_id, sum(balance)::bigint FROM change WHERE balance <> 0 GROUP BY user_id ORDER BY user_id COLLATE \"C\" \
                 ON CONFLICT (user_id) DO UPDATE SET balance = b.balance + excluded.balance, updated_at = now()\
             ) UPDATE points_credits AS c SET state = change.state, \
                      verified_at = CASE WHEN change.verified THEN now() ELSE c.verified_at END \

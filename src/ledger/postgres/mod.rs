@@ -27,7 +27,10 @@ use diesel::{
     sql_types::{BigInt, Double, Text},
 };
 use statements::{CompareExisting, InsertCredits};
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Instant,
+};
 
 /// Longer ago than any credit.
 const FOR_EVER_SECONDS: f64 = 1e10;
@@ -70,10 +73,11 @@ impl Ledger for PostgresLedger {
         super::keeping_the_reason(|work| connection.build_transaction().read_committed().run(work), credit)
     }
 
-    fn check(&self, checks: &[Check], on_unpaid: OnUnpaid) -> Result<Vec<Checked>, DatabaseError> {
+    fn check(&self, checks: &[Check], on_unpaid: OnUnpaid, deadline: Instant) -> Result<Vec<Checked>, DatabaseError> {
         let connection = &mut *self.pool.get()?;
         // READ COMMITTED: what is read must be what was locked, not what was there when the transaction began.
-        let check = |connection: &mut PgConnection| Ok(checks::check(connection, checks, on_unpaid)?);
+        let check =
+            |connection: &mut PgConnection| super::in_time(checks::check(connection, checks, on_unpaid)?, deadline);
         super::keeping_the_reason(|work| connection.build_transaction().read_committed().run(work), check)
     }
 

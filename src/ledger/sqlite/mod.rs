@@ -32,14 +32,16 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Mutex, OnceLock, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+/// SQLite takes one writer; those of this process (credits and checks have pools of their own) take turns here instead of
+/// polling the file's lock.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// A ledger in a SQLite file.
 pub(super) struct SqliteLedger {
     pool: Pool,
-    /// SQLite takes one writer; those of this process take turns here instead of polling the file's lock.
-    turn: Mutex<()>,
     file: PathBuf,
     /// Which file that was when it was first written to.
     identity: OnceLock<(u64, u64)>,
@@ -53,7 +55,6 @@ impl SqliteLedger {
         let database = Database::new(file, options.timeout);
         Self {
             pool: database.pool(options.pool_size),
-            turn: Mutex::new(()),
             file: file.into(),
             identity: OnceLock::new(),
             database,
@@ -92,7 +93,7 @@ impl Ledger for SqliteLedger {
         self.require_file()?;
         let sorted = Sorted::new(batch);
         let connection = &mut *self.pool.get()?;
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let credit = |connection: &mut SqliteConnection| {
             let mut inserted = HashSet::with_capacity(batch.len());
             let mut standing = HashMap::new();
@@ -119,11 +120,12 @@ impl Ledger for SqliteLedger {
         Ok(verdicts)
     }
 
-    fn check(&self, checks: &[Check], on_unpaid: OnUnpaid) -> Result<Vec<Checked>, DatabaseError> {
+    fn check(&self, checks: &[Check], on_unpaid: OnUnpaid, deadline: Instant) -> Result<Vec<Checked>, DatabaseError> {
         self.require_file()?;
         let connection = &mut *self.pool.get()?;
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let check = |connection: &mut SqliteConnection| Ok(checks::check(connection, checks, on_unpaid)?);
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let check =
+            |connection: &mut SqliteConnection| super::in_time(checks::check(connection, checks, on_unpaid)?, deadline);
         let checked = super::keeping_the_reason(|work| connection.immediate_transaction(work), check)?;
         self.still_the_same()?;
         Ok(checked)

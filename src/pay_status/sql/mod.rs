@@ -16,7 +16,11 @@ use crate::{
 use async_trait::async_trait;
 use postgres::PostgresTable;
 use sqlite::SqliteTable;
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 /// Payments that are looked up in one query.
 const MOST: usize = 1000;
@@ -108,6 +112,7 @@ pub(super) struct SqlSource {
     values: StatusValues,
     has_user: bool,
     timeout: Duration,
+    known: Mutex<Option<PaymentId>>,
 }
 
 impl SqlSource {
@@ -130,7 +135,12 @@ impl SqlSource {
             values: settings.values.clone(),
             has_user: settings.user_column.is_some(),
             timeout,
+            known: Mutex::default(),
         }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<PaymentId>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn rows(&self, payments: Arc<[PaymentId]>) -> Result<Vec<Row>, DatabaseError> {
@@ -179,23 +189,15 @@ fn batch_error(error: DatabaseError) -> BatchError {
     }
 }
 
-/// What both databases say of an id that is no value of the column's type. PostgreSQL's words are those of an English
-/// server; on another one such an id fails like a payment that cannot be looked up.
-fn is_no_such_value(error: &DatabaseError) -> bool {
-    let text = error.to_string();
-    ["invalid input syntax", "invalid input value", "out of range", "malformed"]
-        .iter()
-        .any(|words| text.contains(words))
-}
-
 #[async_trait]
 impl PaymentSource for SqlSource {
     async fn look_up(&self, payments: Arc<[PaymentId]>) -> Result<Vec<Lookup>, BatchError> {
-        let rows = match self.rows(Arc::clone(&payments)).await {
-            // Alone it is told; among others it is looked for by splitting.
-            Err(error) if payments.len() == 1 && is_no_such_value(&error) => Vec::new(),
-            rows => rows.map_err(batch_error)?,
-        };
+        let rows = self.rows(Arc::clone(&payments)).await;
+        // What was looked up last is what a probe looks up: whether it works for somebody else.
+        if let (Some(first), true) = (payments.first(), rows.is_ok() || self.known().is_none()) {
+            *self.known() = Some(first.clone());
+        }
+        let rows = rows.map_err(batch_error)?;
         let mut of_each: Vec<Vec<Row>> = vec![Vec::new(); payments.len()];
         for row in rows {
             if let Some(rows) = usize::try_from(row.n).ok().and_then(|n| of_each.get_mut(n)) {
@@ -205,9 +207,10 @@ impl PaymentSource for SqlSource {
         Ok(of_each.iter().map(|rows| Lookup::Known(self.payment(rows))).collect())
     }
 
-    /// The same query, for no payment: whether the table and its columns can be read.
+    /// The same query, for one payment of those that were looked up before.
     async fn probe(&self) -> Result<(), Outage> {
-        let read = self.rows(Arc::from([])).await;
+        let known = self.known().clone();
+        let read = self.rows(known.into_iter().collect()).await;
         read.map(|_| ()).map_err(|error| error.into_outage(Dependency::PayStatus))
     }
 

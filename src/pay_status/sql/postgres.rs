@@ -1,9 +1,12 @@
 //! A payment table in PostgreSQL.
 
 use super::{Columns, PaymentTable, Row};
-use crate::database::{
-    DatabaseError,
-    postgres::{Pool, Server},
+use crate::{
+    database::{
+        DatabaseError,
+        postgres::{Pool, Server},
+    },
+    pipeline::ports::Class,
 };
 use diesel::{
     PgConnection, RunQueryDsl, sql_query,
@@ -35,9 +38,14 @@ impl PostgresTable {
     fn types(&self, connection: &mut PgConnection) -> Result<(String, String), DatabaseError> {
         let of = |parameter: &str| {
             format!(
-                "(SELECT format_type(CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END, -1) \
-                  FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid \
-                  WHERE a.attrelid = $1::regclass AND a.attname = {parameter} AND NOT a.attisdropped)"
+                "(WITH RECURSIVE base AS (\
+                    SELECT t.oid, t.typtype, t.typbasetype \
+                      FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid \
+                     WHERE a.attrelid = $1::regclass AND a.attname = {parameter} AND NOT a.attisdropped \
+                    UNION ALL \
+                    SELECT t.oid, t.typtype, t.typbasetype \
+                      FROM base JOIN pg_type AS t ON t.oid = base.typbasetype WHERE base.typtype = 'd'\
+                  ) SELECT format_type(oid, -1) FROM base WHERE typtype <> 'd')"
             )
         };
         let query = format!("SELECT {} AS id, {} AS status", of("$2"), of("$3"));
@@ -52,14 +60,46 @@ impl PostgresTable {
     }
 }
 
-/// Whether an id is a value of an integer type. Of other types the database is asked.
-fn may_be(id: &str, column_type: &str) -> bool {
-    match column_type {
-        "smallint" => id.parse::<i16>().is_ok(),
-        "integer" => id.parse::<i32>().is_ok(),
-        "bigint" => id.parse::<i64>().is_ok(),
-        _ => true,
+/// Which of these ids are values of the column's type. Texts all are, of integers it is known here, and of other types
+/// the database is asked, without the table: so an error means nothing else.
+fn castable(connection: &mut PgConnection, ids: &[&str], id_type: &str) -> Result<Vec<bool>, DatabaseError> {
+    let each = |is: fn(&str) -> bool| Ok(ids.iter().map(|id| is(id)).collect());
+    match id_type {
+        "text" | "character varying" | "bpchar" => each(|_| true),
+        "smallint" => each(|id| id.parse::<i16>().is_ok()),
+        "integer" => each(|id| id.parse::<i32>().is_ok()),
+        "bigint" => each(|id| id.parse::<i64>().is_ok()),
+        _ => {
+            let mut castable = vec![false; ids.len()];
+            mark_castable(connection, ids, id_type, &mut castable)?;
+            Ok(castable)
+        }
     }
+}
+
+/// All together; when that fails the halves, until one that cannot be cast is alone.
+fn mark_castable(
+    connection: &mut PgConnection,
+    ids: &[&str],
+    id_type: &str,
+    castable: &mut [bool],
+) -> Result<(), DatabaseError> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let cast = sql_query(format!("SELECT $1::text[]::{id_type}[]")).bind::<Array<Text>, _>(ids).execute(connection);
+    match cast.map_err(DatabaseError::from) {
+        Ok(_) => castable.fill(true),
+        Err(error) if error.class() == Class::Outage => return Err(error),
+        Err(_) if ids.len() == 1 => {}
+        Err(_) => {
+            let middle = ids.len() / 2;
+            let (left, right) = castable.split_at_mut(middle);
+            mark_castable(connection, &ids[..middle], id_type, left)?;
+            mark_castable(connection, &ids[middle..], id_type, right)?;
+        }
+    }
+    Ok(())
 }
 
 impl PaymentTable for PostgresTable {
@@ -67,8 +107,8 @@ impl PaymentTable for PostgresTable {
         let connection = &mut *self.pool.get()?;
         let (id_type, _) = self.types(connection)?;
         let (mut numbers, mut ids) = (Vec::with_capacity(payments.len()), Vec::with_capacity(payments.len()));
-        for (n, id) in (0_i32..).zip(payments) {
-            if may_be(id, &id_type) {
+        for ((n, id), castable) in (0_i32..).zip(payments).zip(castable(connection, payments, &id_type)?) {
+            if castable {
                 numbers.push(n);
                 ids.push(*id);
             }
@@ -86,7 +126,7 @@ impl PaymentTable for PostgresTable {
     fn set_paid(&self, payment: &str, paid: &str, pending: &[String]) -> Result<(), DatabaseError> {
         let connection = &mut *self.pool.get()?;
         let (id_type, status_type) = self.types(connection)?;
-        if !may_be(payment, &id_type) {
+        if castable(connection, &[payment], &id_type)? == [false] {
             return Ok(());
         }
         let Columns { table, id, status, .. } = &self.columns;

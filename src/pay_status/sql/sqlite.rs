@@ -7,27 +7,41 @@ use crate::database::{
 };
 use diesel::{RunQueryDsl, sql_query, sql_types::Text};
 use std::{
+    fmt,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Duration,
 };
 
 pub(super) struct SqliteTable {
     pool: Pool,
     file: PathBuf,
+    /// Which file that was when it was first read.
+    identity: OnceLock<(u64, u64)>,
     columns: Columns,
 }
 
 impl SqliteTable {
     pub(super) fn new(file: &Path, columns: Columns, timeout: Duration) -> Self {
-        Self { pool: Database::of_somebody_else(file, timeout).pool(1), file: file.into(), columns }
+        Self {
+            pool: Database::of_somebody_else(file, timeout).pool(1),
+            file: file.into(),
+            identity: OnceLock::new(),
+            columns,
+        }
     }
 
-    /// SQLite would make a file that is not there.
+    /// SQLite would make a file that is not there, and goes on reading one that was replaced. An error has the caller begin
+    /// anew, with the file that is there then.
     fn require_file(&self) -> Result<(), DatabaseError> {
-        if self.file.exists() {
+        let gone = |what: &dyn fmt::Display| DatabaseError::Unreachable(format!("{}: {what}", self.file.display()));
+        let now = std::fs::metadata(&self.file).map_err(|error| gone(&error))?;
+        let now = (now.dev(), now.ino());
+        if *self.identity.get_or_init(|| now) == now {
             return Ok(());
         }
-        Err(DatabaseError::Unreachable(format!("there is no database {}", self.file.display())))
+        Err(gone(&"the file was replaced"))
     }
 }
 

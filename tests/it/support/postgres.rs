@@ -110,7 +110,9 @@ impl Postgres {
     pub fn database(&self) -> String {
         let name = unique("pointsd").replace('-', "_");
         let mut connection = PgConnection::establish(&self.url_of("postgres")).unwrap();
-        connection.batch_execute(&format!("CREATE DATABASE {name}")).unwrap();
+        // Its texts sort as people would sort them, and not by their bytes: ours must say what they want.
+        let collation = "TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US' LOCALE 'C.UTF-8'";
+        connection.batch_execute(&format!("CREATE DATABASE {name} {collation}")).unwrap();
         self.url_of(&name)
     }
 
