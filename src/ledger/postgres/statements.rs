@@ -138,10 +138,11 @@ pub(super) const UNVERIFIED: &str = r#"
 
 /// Credits that are reversed: since when, in the same way.
 pub(super) const REVERSED: &str = r#"
-    SELECT payment_id, user_id, points, to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS since
-      FROM (SELECT c.payment_id, c.user_id, c.points,
-                   (SELECT max(a.created_at) FROM points_adjustments AS a WHERE a.payment_id = c.payment_id) AS since
-              FROM points_credits AS c WHERE c.state = 'reversed') AS reversed
-     WHERE since < now() - make_interval(secs => $1) AND since > now() - make_interval(secs => $2)
-       AND (since, payment_id) > ($3::timestamptz, $4)
-     ORDER BY since, payment_id LIMIT $5"#;
+    SELECT c.payment_id, c.user_id, c.points,
+           to_char(a.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS since
+      FROM points_adjustments AS a JOIN points_credits AS c ON c.payment_id = a.payment_id AND c.state = 'reversed'
+     WHERE a.created_at < now() - make_interval(secs => $1) AND a.created_at > now() - make_interval(secs => $2)
+       AND (a.created_at, a.payment_id) > ($3::timestamptz, $4)
+       AND NOT EXISTS (SELECT 1 FROM points_adjustments AS later
+                        WHERE later.payment_id = a.payment_id AND later.seq > a.seq)
+     ORDER BY a.created_at, a.payment_id LIMIT $5"#;
