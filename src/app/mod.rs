@@ -24,7 +24,7 @@ use consume::Ended;
 use line::Line;
 pub use ready::{prepare, refuse_unless_current};
 use std::{sync::Arc, time::Duration};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// What the daemon's parts share.
@@ -40,6 +40,8 @@ struct App {
 
 /// Runs until a signal stops it. An error is one that waiting cannot cure.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    // Before anything else: without it the signal would end the process.
+    let hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
     let metrics = metrics::install().context("the metrics recorder")?;
     let status = Arc::new(Status::default());
     let listen = settings.http.listen;
@@ -66,7 +68,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let in_time = tokio::select! {
         // Checked first: a daemon that has done its work in time is not late.
         biased;
-        done = app.work() => { done?; true }
+        done = app.work(hangup) => { done?; true }
         () = overdue => false,
     };
     events::Stopped { in_time }.emit();
@@ -114,9 +116,9 @@ fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
 
 impl App {
     /// Consumes whenever everything that is needed for it works: credits and checks, each on its own.
-    async fn work(&self) -> anyhow::Result<()> {
+    async fn work(&self, hangup: Signal) -> anyhow::Result<()> {
         let checks = self.checks();
-        release_on_hangup(checks.clone())?;
+        release_on_hangup(hangup, checks.clone());
         let mut pace = backoff::Pace::default();
         if self.until_stopped(self.ledger_ready(&mut pace)).await.transpose()?.is_none() {
             return Ok(());
@@ -251,15 +253,13 @@ fn is_time_to_try(probes: u32) -> bool {
 }
 
 /// SIGHUP (`systemctl reload`) releases the brake. Without checks it changes nothing, and ends nothing.
-fn release_on_hangup(checks: Option<Arc<CheckPipeline>>) -> anyhow::Result<()> {
-    let mut hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
+fn release_on_hangup(mut hangup: Signal, checks: Option<Arc<CheckPipeline>>) {
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
             let engaged = checks.as_ref().is_some_and(|checks| checks.brake.release());
             events::BrakeReleased { engaged }.emit();
         }
     });
-    Ok(())
 }
 
 /// How often unverified credits are counted.

@@ -43,6 +43,7 @@ const CONSUMER_TAG: &str = "pointsd";
 pub struct Delivered {
     token: Token,
     delivery: Delivery,
+    former_delay_queue: Option<String>,
 }
 
 impl Message for Delivered {
@@ -61,6 +62,10 @@ impl Message for Delivered {
 
     fn checks_done(&self) -> u32 {
         copy::checks_done(&self.delivery.properties)
+    }
+
+    fn former_delay_queue(&self) -> Option<&str> {
+        self.former_delay_queue.as_deref()
     }
 
     fn label(&self) -> String {
@@ -259,7 +264,7 @@ impl Consumer {
         let mut next = Some(first);
         while let Some(delivery) = next {
             match tracker.delivered(delivery.delivery_tag) {
-                Some(token) => batch.push(Delivered { token, delivery }),
+                Some(token) => batch.push(self.delivered(token, delivery)),
                 None => stream.ended = Some(BrokerError::Lost("a delivery tag does not count up by one".into())),
             }
             // Whatever ends the stream here is told to the next caller.
@@ -267,6 +272,17 @@ impl Consumer {
         }
         events::InFlight { part: self.part, deliveries: tracker.in_flight() }.emit();
         Ok(batch)
+    }
+
+    fn delivered(&self, token: Token, delivery: Delivery) -> Delivered {
+        let former_delay_queue = match self.part {
+            Part::Credits => None,
+            Part::Checks => copy::waited_in(&delivery.properties).filter(|queue| {
+                let a_delay_queue = queue.strip_prefix(&self.queue).is_some_and(|rest| rest.starts_with(".delay."));
+                a_delay_queue && self.check_delay_queues.first() != Some(queue)
+            }),
+        };
+        Delivered { token, delivery, former_delay_queue }
     }
 
     fn queue_of(&self, destination: Destination) -> &str {
@@ -299,7 +315,7 @@ impl Consumer {
         let mut stream = self.stream.lock().await;
         while let Ok(delivery) = stream.next().await {
             let Some(token) = self.tracker().delivered(delivery.delivery_tag) else { break };
-            unsettled.push(Delivered { token, delivery });
+            unsettled.push(self.delivered(token, delivery));
         }
         drop(stream);
         self.give_back(unsettled).await

@@ -126,6 +126,22 @@ pub(super) fn checks_done(properties: &BasicProperties) -> u32 {
     counted(properties, CHECK)
 }
 
+/// The queue in which a message has waited that comes straight from its producer: none of our copies does (they say where
+/// they were consumed).
+pub(super) fn waited_in(properties: &BasicProperties) -> Option<String> {
+    let headers = properties.headers().as_ref()?.inner();
+    if headers.contains_key(SOURCE_QUEUE) || headers.contains_key(REQUEUE_ID) {
+        return None;
+    }
+    // The latest comes first (RabbitMQ, "Dead Letter Exchanges").
+    let AMQPValue::FieldArray(deaths) = headers.get("x-death")? else { return None };
+    let AMQPValue::FieldTable(death) = deaths.as_slice().first()? else { return None };
+    match death.inner().get("queue")? {
+        AMQPValue::LongString(queue) => Some(queue.to_string()),
+        _ => None,
+    }
+}
+
 fn counted(properties: &BasicProperties, name: &str) -> u32 {
     let value = properties.headers().as_ref().and_then(|headers| headers.inner().get(name));
     value.and_then(as_integer).map_or(0, |taken| u32::try_from(taken.max(0)).unwrap_or(u32::MAX))

@@ -102,10 +102,14 @@ fn required<T>(reader: &mut Reader, key: &str, used: bool, value: Option<T>, exa
 }
 
 fn values(reader: &mut Reader, section: &str, used: bool) -> StatusValues {
-    let mut list = |name: &str| reader.optional::<Words>(&format!("{section}.{name}")).unwrap_or_default().0;
-    let values = StatusValues { paid: list("paid"), pending: list("pending"), closed: list("closed") };
+    let mut list = |name: &str| reader.optional::<Words>(&format!("{section}.{name}"));
+    let (paid, pending, closed) = (list("paid"), list("pending"), list("closed"));
     let key = format!("{section}.paid");
-    if used && values.paid.is_empty() {
+    let wrong = paid.is_none() && reader.is_given(&key);
+    let of = |words: Option<Words>| words.unwrap_or_default().0;
+    let values = StatusValues { paid: of(paid), pending: of(pending), closed: of(closed) };
+    // One that is no list is told already.
+    if used && values.paid.is_empty() && !wrong {
         reader.fault(&key, "must have at least one value, as in [\"TRADE_SUCCESS\"]");
     }
     if let Some(word) = values.ambiguous() {
@@ -175,11 +179,20 @@ fn sql(
     })
 }
 
+/// RFC 6901: nothing, or names behind slashes, in which a `~` stands for itself as `~0`, and for a slash as `~1`.
+fn is_pointer(text: &str) -> bool {
+    let escapes = text.replace("~0", "").replace("~1", "");
+    (text.is_empty() || text.starts_with('/')) && !escapes.contains('~')
+}
+
 /// Of the gateway's URL the host is no secret; a key may stand anywhere behind it.
 fn masked_path(url: &str) -> String {
-    let masked = masked(url);
-    let host_ends = masked.find("://").and_then(|at| Some(at + 3 + masked[at + 3..].find(['/', '?'])?));
-    host_ends.map_or_else(|| "***".to_owned(), |end| format!("{}/***", &masked[..end]))
+    let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    match authority.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://***@{host}/***"),
+        None => format!("{scheme}://{authority}/***"),
+    }
 }
 
 /// A header's name is no secret, its value may be.
@@ -211,7 +224,7 @@ fn http(reader: &mut Reader, used: bool) -> Option<HttpSourceSettings> {
         }
     });
     let status_pointer: Option<String> = reader.optional("pay_status.http.status_pointer");
-    if status_pointer.as_ref().is_some_and(|pointer| !pointer.is_empty() && !pointer.starts_with('/')) {
+    if status_pointer.as_ref().is_some_and(|pointer| !is_pointer(pointer)) {
         reader.fault("pay_status.http.status_pointer", "must be a JSON Pointer such as \"/data/status\" (RFC 6901)");
     }
     let times = Duration::from_millis(100)..=Duration::from_secs(60);

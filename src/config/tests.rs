@@ -248,7 +248,7 @@ fn a_payment_sources_secrets_are_not_shown() {
         let settings = settings(text).unwrap();
         let shown = settings.effective_toml() + &format!("{settings:?}");
         assert!(!shown.contains("s3cret"), "{shown}");
-        assert!(shown.contains("pay.example") && shown.contains("authorization"), "{shown}");
+        assert!(shown.contains("https://***@pay.example/***") && shown.contains("authorization"), "{shown}");
     }
     let wrong = HTTP.replace("Authorization: Bearer s3cret", "Bearer s3cret").replace("{payment_id}", "s3cret");
     let told = faults(settings(&wrong));
@@ -284,6 +284,8 @@ fn a_payment_source_that_is_not_whole_or_not_used_is_told() {
         ("[compensation]\ndelays = [\"1 minute\"]\n", "compensation.delays"),
         ("[compensation]\non_unpaid = \"ignore\"\n", "compensation.on_unpaid"),
         ("[compensation]\nbrake_after = 0\n", "compensation.brake_after"),
+        (&HTTP.replace("\"/status\"", "\"/a~9\""), "pay_status.http.status_pointer"),
+        (&SQL.replace("paid = [1, \"PAID\"]", "paid = [1.5]"), "pay_status.sql.paid: given"),
         ("[broker]\ncheck_queue = \"points.credit\"\n", "broker.check_queue: is the credit queue"),
         ("[broker]\ncheck_queue = \"points.credit.retry.1s\"\n", "broker.check_queue: is a delay queue"),
         ("[broker]\ndead_queue = \"points.check.delay.30s\"\n", "broker.dead_queue: is a delay queue"),

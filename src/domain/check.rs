@@ -314,6 +314,8 @@ pub enum CheckOutcome {
         /// When it is checked again, if it is.
         next: Option<Wait>,
     },
+    /// It has come after another delay than the first one that is configured: it waits for that one.
+    Early(Wait),
     /// A person decides.
     Parked {
         /// What the source said.
@@ -359,7 +361,7 @@ impl CheckOutcome {
     /// Its name in metrics: one of [`CheckOutcome::LABELS`].
     pub fn label(&self) -> &'static str {
         match self {
-            Self::Checked { .. } => "checked",
+            Self::Checked { .. } | Self::Early(_) => "checked",
             Self::Parked { reason, .. } => reason.label(),
             Self::Malformed(_) => "malformed",
             Self::Conflict(_) => "conflict",
@@ -374,7 +376,9 @@ impl CheckOutcome {
         let dead = |reason| Settlement::Forward(Destination::Dead(reason));
         match self {
             Self::Checked { next: None, .. } | Self::Malformed(_) => Settlement::Ack,
-            Self::Checked { next: Some(wait), .. } => Settlement::Forward(Destination::Check(*wait)),
+            Self::Checked { next: Some(wait), .. } | Self::Early(wait) => {
+                Settlement::Forward(Destination::Check(*wait))
+            }
             Self::Parked { reason, .. } => dead(*reason),
             Self::Conflict(_) => dead(Reason::Conflict),
             Self::Rejected(_) => dead(Reason::Rejected),

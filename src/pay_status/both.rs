@@ -39,10 +39,8 @@ impl TableThenGateway {
             PaymentStatus::Paid => match self.table.set_paid(id).await {
                 Ok(found) => with_status(of_repair(found.status)),
                 Err(error) => {
-                    // A table that can be read and not written is this payment's trouble: it stops no other one.
-                    if let BatchError::Outage(_) = error {
-                        self.table.probe().await?;
-                    }
+                    // Where no row can be set at all nobody's check can be done; otherwise it is this row's trouble.
+                    self.table.probe_repairs().await?;
                     Lookup::Failed(format!("the payment's row could not be set to paid: {error}"))
                 }
             },
@@ -92,7 +90,11 @@ impl PaymentSource for TableThenGateway {
     }
 
     async fn probe(&self) -> Result<(), Outage> {
-        self.table.probe().await?;
+        if self.repairs {
+            self.table.probe_repairs().await?;
+        } else {
+            self.table.probe().await?;
+        }
         self.gateway.probe().await
     }
 

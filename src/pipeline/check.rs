@@ -121,7 +121,8 @@ impl CheckPipeline {
         batch: Vec<D::Message>,
         turn: &Turn<'_>,
     ) -> Result<(), Interrupted<D::Message>> {
-        let (checks, malformed) = parse(&self.format, batch, CheckOutcome::Malformed);
+        let (checks, mut malformed) = parse(&self.format, batch, CheckOutcome::Malformed);
+        let checks = self.postpone(checks, &mut malformed);
         let (looked, found) = self.look_up(checks, turn).await;
         turn.pulse.beat();
         let acted = self.act(looked, turn).await;
@@ -137,6 +138,26 @@ impl CheckPipeline {
         unsettled.extend(forwarded.undecided);
         let outage = found.outage.or(acted.outage).or(forwarded.outage).or_else(|| self.brake.engaged());
         Interrupted::unless_done(outage, unsettled)
+    }
+
+    /// A first check whose delay is no longer configured would shorten the time that its payment has: the queue of that delay
+    /// is still bound, beside the one that is configured. It is not known to have another one, so it waits once more.
+    fn postpone<M: Message>(
+        &self,
+        checks: Vec<(M, Credit)>,
+        decided: &mut Vec<Decided<M, CheckOutcome>>,
+    ) -> Vec<(M, Credit)> {
+        let early = |(message, _): &(M, Credit)| message.former_delay_queue().is_some();
+        let (early, checks): (Vec<_>, Vec<_>) = checks.into_iter().partition(early);
+        if let Some(queue) = early.first().and_then(|(message, _)| message.former_delay_queue()) {
+            events::ChecksPostponed { queue, messages: early.len() }.emit();
+        }
+        decided.extend(early.into_iter().map(|(message, credit)| Decided {
+            message,
+            payment_id: Some(credit.payment_id),
+            outcome: CheckOutcome::Early(self.policy.beginning()),
+        }));
+        checks
     }
 
     /// Asks the source, for each payment once. What it cannot say of one payment is decided here.
@@ -359,7 +380,7 @@ impl Work for Act<'_> {
 fn copy<M>(decided: &Decided<M, CheckOutcome>) -> Option<Forward<'_, M>> {
     let Settlement::Forward(to) = decided.outcome.settlement() else { return None };
     let error = match &decided.outcome {
-        CheckOutcome::Checked { .. } | CheckOutcome::Malformed(_) => None,
+        CheckOutcome::Checked { .. } | CheckOutcome::Early(_) | CheckOutcome::Malformed(_) => None,
         CheckOutcome::Parked { error, .. }
         | CheckOutcome::Conflict(error)
         | CheckOutcome::Rejected(error)

@@ -161,6 +161,12 @@ pub trait Message: Send + Sync {
     /// Checks that are done (`x-pointsd-check`).
     fn checks_done(&self) -> u32;
 
+    /// Whether it is a first check that comes after another delay than the one that is configured now: its queue is still
+    /// bound. The queue's name.
+    fn former_delay_queue(&self) -> Option<&str> {
+        None
+    }
+
     /// What a person can find it by when no payment id can be read from it: a message id or a line number.
     fn label(&self) -> String;
 }

@@ -94,11 +94,11 @@ fn kill_with_checks_in_hand(daemon: Daemon, strike: Strike, place: &Place, payme
         lock = None;
         // Time for the look-up and the commit; what should follow does not get through.
         std::thread::sleep(Duration::from_millis(1500));
-        let still = daemon.metric(r#"pointsd_in_flight{queue="check"}"#) > 0.0;
-        assert!(still || !in_hand, "checks are settled although the broker hears nothing");
     }
     daemon.kill();
     drop(lock);
+    // What was on its way never arrives.
+    proxy.set(Network::Cut);
     proxy.set(Network::Up);
     in_hand
 }

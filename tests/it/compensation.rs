@@ -175,7 +175,8 @@ fn what_is_in_no_list_is_parked_after_the_last_check_and_the_ledger_stays() {
     assert_eq!(text(&parked, "x-pointsd-reason"), Some("unrecognised".into()));
     assert_eq!(text(&parked, "x-pointsd-check"), Some("LongLongInt(2)".into()));
     assert_eq!(parked.delivery.data, body(1, "u", 10));
-    assert_eq!((checks(&daemon, "unrecognised", "recheck"), checks(&daemon, "unrecognised", "dead")), (2.0, 1.0));
+    wait_for_checks(&daemon, "unrecognised", "dead", 1.0);
+    assert_eq!(checks(&daemon, "unrecognised", "recheck"), 2.0);
     assert_eq!(state(&setup, 1), is("credited", false));
     assert_eq!(daemon.metric(r#"pointsd_messages_total{queue="check",outcome="unrecognised"}"#), 1.0);
     daemon.stop();
@@ -270,7 +271,7 @@ fn a_gateway_that_knows_better_repairs_the_row_and_a_change_by_somebody_else_win
     assert_eq!(state(&setup, 2), is("credited", false), "at the next check");
     wait_for_state(&setup, &daemon, 2, &is("reversed", false));
     assert_eq!(payments.status(2), "TRADE_CLOSED");
-    assert_eq!(checks(&daemon, "closed", "reverse"), 2.0);
+    wait_for_checks(&daemon, "closed", "reverse", 2.0);
     wait_for_checks(&daemon, "pending", "recheck", 3.0);
     assert_right(&setup);
     daemon.stop();
@@ -302,7 +303,7 @@ fn a_credit_that_failed_for_good_is_made_by_the_check_once_also_when_it_is_reque
     assert_eq!(state(&setup, 1), None);
     place.execute("DROP TRIGGER refuse ON points_credits");
     wait_for_state(&setup, &daemon, 1, &is("credited", true));
-    assert_eq!(checks(&daemon, "paid", "late_credit"), 1.0);
+    wait_for_checks(&daemon, "paid", "late_credit", 1.0);
 
     let requeue = setup.run(&["dead", "requeue", "--all", "--canary", "0"]);
     assert!(requeue.status.success(), "{}", told(&requeue));
@@ -353,10 +354,8 @@ fn a_payment_that_becomes_paid_in_the_moment_of_its_expiry_is_reinstated() {
     payments.set_all(&[(1, "TRADE_SUCCESS"), (2, "TRADE_SUCCESS")]);
     wait_for_state(&setup, &daemon, 1, &is("credited", true));
     wait_for_state(&setup, &daemon, 2, &is("credited", true));
-    assert_eq!(
-        (checks(&daemon, "paid", "reinstate"), setup.json(&["balance", "u", "--json"])["balance"].clone()),
-        (2.0, 20.into())
-    );
+    wait_for_checks(&daemon, "paid", "reinstate", 2.0);
+    assert_eq!(setup.json(&["balance", "u", "--json"])["balance"], 20);
     assert_right(&setup);
     daemon.stop();
 }
@@ -401,7 +400,7 @@ fn a_credit_that_is_delayed_until_after_its_payment_was_given_up_never_ends_cred
         eventually("it waits", || client.ready(&waits)?.eq(&1).then_some(()));
         place.execute("DROP TRIGGER refuse ON points_credits");
         wait_for_state(&setup, &daemon, 1, &is("reversed", false));
-        assert_eq!(checks(&daemon, if status == "TRADE_CLOSED" { "closed" } else { "pending" }, "void"), 1.0);
+        wait_for_checks(&daemon, if status == "TRADE_CLOSED" { "closed" } else { "pending" }, "void", 1.0);
         if refusal == "23514" {
             assert!(setup.run(&["dead", "requeue", "--all", "--canary", "0"]).status.success());
         }
@@ -447,5 +446,70 @@ fn without_a_source_there_are_no_checks_and_no_queues_for_them() {
     assert_eq!((client.ready(&without.check_queue), client.ready(&without.check_delay_queue("30s"))), (None, None));
     daemon.signal(Signal::HUP);
     daemon.wait_for("it says so", |daemon| daemon.log().contains("no brake is engaged").then_some(()));
+    daemon.stop();
+}
+
+#[test]
+fn a_first_delay_that_is_changed_gives_no_payment_less_time_and_its_queue_can_be_retired() {
+    let (place, payments) = (Place::new(Kind::Sqlite), Payments::new());
+    let setup = setup(&place, "sql", &payments.settings(), "4s", r#"["1h"]"#);
+    let client = Client::connect(&rabbit::shared().url());
+    payments.set_all(&[(1, "TRADE_SUCCESS"), (2, "TRADE_SUCCESS")]);
+    let old = setup.check_delay_queue("4s");
+    let daemon = start(&setup);
+    publish(&client, &setup, [1]);
+    eventually("it waits", || client.ready(&old)?.eq(&1).then_some(()));
+    daemon.stop();
+
+    // What was the first delay is a later one now: it is no longer bound to the exchange.
+    let with_delays = |first: &str, delays: &str| {
+        let (first, delays) = (first.to_owned(), delays.to_owned());
+        move |command: &mut std::process::Command| {
+            command.env("POINTSD_COMPENSATION__FIRST", first).env("POINTSD_COMPENSATION__DELAYS", delays);
+        }
+    };
+    let daemon = setup.start_with(with_delays("100ms", r#"["4s"]"#));
+    daemon.wait_ready();
+    publish(&client, &setup, [2]);
+    wait_for_state(&setup, &daemon, 2, &is("credited", true));
+    wait_for_state(&setup, &daemon, 1, &is("credited", true));
+    wait_for_checks(&daemon, "paid", "verify", 2.0);
+    assert_eq!((client.ready(&old), checks(&daemon, "paid", "verify")), (Some(0), 2.0), "one check each");
+    daemon.stop();
+
+    let retire = |first: &str, delays: &str| {
+        let mut command = setup.command(&["topology", "retire", &old]);
+        with_delays(first, delays)(&mut command);
+        command.output().unwrap()
+    };
+    let refused = retire("100ms", r#"["4s"]"#);
+    assert!(told(&refused).contains("is in use"), "{}", told(&refused));
+    let retired = retire("100ms", "[]");
+    assert!(retired.status.success(), "{}", told(&retired));
+    assert_eq!(client.ready(&old), None);
+    let none_of_ours = setup.run(&["topology", "retire", &setup.check_queue]);
+    assert!(told(&none_of_ours).contains("is in use"), "{}", told(&none_of_ours));
+}
+
+#[test]
+fn a_former_first_delay_that_is_still_bound_gives_no_payment_less_time() {
+    let (place, payments) = (Place::new(Kind::Sqlite), Payments::new());
+    let setup = setup(&place, "sql", &payments.settings(), "100ms", "[]");
+    let client = Client::connect(&rabbit::shared().url());
+    start(&setup).stop();
+    payments.set(1, "WAIT_BUYER_PAY");
+    // The queue of 100ms stays bound, and is of no delay that is configured.
+    let daemon = setup.start_with(|command| {
+        command.env("POINTSD_COMPENSATION__FIRST", "5s");
+    });
+    daemon.wait_ready();
+    publish(&client, &setup, [1]);
+    daemon.wait_for("it is told", |daemon| daemon.log().contains("no longer configured").then_some(()));
+    assert_eq!(state(&setup, 1), is("credited", false), "not checked yet");
+    assert_eq!(checks(&daemon, "pending", "expire"), 0.0);
+    payments.set(1, "TRADE_SUCCESS");
+    // Its own check, and the one that was postponed.
+    wait_for_checks(&daemon, "paid", "verify", 2.0);
+    assert_eq!(daemon.metric("pointsd_points_reversed_total"), 0.0);
     daemon.stop();
 }

@@ -148,7 +148,8 @@ fn an_answer_that_cannot_be_used_is_tried_again_and_parked_and_stops_nobody_else
     // 404 is unknown.
     wait_for_state(&setup, &daemon, 10, &is("reversed", false));
     eventually("the bad ones are parked", || client.ready(&setup.dead_queue)?.eq(&7).then_some(()));
-    assert_eq!((outcome(&daemon, "retry"), outcome(&daemon, "exhausted")), (7.0, 7.0));
+    daemon.wait_for("they are counted", |daemon| outcome(daemon, "exhausted").eq(&7.0).then_some(()));
+    assert_eq!(outcome(&daemon, "retry"), 7.0);
     assert_eq!(daemon.metric(r#"pointsd_paused{dependency="pay_status"}"#), 0.0);
     let memory = daemon.metric("process_resident_memory_bytes");
     assert!(memory < 150e6, "{memory} bytes");
@@ -302,6 +303,22 @@ fn ids_are_cast_to_whatever_type_the_column_has_and_statuses_compare_as_text() {
         let (ids, expected): (Vec<&str>, Vec<PaymentStatus>) = rows.iter().copied().unzip();
         assert_eq!(look_up(&source, &ids), expected, "{table}");
     }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let misspelt = table_source(&postgres, "a", "id", "staus", None);
+    assert!(runtime.block_on(misspelt.probe()).unwrap_err().reason.contains("staus"));
+    // An error of a view's own is one of that payment, not of an id that is none.
+    execute(
+        "CREATE TABLE fees (id text, s text, fee text); INSERT INTO fees VALUES ('1', 'paid', '1.5'), ('2', 'paid', '1,5');
+         CREATE VIEW rated AS SELECT id, CASE WHEN fee::numeric > 0 THEN s END AS s FROM fees",
+    );
+    let rated = table_source(&postgres, "rated", "id", "s", None);
+    assert_eq!(look_up(&rated, &["1"]), [Paid]);
+    assert!(runtime.block_on(rated.look_up(Arc::from([PaymentId::new("2").unwrap()]))).is_err());
+}
+
+#[test]
+fn sqlite_compares_ids_by_the_columns_type_and_a_file_that_is_broken_or_replaced_is_no_answer() {
+    use PaymentStatus::{Closed, Paid, Unknown, Unrecognised};
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("shop.db");
     {
@@ -310,7 +327,9 @@ fn ids_are_cast_to_whatever_type_the_column_has_and_statuses_compare_as_text() {
         connection
             .batch_execute(
                 "CREATE TABLE a (id INTEGER PRIMARY KEY, s INTEGER); INSERT INTO a VALUES (1, 1), (2, 2), (3, NULL), (4, 7);
-                 CREATE TABLE b (id TEXT PRIMARY KEY, s TEXT); INSERT INTO b VALUES ('1', 'paid'), ('01', 'closed');",
+                 CREATE TABLE b (id TEXT PRIMARY KEY, s TEXT); INSERT INTO b VALUES ('1', 'paid'), ('01', 'closed');
+                 CREATE TABLE untyped (id, s); INSERT INTO untyped VALUES (5, 'paid'), ('x', 'closed');
+                 CREATE VIEW sums AS SELECT id + 0 AS id, s FROM a;",
             )
             .unwrap();
     }
@@ -322,12 +341,28 @@ fn ids_are_cast_to_whatever_type_the_column_has_and_statuses_compare_as_text() {
     );
     let texts = table_source(&url, "main.b", "id", "s", None);
     assert_eq!(look_up(&texts, &["1", "01", "001"]), [Paid, Closed, Unknown]);
+    let untyped = table_source(&url, "untyped", "id", "s", None);
+    assert_eq!(look_up(&untyped, &["5", "x", "05"]), [Paid, Closed, Unknown]);
+    assert_eq!(look_up(&table_source(&url, "sums", "id", "s", None), &["1", "2"]), [Paid, Closed]);
     // A column that is not there is no text of that name.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    for source in [table_source(&url, "a", "id", "staus", None), table_source(&postgres, "a", "id", "staus", None)] {
-        let error = runtime.block_on(source.probe()).unwrap_err();
-        assert!(error.reason.contains("staus"), "{error}");
+    let misspelt = table_source(&url, "a", "id", "staus", None);
+    assert!(runtime.block_on(misspelt.probe()).unwrap_err().reason.contains("staus"));
+    // What is broken is no answer, and what is replaced is read anew.
+    std::fs::write(&file, vec![0xff; 8192]).unwrap();
+    let broken = table_source(&url, "a", "id", "s", None);
+    assert!(runtime.block_on(broken.look_up(Arc::from([PaymentId::new("1").unwrap()]))).is_err());
+    let other = folder.path().join("other.db");
+    {
+        use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
+        let mut connection = SqliteConnection::establish(other.to_str().unwrap()).unwrap();
+        connection
+            .batch_execute("CREATE TABLE a (id INTEGER PRIMARY KEY, s INTEGER); INSERT INTO a VALUES (1, 2)")
+            .unwrap();
     }
+    std::fs::rename(&other, &file).unwrap();
+    assert!(runtime.block_on(numbers.probe()).is_err(), "told once");
+    assert_eq!(look_up(&numbers, &["1"]), [Closed]);
     // The file of somebody else keeps its journal.
     assert!(!folder.path().join("shop.db-wal").exists());
 }
@@ -463,5 +498,27 @@ fn a_gateway_that_answers_for_others_only_is_tried_again_and_not_waited_for_with
     wait_for_state(&setup, &daemon, 2, &is("credited", true));
     wait_resumed(&daemon);
     daemon.wait_for("the other one is its own trouble now", |daemon| outcome(daemon, "retry").eq(&1.0).then_some(()));
+    daemon.stop();
+}
+
+#[test]
+fn a_table_in_which_nothing_may_be_written_pauses_the_checks_of_table_and_gateway() {
+    let (place, payments) = (Place::new(Kind::Sqlite), Payments::new());
+    let gateway = Gateway::start(|_, _| Reply::trade("TRADE_SUCCESS"));
+    payments.set(1, "WAIT_BUYER_PAY");
+    let role = crate::support::unique("reader").replace('-', "_");
+    payments.execute(&format!(
+        "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA shop TO {role}; GRANT SELECT ON shop.payments TO {role}"
+    ));
+    let settings = (payments.settings() + &gateway.settings()).replace("points@", &format!("{role}@"));
+    let setup = setup(&place, "sql+http", &settings, "100ms", r#"["1h"]"#);
+    let daemon = start(&setup);
+    let client = Client::connect(&rabbit::shared().url());
+    publish(&client, &setup, [1]);
+    wait_paused(&daemon, "permission denied");
+    payments.execute(&format!("GRANT UPDATE ON shop.payments TO {role}"));
+    wait_resumed(&daemon);
+    wait_for_state(&setup, &daemon, 1, &is("credited", true));
+    assert_eq!((payments.status(1).as_str(), outcome(&daemon, "retry")), ("TRADE_SUCCESS", 0.0));
     daemon.stop();
 }

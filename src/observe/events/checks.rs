@@ -12,7 +12,7 @@ use crate::{
 };
 use ::metrics::{counter, gauge};
 use std::time::Duration;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 /// A transaction of checks was committed.
 pub struct ChecksCommitted<'a> {
@@ -71,6 +71,26 @@ impl<'a, O: Iterator<Item = &'a CheckOutcome> + Clone> ChecksSettled<O> {
             counter!(names::CHECKS, "status" => status.label(), "step" => step).increment(count);
         }
         count_messages(names::CHECK_QUEUE, &CheckOutcome::LABELS, self.outcomes.map(CheckOutcome::label));
+    }
+}
+
+/// Checks came out of a delay queue that is no longer the first one, and wait for the one that is.
+pub struct ChecksPostponed<'a> {
+    /// Which queue.
+    pub queue: &'a str,
+    /// How many.
+    pub messages: usize,
+}
+
+impl ChecksPostponed<'_> {
+    /// Tells of it.
+    pub fn emit(self) {
+        warn!(
+            queue = self.queue,
+            messages = self.messages,
+            "checks come after a delay that is no longer configured, and wait for the first one that is; \
+             `pointsd topology retire` unbinds that queue"
+        );
     }
 }
 

@@ -102,6 +102,9 @@ trait PaymentTable: Send + Sync {
     /// The rows of these payments, in any order.
     fn rows(&self, payments: &[&str]) -> Result<Vec<Row>, DatabaseError>;
 
+    /// Whether rows may be updated: an update of none.
+    fn probe_update(&self) -> Result<(), DatabaseError>;
+
     /// Sets a payment's row to `paid` if its status is one of `pending` at that moment.
     fn set_paid(&self, payment: &str, paid: &str, pending: &[String]) -> Result<(), DatabaseError>;
 }
@@ -162,6 +165,13 @@ impl SqlSource {
         self.table.call(move |table| table.set_paid(id.as_str(), &paid, &pending)).await.map_err(batch_error)?;
         let rows = self.rows(Arc::from([payment.clone()])).await.map_err(batch_error)?;
         Ok(self.payment(&rows))
+    }
+
+    /// As [`PaymentSource::probe`], and whether rows may be updated.
+    pub(super) async fn probe_repairs(&self) -> Result<(), Outage> {
+        let updated = self.table.call(PaymentTable::probe_update).await;
+        updated.map_err(|error| error.into_outage(Dependency::PayStatus))?;
+        self.probe().await
     }
 
     /// What the rows of one payment say.

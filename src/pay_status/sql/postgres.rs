@@ -123,6 +123,12 @@ impl PaymentTable for PostgresTable {
         Ok(sql_query(query).bind::<Array<Text>, _>(ids).bind::<Array<Integer>, _>(numbers).load(connection)?)
     }
 
+    fn probe_update(&self) -> Result<(), DatabaseError> {
+        let Columns { table, status, .. } = &self.columns;
+        sql_query(format!("UPDATE {table} SET {status} = {status} WHERE 1 = 0")).execute(&mut *self.pool.get()?)?;
+        Ok(())
+    }
+
     fn set_paid(&self, payment: &str, paid: &str, pending: &[String]) -> Result<(), DatabaseError> {
         let connection = &mut *self.pool.get()?;
         let (id_type, status_type) = self.types(connection)?;

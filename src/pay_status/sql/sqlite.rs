@@ -45,9 +45,21 @@ impl SqliteTable {
     }
 }
 
-fn json(texts: &[impl AsRef<str>]) -> String {
-    let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+fn json(texts: &[String]) -> String {
     serde_json::Value::from(texts).to_string()
+}
+
+/// Each id with its number, as a text, and where it is a whole number as that, too: a column without a type, or an
+/// expression, compares the one with texts and the other with numbers only.
+fn numbered(payments: &[&str]) -> String {
+    let mut ids: Vec<serde_json::Value> = Vec::with_capacity(payments.len());
+    for (n, id) in payments.iter().enumerate() {
+        ids.push(serde_json::json!([n, id]));
+        if let Some(number) = id.parse::<i64>().ok().filter(|number| number.to_string() == *id) {
+            ids.push(serde_json::json!([n, number]));
+        }
+    }
+    serde_json::Value::from(ids).to_string()
 }
 
 impl PaymentTable for SqliteTable {
@@ -58,10 +70,17 @@ impl PaymentTable for SqliteTable {
         // The text that is compared takes the column's type (SQLite, "Type Conversions Prior To Comparison"), and its
         // index serves. Every column is qualified: SQLite takes a quoted name that it does not know for a text.
         let query = format!(
-            "SELECT CAST(j.key AS INTEGER) AS n, CAST(t.{status} AS TEXT) AS status, CAST({user} AS TEXT) AS user_id \
-             FROM json_each(?) AS j CROSS JOIN {table} AS t WHERE t.{id} = j.value"
+            "SELECT j.value ->> 0 AS n, CAST(t.{status} AS TEXT) AS status, CAST({user} AS TEXT) AS user_id \
+             FROM json_each(?) AS j CROSS JOIN {table} AS t WHERE t.{id} = j.value ->> 1"
         );
-        Ok(sql_query(query).bind::<Text, _>(json(payments)).load(&mut *self.pool.get()?)?)
+        Ok(sql_query(query).bind::<Text, _>(numbered(payments)).load(&mut *self.pool.get()?)?)
+    }
+
+    fn probe_update(&self) -> Result<(), DatabaseError> {
+        self.require_file()?;
+        let Columns { table, status, .. } = &self.columns;
+        sql_query(format!("UPDATE {table} SET {status} = {status} WHERE 1 = 0")).execute(&mut *self.pool.get()?)?;
+        Ok(())
     }
 
     fn set_paid(&self, payment: &str, paid: &str, pending: &[String]) -> Result<(), DatabaseError> {
