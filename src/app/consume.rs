@@ -172,6 +172,11 @@ impl Worker {
             };
             let Ok(batch) = taken else {
                 idle_turns += 1;
+                if self.status.is_paused(self.part, Dependency::PayStatus) {
+                    let source_down = |outage| Interrupted { outage: Some(outage), unsettled: Vec::new() };
+                    self.pipeline.probe_source().await.map_err(source_down)?;
+                    self.status.resume(self.part, Dependency::PayStatus);
+                }
                 if self.probes && idle_turns % IDLE_TURNS_BEFORE_PROBE == 0 {
                     let ledger_down = |outage| Interrupted { outage: Some(outage), unsettled: Vec::new() };
                     self.pipeline.probe_idle().await.map_err(ledger_down)?;
@@ -187,8 +192,10 @@ impl Worker {
                 }
                 processed => {
                     processed?;
-                    // A source that was only tried, after many failed probes, works.
-                    self.status.resume(self.part, Dependency::PayStatus);
+                    // A source that was only tried, after many failed probes, may work.
+                    if self.pipeline.source_has_answered() {
+                        self.status.resume(self.part, Dependency::PayStatus);
+                    }
                 }
             }
         }

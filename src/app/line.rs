@@ -12,7 +12,10 @@ use crate::{
         stages::{Interrupted, Turn},
     },
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 /// A queue and its pipeline, from which sessions are made one after the other.
 pub(super) struct Line {
@@ -45,6 +48,22 @@ impl Pipeline {
         match self {
             Self::Credits(pipeline) => pipeline.process(consumer, batch, turn).await,
             Self::Checks(pipeline) => pipeline.process(consumer, batch, turn).await,
+        }
+    }
+
+    /// Whether the payment source has answered since this was asked last.
+    pub(super) fn source_has_answered(&self) -> bool {
+        match self {
+            Self::Credits(_) => false,
+            Self::Checks(pipeline) => pipeline.answered.swap(false, Ordering::Relaxed),
+        }
+    }
+
+    /// Whether the payment source works.
+    pub(super) async fn probe_source(&self) -> Result<(), Outage> {
+        match self {
+            Self::Credits(_) => Ok(()),
+            Self::Checks(pipeline) => pipeline.source.probe().await,
         }
     }
 

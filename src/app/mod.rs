@@ -23,7 +23,10 @@ use anyhow::Context as _;
 use consume::Ended;
 use line::Line;
 pub use ready::{prepare, refuse_unless_current};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Duration,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -155,12 +158,14 @@ impl App {
             immediate_attempts: self.settings.retry.immediate_attempts,
             retry: self.settings.retry.policy.clone(),
             brake: BrakePedal::new(compensation.brake_after),
+            answered: AtomicBool::default(),
+            former: Mutex::default(),
         }))
     }
 
     /// One session after the other, until the daemon is told to stop.
     async fn keep_consuming(&self, line: &Line, mut pace: backoff::Pace) {
-        let mut careful = false;
+        let (mut careful, mut probes) = (false, 0);
         while !self.stop.is_cancelled() {
             match self.consume(line, careful).await {
                 Ended::InOrder => careful = false,
@@ -169,8 +174,9 @@ impl App {
                     // A message that cannot be read is alone now, and is best counted out soon.
                     if unreadable || lived > LONG_SESSION {
                         pace.reset();
+                        probes = 0;
                     }
-                    if self.until_stopped(self.recovered(line, outage, &mut pace)).await.is_none() {
+                    if self.until_stopped(self.recovered(line, outage, &mut pace, &mut probes)).await.is_none() {
                         break;
                     }
                 }
@@ -184,9 +190,9 @@ impl App {
     }
 
     /// Waits after an outage: a pause, and then until a probe is answered. The broker is probed by consuming again, and
-    /// a brake waits for a person.
-    async fn recovered(&self, line: &Line, outage: Outage, pace: &mut backoff::Pace) {
-        let (part, mut outage, mut probes) = (line.part(), outage, 0_u32);
+    /// a brake waits for a person. `probes`: of the source, that failed since it last worked.
+    async fn recovered(&self, line: &Line, outage: Outage, pace: &mut backoff::Pace, probes: &mut u32) {
+        let (part, mut outage) = (line.part(), outage);
         loop {
             if let Some((brake, released)) = line.brake() {
                 // It is what is waited for, whatever else has ended the session.
@@ -211,12 +217,15 @@ impl App {
                 }
                 (Dependency::Broker, _) | (Dependency::PayStatus, None) => return,
             };
-            probes += 1;
+            *probes += 1;
             match probed {
-                Ok(()) => return self.status.resume(part, outage.dependency),
+                Ok(()) => {
+                    *probes = 0;
+                    return self.status.resume(part, outage.dependency);
+                }
                 // What a probe asks for may fail for reasons of its own: others are tried, seldom, because each time
                 // deliveries go back, which counts against them. It stays told as paused until that has gone well.
-                Err(_) if outage.dependency == Dependency::PayStatus && is_time_to_try(probes) => return,
+                Err(_) if outage.dependency == Dependency::PayStatus && is_time_to_try(*probes) => return,
                 Err(again) => {
                     if again.dependency != outage.dependency {
                         self.status.resume(part, outage.dependency);
@@ -272,3 +281,14 @@ const LONG_SESSION: Duration = Duration::from_secs(60);
 
 /// What a step may take beyond the deadlines within it before it counts as stuck.
 const SLACK: Duration = Duration::from_secs(15);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_tried_ever_more_seldom() {
+        let tries: Vec<u32> = (1..1000).filter(|probes| is_time_to_try(*probes)).collect();
+        assert_eq!(tries, [4, 8, 16, 32, 64, 128, 256, 512, 768]);
+    }
+}

@@ -72,6 +72,8 @@ impl Topology {
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
         let mut messages = Self::look(&channel, place).await?;
         let queue = place.0;
+        // What is configured now must be bound before: another daemon's older configuration may have unbound it.
+        self.bind_on(&channel).await?;
         let binding = Binding { queue: queue.to_owned(), key: settings.routing_key.clone() };
         self.unbind(&channel, &binding).await?;
         let mut empty = 0;

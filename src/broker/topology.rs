@@ -216,6 +216,14 @@ impl Topology {
             })?;
         }
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
+        self.bind_on(&channel).await?;
+        for binding in &self.unbound {
+            self.unbind(&channel, binding).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn bind_on(&self, channel: &lapin::Channel) -> Result<(), BrokerError> {
         for Binding { queue, key } in &self.bindings {
             let bind = channel.queue_bind(
                 queue.as_str().into(),
@@ -225,9 +233,6 @@ impl Topology {
                 FieldTable::default(),
             );
             within(STEP_TIMEOUT, "queue.bind", bind).await?;
-        }
-        for binding in &self.unbound {
-            self.unbind(&channel, binding).await?;
         }
         Ok(())
     }

@@ -113,7 +113,7 @@ async fn ask(source: &Arc<dyn PaymentSource>, payment: &PaymentId) -> Live {
     match source.look_up(Arc::from([payment.clone()])).await.map(|answers| answers.into_iter().next()) {
         Ok(Some(Lookup::Known(payment))) => Live::Status { status: payment.status.label(), said: payment.said },
         Ok(Some(Lookup::Failed(error))) => Live::Failed(error),
-        Ok(None) => Live::Failed("the source said nothing".into()),
+        Ok(Some(Lookup::NotAsked) | None) => Live::Failed("the source said nothing".into()),
         Err(error) => Live::Failed(error.to_string()),
     }
 }

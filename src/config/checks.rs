@@ -188,7 +188,7 @@ fn is_pointer(text: &str) -> bool {
 /// Of the gateway's URL the host is no secret; a key may stand anywhere behind it.
 fn masked_path(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return "***".to_owned() };
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let authority = rest.split(['/', '?', '#', '\\']).next().unwrap_or_default();
     match authority.rsplit_once('@') {
         Some((_, host)) => format!("{scheme}://***@{host}/***"),
         None => format!("{scheme}://{authority}/***"),

@@ -95,6 +95,11 @@ impl Status {
         }
     }
 
+    /// Whether a part waits for a dependency.
+    pub fn is_paused(&self, part: Part, dependency: Dependency) -> bool {
+        self.lock().paused[dependency as usize][part as usize].is_some()
+    }
+
     /// A part's queue is consumed.
     pub fn consuming(&self, part: Part, queue: &str, broker: &str) {
         let mut state = self.lock();

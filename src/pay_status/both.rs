@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long rows are repaired in one batch; what is left is looked up again.
+/// How long rows are repaired in one batch; what is left goes back to its queue.
 const REPAIRING: Duration = Duration::from_secs(60);
 
 /// A table that may lag behind a gateway, and is repaired where the gateway knows better.
@@ -31,7 +31,7 @@ impl TableThenGateway {
     async fn settle(&self, id: &PaymentId, table: Payment, gateway: Lookup) -> Result<Lookup, BatchError> {
         let gateway = match gateway {
             Lookup::Known(payment) => payment,
-            failed @ Lookup::Failed(_) => return Ok(failed),
+            other @ (Lookup::Failed(_) | Lookup::NotAsked) => return Ok(other),
         };
         let with_status = |status| Lookup::Known(Payment { status, ..table.clone() });
         Ok(match gateway.status {
@@ -69,7 +69,7 @@ impl PaymentSource for TableThenGateway {
         let mut answers = self.table.look_up(Arc::clone(&payments)).await?;
         let open = |answer: &Lookup| match answer {
             Lookup::Known(payment) => matches!(payment.status, PaymentStatus::Pending | PaymentStatus::Unknown),
-            Lookup::Failed(_) => false,
+            Lookup::Failed(_) | Lookup::NotAsked => false,
         };
         let indices: Vec<usize> = (0..answers.len()).filter(|index| open(&answers[*index])).collect();
         if indices.is_empty() {
@@ -80,11 +80,8 @@ impl PaymentSource for TableThenGateway {
         let begun = Instant::now();
         for ((index, id), gateway) in indices.into_iter().zip(&*asked).zip(told) {
             let Lookup::Known(table) = answers[index].clone() else { continue };
-            answers[index] = if begun.elapsed() < REPAIRING {
-                self.settle(id, table, gateway).await?
-            } else {
-                Lookup::Failed("the rows of too many payments had to be set to paid at once".into())
-            };
+            answers[index] =
+                if begun.elapsed() < REPAIRING { self.settle(id, table, gateway).await? } else { Lookup::NotAsked };
         }
         Ok(answers)
     }
@@ -104,7 +101,7 @@ impl PaymentSource for TableThenGateway {
 
     fn longest(&self) -> Duration {
         // A look-up of each, and the repairs, the last of which may take its time.
-        self.gateway.longest() + REPAIRING + self.table.longest() * 4
+        self.gateway.longest() + REPAIRING + self.table.longest() * 6
     }
 }
 

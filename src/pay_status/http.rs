@@ -145,6 +145,8 @@ struct Known {
     answered: Option<PaymentId>,
     /// The last one that was not.
     failed: Option<PaymentId>,
+    /// Whether two of them have failed since the last answer: an id that nobody has proves nothing against that.
+    refuted: bool,
 }
 
 /// Why a look-up gave nothing.
@@ -239,24 +241,6 @@ impl HttpSource {
         Ok(Payment { status, said, user: None })
     }
 
-    /// Asks for a payment that was answered for before, and for the last one that was not. As long as none was ever answered
-    /// for, one that nobody has may speak for them (`made_up`): a gateway whose store is down may still refuse that one.
-    async fn somebody_is_answered(&self, made_up: bool) -> Result<(), Outage> {
-        let Known { answered, failed } = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let nobodys = (answered.is_none() && made_up).then_some(NOBODYS);
-        let ids = [answered.as_ref().map(PaymentId::as_str), failed.as_ref().map(PaymentId::as_str), nobodys];
-        let asked: Vec<_> = ids.into_iter().flatten().map(|id| self.ask(id)).collect();
-        let mut asked = stream::iter(asked).buffer_unordered(3);
-        let mut reason = String::new();
-        while let Some(answer) = asked.next().await {
-            match answer {
-                Ok(_) => return Ok(()),
-                Err(Miss::Perhaps(error) | Miss::Own(error)) => reason = error,
-            }
-        }
-        Err(Outage { dependency: Dependency::PayStatus, reason: format!("the payment service: {reason}") })
-    }
-
     fn remember(&self, change: impl FnOnce(&mut Known)) {
         change(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -287,14 +271,14 @@ impl PaymentSource for HttpSource {
         let (answered, failed) = (first(true), first(false));
         self.remember(|known| {
             let id = |index: usize| payments[index].clone();
+            let another = failed.map(id).is_some_and(|id| known.failed.as_ref().is_some_and(|before| *before != id));
+            known.refuted = answered.is_none() && (known.refuted || another || answers.len() > 1);
             known.answered = answered.map(id).or_else(|| known.answered.take());
             known.failed = failed.map(id).or_else(|| known.failed.take());
         });
-        let perhaps = answers.iter().filter(|answer| matches!(answer, Err(Miss::Perhaps(_)))).count();
-        if answered.is_none() && perhaps > 0 {
-            // Several that fail together, and nobody who was ever answered: no made-up id proves anything against that.
-            let alone = perhaps == 1;
-            self.somebody_is_answered(alone).await?;
+        let nobody_is_to_blame = answers.iter().any(|answer| matches!(answer, Err(Miss::Perhaps(_))));
+        if answered.is_none() && nobody_is_to_blame {
+            self.probe().await?;
         }
         let lookup = |answer| match answer {
             Ok(payment) => Lookup::Known(payment),
@@ -303,8 +287,23 @@ impl PaymentSource for HttpSource {
         Ok(answers.into_iter().map(lookup).collect())
     }
 
+    /// Asks for a payment that was answered for before, and for the last one that was not. As long as none was ever answered
+    /// for, and no two have failed, one that nobody has may speak for them: a gateway whose store is down may still refuse
+    /// that one.
     async fn probe(&self) -> Result<(), Outage> {
-        self.somebody_is_answered(true).await
+        let Known { answered, failed, refuted } = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let nobodys = (answered.is_none() && !refuted).then_some(NOBODYS);
+        let ids = [answered.as_ref().map(PaymentId::as_str), failed.as_ref().map(PaymentId::as_str), nobodys];
+        let asked: Vec<_> = ids.into_iter().flatten().map(|id| self.ask(id)).collect();
+        let mut asked = stream::iter(asked).buffer_unordered(3);
+        let mut reason = String::new();
+        while let Some(answer) = asked.next().await {
+            match answer {
+                Ok(_) => return Ok(()),
+                Err(Miss::Perhaps(error) | Miss::Own(error)) => reason = error,
+            }
+        }
+        Err(Outage { dependency: Dependency::PayStatus, reason: format!("the payment service: {reason}") })
     }
 
     fn most(&self) -> usize {

@@ -26,7 +26,11 @@ use crate::{
 use async_trait::async_trait;
 use std::{
     borrow::Cow,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 use tokio::sync::Notify;
@@ -47,6 +51,10 @@ pub struct CheckPipeline {
     pub retry: RetryPolicy,
     /// Stops it when too much is reversed.
     pub brake: BrakePedal,
+    /// Set whenever the source has answered.
+    pub answered: AtomicBool,
+    /// Former delay queues that were told of.
+    pub former: Mutex<BTreeSet<String>>,
 }
 
 /// The brake, shared with whoever releases it.
@@ -149,8 +157,10 @@ impl CheckPipeline {
     ) -> Vec<(M, Credit)> {
         let early = |(message, _): &(M, Credit)| message.former_delay_queue().is_some();
         let (early, checks): (Vec<_>, Vec<_>) = checks.into_iter().partition(early);
-        if let Some(queue) = early.first().and_then(|(message, _)| message.former_delay_queue()) {
-            events::ChecksPostponed { queue, messages: early.len() }.emit();
+        for queue in early.iter().filter_map(|(message, _)| message.former_delay_queue()) {
+            if self.former.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.to_owned()) {
+                events::ChecksPostponed { queue }.emit();
+            }
         }
         decided.extend(early.into_iter().map(|(message, credit)| Decided {
             message,
@@ -171,6 +181,9 @@ impl CheckPipeline {
         payments.dedup();
         let payments: Arc<[PaymentId]> = payments.into();
         let (fates, outage) = self.ask(&payments, turn).await;
+        if fates.iter().any(|fate| matches!(fate, Fate::Done(_))) {
+            self.answered.store(true, Ordering::Relaxed);
+        }
         let mut looked = Vec::with_capacity(checks.len());
         let mut progress = Progress { decided: Vec::new(), undecided: Vec::new(), outage };
         for (message, credit) in checks {
@@ -187,7 +200,7 @@ impl CheckPipeline {
                 Some(Fate::Done(Lookup::Failed(error)) | Fate::Failed(error) | Fate::Refused(error)) => {
                     CheckOutcome::after_failure(error.clone(), message.retries_taken(), &self.retry)
                 }
-                Some(Fate::Open) | None => {
+                Some(Fate::Open | Fate::Done(Lookup::NotAsked)) | None => {
                     progress.undecided.push(message);
                     continue;
                 }

@@ -158,6 +158,8 @@ fn world(brake_after: u32) -> World {
         immediate_attempts: 2,
         retry: RetryPolicy::new(vec![delay("5s")]),
         brake: BrakePedal::new(brake_after),
+        answered: AtomicBool::default(),
+        former: Mutex::default(),
     };
     World { source, ledger, queue: Queue::default(), pipeline }
 }

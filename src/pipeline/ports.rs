@@ -110,6 +110,8 @@ pub enum Lookup {
     Known(Payment),
     /// Nothing that can be used, for a reason of this payment's own that may pass.
     Failed(String),
+    /// There was no time to ask.
+    NotAsked,
 }
 
 /// A payment as its source knows it.

@@ -89,6 +89,10 @@ fn kill_with_checks_in_hand(daemon: Daemon, strike: Strike, place: &Place, payme
         }
         std::thread::sleep(Duration::from_millis(10));
     };
+    if let Strike::Ledger = strike {
+        // The look-up takes no time: then it is the ledger that they wait for.
+        std::thread::sleep(Duration::from_millis(300));
+    }
     if let Strike::Broker = strike {
         proxy.set(Network::Stalled);
         lock = None;

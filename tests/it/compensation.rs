@@ -505,7 +505,7 @@ fn a_former_first_delay_that_is_still_bound_gives_no_payment_less_time() {
     daemon.wait_ready();
     publish(&client, &setup, [1]);
     daemon.wait_for("it is told", |daemon| daemon.log().contains("no longer configured").then_some(()));
-    assert_eq!(state(&setup, 1), is("credited", false), "not checked yet");
+    wait_for_state(&setup, &daemon, 1, &is("credited", false));
     assert_eq!(checks(&daemon, "pending", "expire"), 0.0);
     payments.set(1, "TRADE_SUCCESS");
     // Its own check, and the one that was postponed.

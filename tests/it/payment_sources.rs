@@ -246,7 +246,7 @@ fn look_up(source: &Arc<dyn PaymentSource>, ids: &[&str]) -> Vec<PaymentStatus> 
         .into_iter()
         .map(|answer| match answer {
             Lookup::Known(payment) => payment.status,
-            Lookup::Failed(error) => panic!("{error}"),
+            nothing => panic!("{nothing:?}"),
         })
         .collect()
 }
@@ -261,12 +261,13 @@ fn ids_are_cast_to_whatever_type_the_column_has_and_statuses_compare_as_text() {
          CREATE DOMAIN short_id AS varchar(5); CREATE DOMAIN order_id AS short_id;
          CREATE TABLE a (id int PRIMARY KEY, s smallint); INSERT INTO a VALUES (1, 1), (2, 2), (3, NULL), (4, 7);
          CREATE TABLE b (id varchar(4) PRIMARY KEY, s state); INSERT INTO b VALUES ('abcd', 'paid'), ('x', 'odd');
+         CREATE TABLE e (id state PRIMARY KEY, s text); INSERT INTO e VALUES ('paid', 'paid');
          CREATE TABLE c (id uuid PRIMARY KEY, s text);
          INSERT INTO c VALUES ('a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', 'pending');
          CREATE TABLE d (id order_id, s text); INSERT INTO d VALUES ('twice', 'paid'), ('twice', 'closed'), ('same', 'paid'), ('same', 'paid');
          CREATE TABLE \"Odd \"\"name\" (\"the id\" numeric, \"select\" boolean); INSERT INTO \"Odd \"\"name\" VALUES (12345678901234567890, true)",
     );
-    let cases: [(&str, &str, &str, &[(&str, PaymentStatus)]); 5] = [
+    let cases: [(&str, &str, &str, &[(&str, PaymentStatus)]); 6] = [
         (
             "a",
             "id",
@@ -283,6 +284,7 @@ fn ids_are_cast_to_whatever_type_the_column_has_and_statuses_compare_as_text() {
                 ("'; DROP TABLE a; --", Unknown),
             ],
         ),
+        ("e", "id", "s", &[("paid", Paid), ("nothing of it", Unknown), ("odd", Unknown)]),
         ("public.b", "id", "s", &[("abcd", Paid), ("abcde", Unknown), ("x", Unrecognised), ("ABCD", Unknown)]),
         (
             "c",
@@ -480,7 +482,41 @@ fn a_gateway_whose_store_is_down_is_an_outage_though_it_refuses_an_id_that_nobod
     }
     let daemon = start(&setup);
     wait_paused(&daemon, "502 Bad Gateway");
-    assert_eq!(outcome(&daemon, "retry"), 0.0);
+    // And it stays so, although an id that nobody has is answered for.
+    let until = std::time::Instant::now() + Duration::from_secs(4);
+    while std::time::Instant::now() < until {
+        assert_eq!(outcome(&daemon, "retry"), 0.0);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    wait_paused(&daemon, "502 Bad Gateway");
+    assert_eq!(daemon.log().matches("resumed dependency=\"pay_status\"").count(), 0, "{}", daemon.log());
+    daemon.stop();
+}
+
+#[test]
+fn a_row_that_fails_alone_is_parked_also_when_it_was_looked_up_before_or_is_the_first() {
+    let (place, payments) = (Place::new(Kind::Sqlite), Payments::new());
+    payments.execute(
+        "CREATE TABLE shop.fees (id bigint, status text, fee text);
+         INSERT INTO shop.fees VALUES (1, 'WAIT_BUYER_PAY', '1.5'), (2, 'TRADE_SUCCESS', '1.5'), (3, 'TRADE_SUCCESS', '1,5');
+         CREATE VIEW shop.rated AS SELECT id, CASE WHEN fee::numeric > 0 THEN status END AS \"Status\" FROM shop.fees",
+    );
+    let settings = payments.settings().replace("shop.payments", "shop.rated");
+    let setup = setup(&place, "sql", &settings, "100ms", r#"["2s"]"#);
+    let daemon = setup.start_with(|command| {
+        command.env("POINTSD_RETRY__DELAYS", "[]");
+    });
+    daemon.wait_ready();
+    let client = Client::connect(&rabbit::shared().url());
+    publish(&client, &setup, [3]);
+    eventually("the first one is parked", || client.ready(&setup.dead_queue)?.eq(&1).then_some(()));
+    publish(&client, &setup, [1]);
+    wait_for_checks(&daemon, "pending", "recheck", 1.0);
+    payments.execute("UPDATE shop.fees SET fee = '1,5' WHERE id = 1");
+    eventually("so is the one that a probe would ask for", || client.ready(&setup.dead_queue)?.eq(&2).then_some(()));
+    publish(&client, &setup, [2]);
+    wait_for_state(&setup, &daemon, 2, &is("credited", true));
+    assert!(!daemon.log().contains("paused"), "{}", daemon.log());
     daemon.stop();
 }
 

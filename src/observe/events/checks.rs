@@ -74,12 +74,10 @@ impl<'a, O: Iterator<Item = &'a CheckOutcome> + Clone> ChecksSettled<O> {
     }
 }
 
-/// Checks came out of a delay queue that is no longer the first one, and wait for the one that is.
+/// Checks come out of a delay queue that is no longer the first one, and wait for the one that is. Told once a queue.
 pub struct ChecksPostponed<'a> {
     /// Which queue.
     pub queue: &'a str,
-    /// How many.
-    pub messages: usize,
 }
 
 impl ChecksPostponed<'_> {
@@ -87,7 +85,6 @@ impl ChecksPostponed<'_> {
     pub fn emit(self) {
         warn!(
             queue = self.queue,
-            messages = self.messages,
             "checks come after a delay that is no longer configured, and wait for the first one that is; \
              `pointsd topology retire` unbinds that queue"
         );

@@ -199,12 +199,18 @@ fn batch_error(error: DatabaseError) -> BatchError {
     }
 }
 
+/// Whether a statement was ended because it took too long. (PostgreSQL's words are those of an English server; on another one
+/// a slow table is found by the payments that time out.)
+fn is_slow(error: &DatabaseError) -> bool {
+    error.to_string().contains("canceling statement")
+}
+
 #[async_trait]
 impl PaymentSource for SqlSource {
     async fn look_up(&self, payments: Arc<[PaymentId]>) -> Result<Vec<Lookup>, BatchError> {
         let rows = self.rows(Arc::clone(&payments)).await;
         // What was looked up last is what a probe looks up: whether it works for somebody else.
-        if let (Some(first), true) = (payments.first(), rows.is_ok() || self.known().is_none()) {
+        if let (Some(first), true) = (payments.first(), rows.is_ok()) {
             *self.known() = Some(first.clone());
         }
         let rows = rows.map_err(batch_error)?;
@@ -217,10 +223,15 @@ impl PaymentSource for SqlSource {
         Ok(of_each.iter().map(|rows| Lookup::Known(self.payment(rows))).collect())
     }
 
-    /// The same query, for one payment of those that were looked up before.
+    /// The same query, for a payment that was looked up before. That one may have become trouble of its own since: then the
+    /// query for none must do, which tells whether the table can be read. Only being slow is no trouble of one payment's.
     async fn probe(&self) -> Result<(), Outage> {
         let known = self.known().clone();
-        let read = self.rows(known.into_iter().collect()).await;
+        let mut read = self.rows(known.into_iter().collect()).await;
+        if read.as_ref().is_err_and(|error| error.class() != Class::Outage && !is_slow(error)) {
+            *self.known() = None;
+            read = self.rows(Arc::from([])).await;
+        }
         read.map(|_| ()).map_err(|error| error.into_outage(Dependency::PayStatus))
     }
 

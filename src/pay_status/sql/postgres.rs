@@ -69,37 +69,68 @@ fn castable(connection: &mut PgConnection, ids: &[&str], id_type: &str) -> Resul
         "smallint" => each(|id| id.parse::<i16>().is_ok()),
         "integer" => each(|id| id.parse::<i32>().is_ok()),
         "bigint" => each(|id| id.parse::<i64>().is_ok()),
-        _ => {
-            let mut castable = vec![false; ids.len()];
-            mark_castable(connection, ids, id_type, &mut castable)?;
-            Ok(castable)
-        }
+        "uuid" => cast(connection, ids, id_type, may_be_uuid),
+        "numeric" | "double precision" | "real" => cast(connection, ids, id_type, |id| id.parse::<f64>().is_ok()),
+        _ => cast(connection, ids, id_type, |_| true),
     }
 }
 
-/// All together; when that fails the halves, until one that cannot be cast is alone.
+/// Whether the database may take it for a UUID: it knows more spellings than this one tells apart.
+fn may_be_uuid(id: &str) -> bool {
+    id.bytes().filter(u8::is_ascii_hexdigit).count() == 32
+        && id.bytes().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b'-' | b'{' | b'}'))
+}
+
+/// Has the database cast those that may be values.
+fn cast(
+    connection: &mut PgConnection,
+    ids: &[&str],
+    id_type: &str,
+    may_be: fn(&str) -> bool,
+) -> Result<Vec<bool>, DatabaseError> {
+    let asked: Vec<usize> = (0..ids.len()).filter(|index| may_be(ids[*index])).collect();
+    let texts: Vec<&str> = asked.iter().map(|index| ids[*index]).collect();
+    let mut found = vec![false; texts.len()];
+    mark_castable(connection, &texts, id_type, &mut found, &mut { MOST_CASTS })?;
+    let mut castable = vec![false; ids.len()];
+    for (index, found) in asked.into_iter().zip(found) {
+        castable[index] = found;
+    }
+    Ok(castable)
+}
+
+/// Statements that look for what cannot be cast, in one call: where that is not enough, the batch is split.
+const MOST_CASTS: u32 = 200;
+
+/// All together; when that fails the halves, until one that cannot be cast is alone. That one is tried twice, because
+/// anything can happen to a statement once.
 fn mark_castable(
     connection: &mut PgConnection,
     ids: &[&str],
     id_type: &str,
     castable: &mut [bool],
+    left: &mut u32,
 ) -> Result<(), DatabaseError> {
-    if ids.is_empty() {
-        return Ok(());
-    }
-    let cast = sql_query(format!("SELECT $1::text[]::{id_type}[]")).bind::<Array<Text>, _>(ids).execute(connection);
-    match cast.map_err(DatabaseError::from) {
-        Ok(_) => castable.fill(true),
-        Err(error) if error.class() == Class::Outage => return Err(error),
-        Err(_) if ids.len() == 1 => {}
-        Err(_) => {
-            let middle = ids.len() / 2;
-            let (left, right) = castable.split_at_mut(middle);
-            mark_castable(connection, &ids[..middle], id_type, left)?;
-            mark_castable(connection, &ids[middle..], id_type, right)?;
+    let Some(middle) = (!ids.is_empty()).then_some(ids.len() / 2) else { return Ok(()) };
+    let attempts = if ids.len() == 1 { 2 } else { 1 };
+    for _ in 0..attempts {
+        *left = left.checked_sub(1).ok_or_else(|| DatabaseError::Database("too many ids that are none".into()))?;
+        let cast = sql_query(format!("SELECT $1::text[]::{id_type}[]")).bind::<Array<Text>, _>(ids).execute(connection);
+        match cast.map_err(DatabaseError::from) {
+            Ok(_) => {
+                castable.fill(true);
+                return Ok(());
+            }
+            Err(error) if error.class() == Class::Outage => return Err(error),
+            Err(_) => {}
         }
     }
-    Ok(())
+    if middle == 0 {
+        return Ok(());
+    }
+    let (first, second) = castable.split_at_mut(middle);
+    mark_castable(connection, &ids[..middle], id_type, first, left)?;
+    mark_castable(connection, &ids[middle..], id_type, second, left)
 }
 
 impl PaymentTable for PostgresTable {

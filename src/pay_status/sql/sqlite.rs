@@ -87,12 +87,12 @@ impl PaymentTable for SqliteTable {
         self.require_file()?;
         let Columns { table, id, status, .. } = &self.columns;
         let update = format!(
-            "UPDATE {table} AS t SET {status} = ? WHERE t.{id} = ? \
+            "UPDATE {table} AS t SET {status} = ? WHERE t.{id} IN (SELECT value ->> 1 FROM json_each(?)) \
              AND CAST(t.{status} AS TEXT) IN (SELECT value FROM json_each(?))"
         );
         sql_query(update)
             .bind::<Text, _>(paid)
-            .bind::<Text, _>(payment)
+            .bind::<Text, _>(numbered(&[payment]))
             .bind::<Text, _>(json(pending))
             .execute(&mut *self.pool.get()?)?;
         Ok(())
