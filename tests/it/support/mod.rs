@@ -40,9 +40,17 @@ pub fn is_root() -> bool {
     rustix::process::getuid().is_root()
 }
 
-/// A port that is free now.
+/// A port that is free now, and below those that the kernel gives to connections (32768 and up): a server that is started
+/// again finds its port as it left it.
 pub fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed) + u64::from(std::process::id()) * 101;
+        let port = 20_000 + u16::try_from(step % 12_000).unwrap();
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A name that no other test uses.
