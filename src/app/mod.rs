@@ -14,7 +14,8 @@ use crate::{
     observe::{events, metrics, pulse::Pulses, status::Status},
     pay_status,
     pipeline::{
-        check::{BrakePedal, CheckPipeline},
+        brake::SharedBrake,
+        check::CheckPipeline,
         credit::CreditPipeline,
         ports::{CheckLedger, CreditLedger, Dependency, Outage, PaymentSource},
     },
@@ -157,7 +158,7 @@ impl App {
             policy: compensation.policy.clone(),
             immediate_attempts: self.settings.retry.immediate_attempts,
             retry: self.settings.retry.policy.clone(),
-            brake: BrakePedal::new(compensation.brake_after),
+            brake: SharedBrake::new(compensation.brake_after),
             answered: AtomicBool::default(),
             former: Mutex::default(),
         }))

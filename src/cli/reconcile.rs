@@ -58,8 +58,8 @@ struct Account {
     /// How many of them cannot be sent: their points are beyond `message.max_points`, say.
     not_sendable: u64,
     /// Listed, without --apply.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    credits: Vec<UnverifiedCredit>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    credits: Option<Vec<UnverifiedCredit>>,
     /// Why it did not go on to the end.
     stopped: Option<String>,
 }
@@ -76,7 +76,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         ProgressStyle::with_template("{spinner} {pos} sent {per_sec}")
             .unwrap_or_else(|_| ProgressStyle::default_spinner()),
     );
-    let mut account = Account::default();
+    let mut account = Account { credits: (!arguments.apply).then(Vec::new), ..Account::default() };
     let mut limit = arguments.limit.unwrap_or(if arguments.apply { u64::MAX } else { 1000 });
     let longest = if arguments.reversed { Duration::ZERO } else { schedule(&settings.compensation.policy) + MARGIN };
     let mut page = UnverifiedPage {
@@ -108,7 +108,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
                     break Err(error);
                 }
             }
-            None => account.credits.extend(credits),
+            None => account.credits.get_or_insert_default().extend(credits),
         }
         if account.more {
             break Ok(());
@@ -177,7 +177,7 @@ impl Account {
         if arguments.json {
             return output.json(self);
         }
-        for UnverifiedCredit { payment_id, user_id, points, since } in &self.credits {
+        for UnverifiedCredit { payment_id, user_id, points, since } in self.credits.iter().flatten() {
             output.line(&format!("{since}  payment {payment_id}: {points} points of user {user_id}"))?;
         }
         let what = if arguments.reversed { "reversed" } else { "not found paid by a check" };

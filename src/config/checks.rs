@@ -227,8 +227,9 @@ fn http(reader: &mut Reader, used: bool) -> Option<HttpSourceSettings> {
     if status_pointer.as_ref().is_some_and(|pointer| !is_pointer(pointer)) {
         reader.fault("pay_status.http.status_pointer", "must be a JSON Pointer such as \"/data/status\" (RFC 6901)");
     }
-    let times = Duration::from_millis(100)..=Duration::from_secs(60);
-    let wanted = "a duration from 100ms to 1m, as in \"5s\"";
+    // A batch may take three rounds of it, and another one waits behind: the broker bears half an hour.
+    let times = Duration::from_millis(100)..=Duration::from_secs(30);
+    let wanted = "a duration from 100ms to 30s, as in \"5s\"";
     let timeout =
         of_source(reader, "pay_status.http.timeout", used, Duration::from_secs(5), wanted, |it| times.contains(it));
     let wanted = "a whole number from 1 to 256";

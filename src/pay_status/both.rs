@@ -101,7 +101,7 @@ impl PaymentSource for TableThenGateway {
 
     fn longest(&self) -> Duration {
         // A look-up of each, and the repairs, the last of which may take its time.
-        self.gateway.longest() + REPAIRING + self.table.longest() * 6
+        self.gateway.longest() + REPAIRING + self.table.longest() * 3
     }
 }
 

@@ -4,16 +4,13 @@
 //! step leaves the ledger the same when it is done twice, and a copy for a later check may be there twice.
 
 use super::{
-    ports::{
-        BatchError, CheckLedger, Decided, Deliveries, Dependency, Forward, Lookup, Message, Outage, Payment,
-        PaymentSource,
-    },
+    brake::SharedBrake,
+    ports::{BatchError, CheckLedger, Decided, Deliveries, Forward, Lookup, Message, Outage, Payment, PaymentSource},
     stages::{Fate, Interrupted, Progress, Turn, Work, forward, parse, tell_copies, through},
 };
 use crate::{
     backoff,
     domain::{
-        brake::Brake,
         check::{self, Check, CheckOutcome, CheckPolicy, CheckStep, Checked, Finding, LedgerState, OnUnpaid},
         credit::Credit,
         ids::PaymentId,
@@ -28,12 +25,11 @@ use std::{
     borrow::Cow,
     collections::BTreeSet,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Instant,
 };
-use tokio::sync::Notify;
 
 /// What stands between a delivered check and the ledger.
 pub struct CheckPipeline {
@@ -50,60 +46,11 @@ pub struct CheckPipeline {
     /// As in [`super::credit::CreditPipeline`].
     pub retry: RetryPolicy,
     /// Stops it when too much is reversed.
-    pub brake: BrakePedal,
+    pub brake: SharedBrake,
     /// Set whenever the source has answered.
     pub answered: AtomicBool,
     /// Former delay queues that were told of.
     pub former: Mutex<BTreeSet<String>>,
-}
-
-/// The brake, shared with whoever releases it.
-pub struct BrakePedal {
-    brake: Mutex<Brake>,
-    released: Notify,
-}
-
-impl BrakePedal {
-    /// See [`Brake::new`].
-    pub fn new(after: u32) -> Self {
-        Self { brake: Mutex::new(Brake::new(after)), released: Notify::new() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Brake> {
-        self.brake.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Why nothing is checked, while the brake is engaged.
-    pub fn engaged(&self) -> Option<Outage> {
-        let brake = self.lock();
-        brake.is_engaged().then(|| Outage {
-            dependency: Dependency::PayStatus,
-            reason: format!(
-                "the brake: {} reversals in a row without a paid payment between them (compensation.brake_after). Is \
-                 [pay_status] right? SIGHUP (systemctl reload pointsd) releases it; `pointsd reconcile --reversed` \
-                 then checks again what was reversed",
-                brake.after()
-            ),
-        })
-    }
-
-    /// A person has looked at it. Whether it was engaged.
-    pub fn release(&self) -> bool {
-        let engaged = self.lock().release();
-        self.released.notify_waiters();
-        engaged
-    }
-
-    /// Returns when it is not engaged.
-    pub async fn until_released(&self) {
-        loop {
-            let released = self.released.notified();
-            if !self.lock().is_engaged() {
-                return;
-            }
-            released.await;
-        }
-    }
 }
 
 /// A check whose payment was looked up.
@@ -258,7 +205,7 @@ impl CheckPipeline {
             if self.brake.engaged().is_some() {
                 break;
             }
-            let room = self.brake.lock().room(rest.as_slice().iter().map(|candidate| candidate.finding));
+            let room = self.brake.room(rest.as_slice().iter().map(|candidate| candidate.finding));
             let part: Vec<_> = rest.by_ref().take(room).collect();
             self.commit(part, &mut progress, turn).await;
         }
@@ -295,12 +242,12 @@ impl CheckPipeline {
             let fate = index.and_then(|index| fates.get_mut(index));
             // That the source knows of a paid payment counts, whatever the ledger makes of it.
             if finding == Finding::Paid && !matches!(fate, Some(Fate::Open) | None) {
-                self.brake.lock().count(finding, CheckStep::None);
+                self.brake.count(finding, CheckStep::None);
             }
             let outcome = match fate {
                 Some(Fate::Done(checked)) => {
                     let step = checked.step;
-                    self.brake.lock().count(finding, step);
+                    self.brake.count(finding, step);
                     // Another message of the same payment finds what this one has left.
                     checked.step = finding.decide(checked.state, self.policy.on_unpaid);
                     outcome(&payment, turn, step)

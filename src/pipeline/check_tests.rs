@@ -1,4 +1,5 @@
 use super::*;
+use crate::pipeline::ports::Dependency;
 use crate::{
     domain::{
         check::{CheckStep, LedgerState},
@@ -157,7 +158,7 @@ fn world(brake_after: u32) -> World {
         policy: CheckPolicy::new(delay("1s"), vec![delay("2s")], OnUnpaid::Reverse),
         immediate_attempts: 2,
         retry: RetryPolicy::new(vec![delay("5s")]),
-        brake: BrakePedal::new(brake_after),
+        brake: SharedBrake::new(brake_after),
         answered: AtomicBool::default(),
         former: Mutex::default(),
     };

@@ -202,11 +202,12 @@ pub(super) async fn forward<O, D: Deliveries<O>>(
     let (mut done, mut open): (Vec<_>, Vec<_>) = decided.into_iter().partition(|decided| copy(decided).is_none());
     // Together only what goes to one queue: one that takes nothing must not have the copies of the others made again.
     let to = |decided: &Decided<D::Message, O>| copy(decided).map(|copy| copy.to);
-    open.sort_by_key(to);
+    open.sort_by_cached_key(to);
     let mut open = open.into_iter();
     while let Some(first) = open.as_slice().first() {
-        let same = open.as_slice().iter().take_while(|decided| to(decided) == to(first)).count();
-        let together: Vec<_> = open.by_ref().take(same.min(FORWARDED_TOGETHER)).collect();
+        let next = open.as_slice().iter().take(FORWARDED_TOGETHER);
+        let same = next.take_while(|decided| to(decided) == to(first)).count();
+        let together: Vec<_> = open.by_ref().take(same).collect();
         let copies: Vec<_> = together.iter().filter_map(copy).collect();
         turn.pulse.beat();
         if let Err(outage) = deliveries.forward(&copies).await {

@@ -370,6 +370,45 @@ fn sqlite_compares_ids_by_the_columns_type_and_a_file_that_is_broken_or_replaced
 }
 
 #[test]
+fn a_row_in_sqlite_is_repaired_whatever_the_type_of_its_id() {
+    use diesel::{Connection, RunQueryDsl, SqliteConnection, connection::SimpleConnection, sql_query};
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("shop.db");
+    let mut shop = SqliteConnection::establish(file.to_str().unwrap()).unwrap();
+    let gateway = Gateway::start(|id, _| if id == "9" { Reply::status(404) } else { Reply::trade("TRADE_SUCCESS") });
+    for column in ["id INTEGER", "id TEXT", "id"] {
+        shop.batch_execute(&format!(
+            "DROP TABLE IF EXISTS p; CREATE TABLE p ({column}, s TEXT);
+             INSERT INTO p VALUES (7, 'WAIT_BUYER_PAY'), (8, 'TRADE_CLOSED'), (9, 'WAIT_BUYER_PAY')"
+        ))
+        .unwrap();
+        let place = Place::new(Kind::Sqlite);
+        let settings = format!(
+            "[pay_status.sql]\nurl = \"sqlite:{}\"\ntable = \"p\"\nid_column = \"id\"\nstatus_column = \"s\"\n\
+             paid = [\"TRADE_SUCCESS\"]\npending = [\"WAIT_BUYER_PAY\"]\nclosed = [\"TRADE_CLOSED\"]\n{}",
+            file.display(),
+            gateway.settings()
+        );
+        let setup = setup(&place, "sql+http", &settings, "100ms", r#"["1h"]"#);
+        let daemon = start(&setup);
+        let client = Client::connect(&rabbit::shared().url());
+        publish(&client, &setup, 7..=9);
+        wait_for_state(&setup, &daemon, 7, &is("credited", true));
+        wait_for_state(&setup, &daemon, 8, &is("reversed", false));
+        wait_for_checks(&daemon, "pending", "recheck", 1.0);
+        #[derive(diesel::QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = diesel::sql_types::Text)]
+            s: String,
+        }
+        let rows: Vec<Row> = sql_query("SELECT s FROM p ORDER BY CAST(id AS INTEGER)").load(&mut shop).unwrap();
+        let rows: Vec<&str> = rows.iter().map(|row| row.s.as_str()).collect();
+        assert_eq!(rows, ["TRADE_SUCCESS", "TRADE_CLOSED", "WAIT_BUYER_PAY"], "{column}");
+        daemon.stop();
+    }
+}
+
+#[test]
 fn a_status_is_looked_up_by_the_index_of_the_ids_whatever_their_type() {
     let postgres = crate::support::postgres::shared().database();
     crate::support::postgres::Postgres::execute(

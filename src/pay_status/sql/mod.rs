@@ -240,7 +240,8 @@ impl PaymentSource for SqlSource {
     }
 
     fn longest(&self) -> Duration {
-        self.timeout
+        // A probe may take two queries.
+        self.timeout * 2
     }
 }
 
