@@ -91,9 +91,8 @@ async fn ready(State(endpoints): State<Endpoints>) -> impl IntoResponse {
     match endpoints.status.not_ready() {
         // A payment source that is down stops no credit.
         None => {
-            let checks = endpoints.status.checks_paused();
-            let checks = checks.map_or_else(String::new, |reason| format!("checks paused: {reason}\n"));
-            (StatusCode::OK, format!("ready\n{checks}"))
+            let others = endpoints.status.others_paused().map_or_else(String::new, |told| format!("{told}\n"));
+            (StatusCode::OK, format!("ready\n{others}"))
         }
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
     }

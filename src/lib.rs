@@ -12,6 +12,7 @@ pub mod domain;
 pub mod http;
 pub mod ledger;
 pub mod observe;
+pub mod outbox;
 pub mod parked;
 pub mod pay_status;
 pub mod pipeline;

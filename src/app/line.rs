@@ -8,7 +8,7 @@ use crate::{
     pipeline::{
         check::CheckPipeline,
         credit::CreditPipeline,
-        ports::Outage,
+        ports::{Outage, PaymentSource},
         stages::{Interrupted, Turn},
     },
 };
@@ -59,6 +59,22 @@ impl Pipeline {
         }
     }
 
+    /// The payment source, where there is one.
+    pub(super) fn source(&self) -> Option<&dyn PaymentSource> {
+        match self {
+            Self::Credits(_) => None,
+            Self::Checks(pipeline) => Some(&*pipeline.source),
+        }
+    }
+
+    /// Whether a brake was engaged, and is released now.
+    pub(super) fn release_brake(&self) -> bool {
+        match self {
+            Self::Credits(_) => false,
+            Self::Checks(pipeline) => pipeline.brake.release(),
+        }
+    }
+
     /// Whether the payment source works.
     pub(super) async fn probe_source(&self) -> Result<(), Outage> {
         match self {
@@ -77,38 +93,39 @@ impl Pipeline {
 }
 
 impl Line {
-    /// The credit queue: as many workers as there are ledger writers.
+    /// Points messages: as many workers as there are ledger writers.
     pub(super) fn credits(settings: &Settings, pipeline: CreditPipeline) -> Self {
         Self {
-            sessions: sessions(settings, Part::Credits),
-            pipeline: Pipeline::Credits(Arc::new(pipeline)),
+            sessions: Sessions::new(pipeline.part, settings),
             workers: settings.ledger.pool_size,
             batch_max: settings.ledger.batch_max,
-            prefetch: settings.broker.prefetch,
+            prefetch: prefetch(settings, pipeline.part),
+            pipeline: Pipeline::Credits(Arc::new(pipeline)),
             step: settings.ledger.timeout.max(CONFIRM_TIMEOUT) + SLACK,
         }
     }
 
-    /// The check queue: one worker, because the brake counts what is done in a row. It holds a batch and the next one,
+    /// Checks, or notifications: one worker, because the brake counts what is done in a row. It holds a batch and the next one,
     /// and no more, because a source may take its time.
     pub(super) fn checks(settings: &Settings, pipeline: Arc<CheckPipeline>) -> Self {
         let batch_max = settings.ledger.batch_max.min(pipeline.source.most()).max(1);
         let two = u16::try_from(2 * batch_max).unwrap_or(u16::MAX);
+        let part = pipeline.part;
         let step = settings.ledger.timeout.max(CONFIRM_TIMEOUT).max(pipeline.source.longest()) + SLACK;
         Self {
-            sessions: sessions(settings, Part::Checks),
+            sessions: Sessions::new(pipeline.part, settings),
             pipeline: Pipeline::Checks(pipeline),
             workers: 1,
             batch_max,
-            prefetch: settings.broker.prefetch.min(two),
+            prefetch: prefetch(settings, part).min(two),
             step,
         }
     }
 
     pub(super) fn part(&self) -> Part {
         match &self.pipeline {
-            Pipeline::Credits(_) => Part::Credits,
-            Pipeline::Checks(_) => Part::Checks,
+            Pipeline::Credits(pipeline) => pipeline.part,
+            Pipeline::Checks(pipeline) => pipeline.part,
         }
     }
 
@@ -121,7 +138,11 @@ impl Line {
     }
 }
 
-fn sessions(settings: &Settings, part: Part) -> Sessions {
-    let Settings { broker, retry, compensation, pay_status, .. } = settings;
-    Sessions::new(part, broker, &retry.policy, &compensation.policy, pay_status.is_some())
+/// A source's queue may be of another type than ours, and a quorum queue takes no more than this.
+fn prefetch(settings: &Settings, part: Part) -> u16 {
+    const MOST_OF_QUORUM: u16 = 2000;
+    match part {
+        Part::Source(_) => settings.broker.prefetch.min(MOST_OF_QUORUM),
+        Part::Credits | Part::Checks | Part::Relay => settings.broker.prefetch,
+    }
 }

@@ -3,26 +3,33 @@
 mod consume;
 mod line;
 mod ready;
+mod relay;
 mod watchdog;
 
 use crate::{
     backoff,
-    config::{LedgerSettings, Settings},
+    config::{LedgerSettings, Settings, SourceKind},
     database::{DatabaseUrl, Guarded},
+    domain::{check::CheckOutcome, credit::Outcome},
     http,
     ledger::{self, Access, Ledger, WriterLock},
-    observe::{events, metrics, pulse::Pulses, status::Status},
+    observe::{
+        events, metrics,
+        pulse::Pulses,
+        status::{Part, Status},
+    },
     pay_status,
     pipeline::{
         brake::SharedBrake,
         check::CheckPipeline,
         credit::CreditPipeline,
-        ports::{CheckLedger, CreditLedger, Dependency, Outage, PaymentSource},
+        ports::{CheckLedger, CreditLedger, Dependency, Outage},
     },
 };
 use anyhow::Context as _;
 use consume::Ended;
-use line::Line;
+use futures_util::future::join_all;
+use line::{Line, Pipeline};
 pub use ready::{prepare, refuse_unless_current};
 use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
@@ -34,8 +41,6 @@ use tokio_util::sync::CancellationToken;
 /// What the daemon's parts share.
 struct App {
     settings: Settings,
-    /// `None`: there are no checks.
-    source: Option<Arc<dyn PaymentSource>>,
     ledger: Arc<Guarded<dyn Ledger>>,
     status: Arc<Status>,
     pulses: Pulses,
@@ -57,12 +62,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let stop = CancellationToken::new();
     stop_on_signals(stop.clone())?;
-    let source = pay_status::source(&settings.pay_status, settings.ledger.timeout, true).context("pay_status")?;
-    let ledger = open(&settings.ledger, settings.ledger.pool_size);
+    let ledger = open(&settings, settings.ledger.pool_size);
     let pulses = Pulses::default();
     watchdog::start(pulses.clone());
     let shutdown_timeout = settings.shutdown_timeout;
-    let app = App { settings, source, ledger, status: Arc::clone(&status), pulses, stop: stop.clone() };
+    let app = App { settings, ledger, status: Arc::clone(&status), pulses, stop: stop.clone() };
 
     let overdue = async {
         stop.cancelled().await;
@@ -84,10 +88,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 }
 
 /// A ledger with connections of its own: what goes wrong for one user of them must not cost the others theirs.
-fn open(settings: &LedgerSettings, pool_size: u32) -> Arc<Guarded<dyn Ledger>> {
-    let options = ledger::Options { pool_size, timeout: settings.timeout, access: Access::Write };
-    let url = settings.url.clone();
-    Arc::new(Guarded::new(move || -> Arc<dyn Ledger> { ledger::open(&url, options) }, settings.timeout))
+fn open(settings: &Settings, pool_size: u32) -> Arc<Guarded<dyn Ledger>> {
+    let LedgerSettings { url, timeout, .. } = settings.ledger.clone();
+    let events = settings.events.exchange.clone();
+    let options = ledger::Options { pool_size, timeout, access: Access::Write, events };
+    Arc::new(Guarded::new(move || -> Arc<dyn Ledger> { ledger::open(&url, &options) }, timeout))
 }
 
 /// A SQLite ledger takes one writing program at a time.
@@ -121,52 +126,76 @@ fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
 impl App {
     /// Consumes whenever everything that is needed for it works: credits and checks, each on its own.
     async fn work(&self, hangup: Signal) -> anyhow::Result<()> {
-        let checks = self.checks();
-        release_on_hangup(hangup, checks.clone());
+        let lines = self.lines()?;
+        release_on_hangup(hangup, &lines);
         let mut pace = backoff::Pace::default();
         if self.until_stopped(self.ledger_ready(&mut pace)).await.transpose()?.is_none() {
             return Ok(());
         }
-        let credits = Line::credits(&self.settings, self.credits());
-        let Some(checks) = checks.map(|checks| Line::checks(&self.settings, checks)) else {
-            self.keep_consuming(&credits, pace).await;
-            return Ok(());
-        };
         tokio::join!(
-            self.keep_consuming(&credits, pace),
-            self.keep_consuming(&checks, backoff::Pace::default()),
+            join_all(lines.iter().map(|line| self.keep_consuming(line))),
             self.until_stopped(self.count_unverified()),
+            self.keep_relaying(),
         );
         Ok(())
     }
 
-    fn credits(&self) -> CreditPipeline {
+    /// Every queue with its pipeline: the credit queue first, then the check queue, then those of the sources.
+    fn lines(&self) -> anyhow::Result<Vec<Line>> {
+        let settings = &self.settings;
+        let mut lines = vec![Line::credits(settings, self.credits(Part::Credits, Arc::clone(&self.ledger)))];
+        lines.extend(self.checks(Part::Checks)?.map(|checks| Line::checks(settings, checks)));
+        for source in &settings.sources {
+            let part = Part::source(&source.name);
+            match &source.kind {
+                SourceKind::Credit => {
+                    metrics::begin_source_at_zero(part.label(), &Outcome::LABELS);
+                    let credits = self.credits(part, open(settings, settings.ledger.pool_size));
+                    lines.push(Line::credits(settings, credits));
+                }
+                SourceKind::Notification(_) => {
+                    metrics::begin_source_at_zero(part.label(), &CheckOutcome::LABELS_ON_ARRIVAL);
+                    lines.extend(self.checks(part)?.map(|checks| Line::checks(settings, checks)));
+                }
+            }
+        }
+        Ok(lines)
+    }
+
+    fn credits(&self, part: Part, ledger: Arc<Guarded<dyn Ledger>>) -> CreditPipeline {
         CreditPipeline {
+            part,
             format: self.settings.message.clone(),
-            ledger: Arc::clone(&self.ledger) as Arc<dyn CreditLedger>,
+            ledger: ledger as Arc<dyn CreditLedger>,
             immediate_attempts: self.settings.retry.immediate_attempts,
             retry: self.settings.retry.policy.clone(),
         }
     }
 
-    fn checks(&self) -> Option<Arc<CheckPipeline>> {
-        let compensation = &self.settings.compensation;
-        Some(Arc::new(CheckPipeline {
-            format: self.settings.message.clone(),
-            source: Arc::clone(self.source.as_ref()?),
-            ledger: open(&self.settings.ledger, 1) as Arc<dyn CheckLedger>,
-            policy: compensation.policy.clone(),
-            immediate_attempts: self.settings.retry.immediate_attempts,
-            retry: self.settings.retry.policy.clone(),
-            brake: SharedBrake::new(compensation.brake_after),
-            answered: AtomicBool::default(),
-            former: Mutex::default(),
+    /// With connections of its own to the payment source and the ledger. `None` without a payment source.
+    fn checks(&self, part: Part) -> anyhow::Result<Option<Arc<CheckPipeline>>> {
+        let Settings { compensation, pay_status, ledger, .. } = &self.settings;
+        let source = pay_status::source(pay_status, ledger.timeout, true).context("pay_status")?;
+        Ok(source.map(|source| {
+            Arc::new(CheckPipeline {
+                part,
+                format: self.settings.message.clone(),
+                sources: self.settings.notifications().cloned().collect(),
+                source,
+                ledger: open(&self.settings, 1) as Arc<dyn CheckLedger>,
+                policy: compensation.policy.clone(),
+                immediate_attempts: self.settings.retry.immediate_attempts,
+                retry: self.settings.retry.policy.clone(),
+                brake: SharedBrake::new(compensation.brake_after),
+                answered: AtomicBool::default(),
+                former: Mutex::default(),
+            })
         }))
     }
 
     /// One session after the other, until the daemon is told to stop.
-    async fn keep_consuming(&self, line: &Line, mut pace: backoff::Pace) {
-        let (mut careful, mut probes) = (false, 0);
+    async fn keep_consuming(&self, line: &Line) {
+        let (mut careful, mut probes, mut pace) = (false, 0, backoff::Pace::default());
         while !self.stop.is_cancelled() {
             match self.consume(line, careful).await {
                 Ended::InOrder => careful = false,
@@ -207,7 +236,7 @@ impl App {
             self.status.pause(part, &outage);
             self.pause(pace).await;
             let pulse = |step| self.pulses.begin("probe", step + SLACK);
-            let probed = match (outage.dependency, &self.source) {
+            let probed = match (outage.dependency, line.pipeline.source()) {
                 (Dependency::Ledger, _) => {
                     let _pulse = pulse(self.settings.ledger.timeout);
                     CreditLedger::probe(&*self.ledger).await
@@ -245,7 +274,10 @@ impl App {
 
     /// Tells every now and then how many credits no check has found paid. While the ledger is down it tells the last number.
     async fn count_unverified(&self) {
-        let ledger = open(&self.settings.ledger, 1);
+        if !self.settings.pay_status.is_some() {
+            return;
+        }
+        let ledger = open(&self.settings, 1);
         let mut turns = tokio::time::interval(COUNTING);
         turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -263,10 +295,11 @@ fn is_time_to_try(probes: u32) -> bool {
 }
 
 /// SIGHUP (`systemctl reload`) releases the brake. Without checks it changes nothing, and ends nothing.
-fn release_on_hangup(mut hangup: Signal, checks: Option<Arc<CheckPipeline>>) {
+fn release_on_hangup(mut hangup: Signal, lines: &[Line]) {
+    let pipelines: Vec<Pipeline> = lines.iter().map(|line| line.pipeline.clone()).collect();
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            let engaged = checks.as_ref().is_some_and(|checks| checks.brake.release());
+            let engaged = pipelines.iter().filter(|pipeline| pipeline.release_brake()).count() > 0;
             events::BrakeReleased { engaged }.emit();
         }
     });

@@ -9,10 +9,9 @@ use super::{
     within,
 };
 use crate::{
-    config::BrokerSettings,
+    config::{BrokerSettings, Settings, SourceKind},
     domain::{
-        check::CheckPolicy,
-        retry::RetryPolicy,
+        retry::{Delay, RetryPolicy},
         settlement::{Destination, Token, Tracker},
     },
     observe::{events, status::Part},
@@ -44,6 +43,7 @@ pub struct Delivered {
     token: Token,
     delivery: Delivery,
     former_delay_queue: Option<String>,
+    source: Option<String>,
 }
 
 impl Message for Delivered {
@@ -62,6 +62,10 @@ impl Message for Delivered {
 
     fn checks_done(&self) -> u32 {
         copy::checks_done(&self.delivery.properties)
+    }
+
+    fn source(&self) -> Option<&str> {
+        self.source.as_deref()
     }
 
     fn former_delay_queue(&self) -> Option<&str> {
@@ -92,6 +96,8 @@ pub struct Consumer {
     /// By the delay that they are for.
     check_delay_queues: Vec<String>,
     dead_queue: String,
+    /// The value of `x-pointsd-source` on copies.
+    source: Option<String>,
     stream: tokio::sync::Mutex<Stream>,
     tracker: Mutex<Tracker>,
     /// Held while an acknowledgement is sent, so that prefixes leave in rising order.
@@ -105,8 +111,11 @@ pub struct Sessions {
     part: Part,
     settings: BrokerSettings,
     topology: Topology,
+    queue: String,
     retry: RetryPolicy,
-    checks: CheckPolicy,
+    check_delays: Vec<Delay>,
+    /// The value of `x-pointsd-source` on copies.
+    source: Option<String>,
     blocked: Blocked,
 }
 
@@ -119,31 +128,33 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Sessions {
-    /// With this broker, for one queue; `retry` and `checks` say which delay queues there are, `checking` whether there
-    /// are checks at all.
-    pub fn new(
-        part: Part,
-        settings: &BrokerSettings,
-        retry: &RetryPolicy,
-        checks: &CheckPolicy,
-        checking: bool,
-    ) -> Self {
+    /// With the broker that is configured, for one of the queues.
+    pub fn new(part: Part, settings: &Settings) -> Self {
+        let broker = &settings.broker;
+        let of_source =
+            settings.sources.iter().find(|source| matches!(part, Part::Source(name) if name == source.name));
+        let queue = match of_source {
+            Some(source) => &source.queue,
+            None if part == Part::Checks => &broker.check_queue,
+            None => &broker.credit_queue,
+        };
         Self {
             part,
-            settings: settings.clone(),
-            topology: Topology::of(settings, retry, checks, checking),
-            retry: retry.clone(),
-            checks: checks.clone(),
+            settings: broker.clone(),
+            topology: Topology::of_part(settings, part),
+            queue: queue.clone(),
+            retry: settings.retry.policy.clone(),
+            check_delays: settings.check_delays(),
+            source: of_source
+                .filter(|source| matches!(source.kind, SourceKind::Notification(_)))
+                .map(|source| source.name.clone()),
             blocked: Blocked::default(),
         }
     }
 
     /// The queue that is consumed.
     pub fn queue(&self) -> &str {
-        match self.part {
-            Part::Credits => &self.settings.credit_queue,
-            Part::Checks => &self.settings.check_queue,
-        }
+        &self.queue
     }
 
     /// Connects, declares (or requires) the topology and begins to consume.
@@ -179,11 +190,7 @@ impl Sessions {
     async fn consume(&self, prefetch: u16, publisher: Arc<Publisher>) -> Result<Consumer, BrokerError> {
         let settings = &self.settings;
         let (connection, node) = connect(settings, &format!("{} consumer", self.part.label())).await?;
-        if settings.declare {
-            self.topology.declare_on(&connection).await?;
-        } else {
-            self.topology.require_on(&connection).await?;
-        }
+        self.topology.establish_on(&connection).await?;
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
         // Before consuming: without it lapin's buffer has no bound. Per consumer, because a quorum queue refuses a
         // limit for the whole channel.
@@ -207,7 +214,8 @@ impl Sessions {
             node,
             part: self.part,
             retry_queues: self.retry.delays().iter().map(|delay| retry_queue(&queue, delay)).collect(),
-            check_delay_queues: self.checks.delays().iter().map(check_delay_queue).collect(),
+            check_delay_queues: self.check_delays.iter().map(check_delay_queue).collect(),
+            source: self.source.clone(),
             queue,
             dead_queue: settings.dead_queue.clone(),
             stream: tokio::sync::Mutex::new(Stream { consumer, ended: None }),
@@ -276,13 +284,17 @@ impl Consumer {
 
     fn delivered(&self, token: Token, delivery: Delivery) -> Delivered {
         let former_delay_queue = match self.part {
-            Part::Credits => None,
+            Part::Credits | Part::Source(_) | Part::Relay => None,
             Part::Checks => copy::waited_in(&delivery.properties).filter(|queue| {
                 let a_delay_queue = queue.strip_prefix(&self.queue).is_some_and(|rest| rest.starts_with(".delay."));
                 a_delay_queue && self.check_delay_queues.first() != Some(queue)
             }),
         };
-        Delivered { token, delivery, former_delay_queue }
+        let source = match self.part {
+            Part::Checks => copy::source(&delivery.properties),
+            Part::Credits | Part::Source(_) | Part::Relay => self.source.clone(),
+        };
+        Delivered { token, delivery, former_delay_queue, source }
     }
 
     fn queue_of(&self, destination: Destination) -> &str {
@@ -371,7 +383,7 @@ impl<O: Send + 'static> Deliveries<O> for Consumer {
             .iter()
             .map(|copy| {
                 let original = &copy.message.delivery;
-                let marks = Marks::of(copy, &self.queue, &now);
+                let marks = Marks::of(copy, &self.queue, self.source.as_deref(), &now);
                 let properties = copy::copied(&original.properties, &marks, &mut frame);
                 Outgoing::to_queue(self.queue_of(copy.to), &original.data, properties)
             })

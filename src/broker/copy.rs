@@ -60,6 +60,8 @@ fn is_of_one_stay(name: &str) -> bool {
 /// What a copy says of the failure.
 pub(super) struct Marks<'a> {
     pub(super) source_queue: &'a str,
+    /// The source of notifications that the queue belongs to.
+    pub(super) source: Option<&'a str>,
     pub(super) to: Destination,
     /// `None` for a copy that only waits for a check.
     pub(super) error: Option<&'a str>,
@@ -69,9 +71,15 @@ pub(super) struct Marks<'a> {
 }
 
 impl<'a> Marks<'a> {
-    pub(super) fn of<M>(copy: &'a Forward<'a, M>, source_queue: &'a str, now: &'a str) -> Self {
+    pub(super) fn of<M>(
+        copy: &'a Forward<'a, M>,
+        source_queue: &'a str,
+        source: Option<&'a str>,
+        now: &'a str,
+    ) -> Self {
         Self {
             source_queue,
+            source,
             to: copy.to,
             error: copy.error.as_deref(),
             now,
@@ -104,6 +112,9 @@ impl<'a> Marks<'a> {
                 table.insert(name.clone(), value.clone());
             }
         }
+        if let Some(source) = self.source {
+            table.insert(SOURCE.into(), AMQPValue::LongString(source.into()));
+        }
         let counted = match self.to {
             Destination::Retry(step) => Some((ATTEMPT, step.attempt())),
             Destination::Check(wait) => Some((CHECK, wait.checks_done())),
@@ -124,6 +135,14 @@ pub(super) fn retries_taken(properties: &BasicProperties) -> u32 {
 /// Checks of a message that are done; the same.
 pub(super) fn checks_done(properties: &BasicProperties) -> u32 {
     counted(properties, CHECK)
+}
+
+/// The source whose format the body has.
+pub(super) fn source(properties: &BasicProperties) -> Option<String> {
+    match properties.headers().as_ref()?.inner().get(SOURCE)? {
+        AMQPValue::LongString(name) => Some(name.to_string()),
+        _ => None,
+    }
 }
 
 /// The queue in which a message has waited that comes straight from its producer: none of our copies does (they say where
@@ -284,6 +303,7 @@ mod tests {
     fn marks() -> Marks<'static> {
         Marks {
             source_queue: "q",
+            source: None,
             to: Destination::Dead(Reason::Conflict),
             error: Some("why"),
             now: "2026-01-01T00:00:00Z",

@@ -228,6 +228,11 @@ impl Found {
         self.0.data.len() + 2048
     }
 
+    /// The source whose format its body has.
+    pub fn source(&self) -> Option<String> {
+        copy::source(&self.0.properties)
+    }
+
     /// What it says of itself. The payment is not read here.
     pub fn parked(&self) -> Parked {
         describe(&self.0.properties)

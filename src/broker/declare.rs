@@ -1,12 +1,13 @@
 //! Declaring an exchange or a queue, passively or not, and what the broker's refusals mean.
 
 use super::{
-    Argument, BrokerError, QueueSpec, STEP_TIMEOUT,
+    Argument, BrokerError, ExchangeSpec, QueueSpec, STEP_TIMEOUT,
     inequivalence::Inequivalence,
     told,
     topology::{BROWSED_DELIVERY_LIMIT, QueueType, TIME_TO_LIVE},
     within,
 };
+use crate::config::ExchangeType;
 use lapin::{
     Connection, ExchangeKind,
     options::{ExchangeDeclareOptions, QueueDeclareOptions},
@@ -18,7 +19,7 @@ pub(super) const NOT_FOUND: &str = "NOT_FOUND";
 
 /// An exchange or a queue.
 pub(super) enum Item<'a> {
-    Exchange(&'a str),
+    Exchange(&'a ExchangeSpec),
     Queue(&'a QueueSpec),
 }
 
@@ -27,9 +28,17 @@ impl Item<'_> {
         matches!(self, Self::Queue(queue) if queue.arguments.iter().any(|(name, _)| *name == TIME_TO_LIVE))
     }
 
+    /// Whether it is ours to declare.
+    pub(super) fn is_declared(&self) -> bool {
+        match self {
+            Self::Exchange(exchange) => exchange.declare,
+            Self::Queue(queue) => queue.declare,
+        }
+    }
+
     pub(super) fn subject(&self) -> String {
         match self {
-            Self::Exchange(name) => format!("exchange {name}"),
+            Self::Exchange(exchange) => format!("exchange {}", exchange.name),
             Self::Queue(queue) => format!("queue {}", queue.name),
         }
     }
@@ -37,7 +46,7 @@ impl Item<'_> {
     /// Passively: that it is there. Otherwise: that it is there just so, and made if it is not.
     pub(super) async fn declare(&self, connection: &Connection, passive: bool) -> Result<(), Failure> {
         match self {
-            Self::Exchange(name) => {
+            Self::Exchange(ExchangeSpec { name, kind, .. }) => {
                 on_channel(connection, "exchange.declare", async |channel| {
                     let options = ExchangeDeclareOptions {
                         passive,
@@ -46,8 +55,12 @@ impl Item<'_> {
                         internal: false,
                         nowait: false,
                     };
-                    let name = (*name).into();
-                    channel.exchange_declare(name, ExchangeKind::Direct, options, FieldTable::default()).await
+                    let kind = match kind {
+                        ExchangeType::Direct => ExchangeKind::Direct,
+                        ExchangeType::Fanout => ExchangeKind::Fanout,
+                        ExchangeType::Topic => ExchangeKind::Topic,
+                    };
+                    channel.exchange_declare(name.as_str().into(), kind, options, FieldTable::default()).await
                 })
                 .await
             }
@@ -77,20 +90,18 @@ impl Item<'_> {
             return format!("cannot be had: {text}");
         };
         let advice = match (self, argument) {
-            (Self::Exchange(_), _) => {
-                "name another one in broker.exchange, or set broker.declare = false to use it as it is"
-            }
+            (Self::Exchange(_), _) => "name another one, or set declare = false to use it as it is",
             (Self::Queue(_), "x-delivery-limit") if wanted == BROWSED_DELIVERY_LIMIT.to_string() => {
                 "each look at a message in it uses up a delivery, and the broker drops it after the last one (none means \
                  20 since RabbitMQ 4.0): make the queue anew"
             }
             (Self::Queue(_), "x-delivery-limit") => {
                 "with a lower limit (none means 20 since RabbitMQ 4.0) messages leave it after few redeliveries: \
-                 set broker.delivery_limit, make the queue anew, or set broker.declare = false to use it as it is"
+                 set broker.delivery_limit, make the queue anew, or set declare = false to use it as it is"
             }
             (Self::Queue(_), _) => {
                 "arguments of a queue cannot be changed: make the queue anew, name another one, or set \
-                 broker.declare = false to use it as it is"
+                 declare = false to use it as it is"
             }
         };
         format!("exists with another {argument}: {found} there, {wanted} here; {advice}")
@@ -102,6 +113,16 @@ impl Item<'_> {
 pub(super) enum Failure {
     Broker(String),
     Other(BrokerError),
+}
+
+impl Failure {
+    /// What it means for that item.
+    pub(super) fn explained(self, item: &Item<'_>) -> BrokerError {
+        match self {
+            Self::Broker(text) => BrokerError::Topology(format!("{} {}", item.subject(), item.explain(&text))),
+            Self::Other(error) => error,
+        }
+    }
 }
 
 impl From<lapin::Error> for Failure {
@@ -150,12 +171,10 @@ pub(super) async fn doubt_about_looking(connection: &Connection, queue: &str) ->
             ("x-queue-type", text(QueueType::Quorum.as_str())),
             ("x-delivery-limit", Argument::Number(BROWSED_DELIVERY_LIMIT)),
         ],
+        declare: false,
     };
     let item = Item::Queue(&wanted);
-    item.declare(connection, true).await.map_err(|failure| match failure {
-        Failure::Broker(text) => BrokerError::Topology(format!("{} {}", item.subject(), item.explain(&text))),
-        Failure::Other(error) => error,
-    })?;
+    item.declare(connection, true).await.map_err(|failure| failure.explained(&item))?;
     match item.declare(connection, false).await {
         Err(Failure::Broker(text)) => {
             let different = Inequivalence::parse(&text);

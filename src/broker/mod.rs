@@ -8,6 +8,8 @@ mod consume;
 mod copy;
 mod dead;
 mod declare;
+mod establish;
+mod events;
 mod headers;
 mod inequivalence;
 mod publish;
@@ -17,8 +19,11 @@ mod topology;
 pub use connect::{BrokerUrl, BrokerUrlError};
 pub use consume::{Consumer, Delivered, Sessions};
 pub use dead::{DeadQueue, Found, Tag};
+pub use events::{EventPublisher, Sending, Sent};
 pub use publish::{Outgoing, Publisher};
-pub use topology::{Argument, Binding, Difference, QueueSpec, QueueType, Topology, check_delay_queue, retry_queue};
+pub use topology::{
+    Argument, Binding, Difference, ExchangeSpec, QueueSpec, QueueType, Topology, check_delay_queue, retry_queue,
+};
 
 use crate::pipeline::ports::{Class, Dependency, Outage};
 use std::time::Duration;

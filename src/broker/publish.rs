@@ -12,6 +12,7 @@ use futures_util::{Stream, StreamExt};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, Event,
     options::{BasicPublishOptions, ConfirmSelectOptions},
+    protocol::AMQPErrorKind,
     types::{FieldTable, ShortString},
 };
 use std::{borrow::Cow, time::SystemTime};
@@ -59,6 +60,18 @@ impl<'a> Outgoing<'a> {
         Ok(Self { exchange: short("the exchange", exchange)?, routing_key, body: body.into(), properties })
     }
 
+    /// A row of the outbox. It may have been published before: its time is that of this publishing.
+    pub(super) fn of_outbox(
+        exchange: &str,
+        routing_key: &str,
+        body: &'a [u8],
+        message_id: &str,
+        headers: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Self, BrokerError> {
+        let message = Self::new(exchange, routing_key, Vec::new(), Some(message_id), headers)?;
+        Ok(Self { body: body.into(), ..message })
+    }
+
     /// A copy through the default exchange, which routes to the queue of that name.
     pub(super) fn to_queue(queue: &str, body: &'a [u8], properties: BasicProperties) -> Self {
         Self { exchange: "".into(), routing_key: queue.into(), body: body.into(), properties }
@@ -99,9 +112,7 @@ impl Publisher {
         let (connection, _) = connect(settings, purpose).await?;
         let (tell, blocked) = watch::channel(None);
         tokio::spawn(watch_alarms(connection.events_listener(), tell));
-        let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
-        let confirm = channel.confirm_select(ConfirmSelectOptions { nowait: false });
-        within(STEP_TIMEOUT, "confirm.select", confirm).await?;
+        let channel = confirming_channel(&connection).await?;
         Ok(Self { connection, channel: Mutex::new(Some(channel)), blocked })
     }
 
@@ -180,12 +191,78 @@ impl Publisher {
         Ok(())
     }
 
+    /// Sends messages, at most [`WINDOW`], and tells of each whether it stands in a queue, or why not.
+    pub(super) async fn publish_each(&self, window: &[Outgoing<'_>]) -> Result<Vec<Result<(), String>>, Unsent> {
+        if window.is_empty() {
+            return Ok(Vec::new());
+        }
+        let publish = async {
+            let mut usable = self.channel.lock().await;
+            let channel = usable
+                .take()
+                .ok_or_else(|| BrokerError::Lost("the publishing channel, over an earlier failure".into()))?;
+            let Ok(sent) = tokio::time::timeout(CONFIRM_TIMEOUT, send(&channel, window)).await else {
+                return Err(Unsent::Broker(BrokerError::Timeout { step: "basic.publish", after: CONFIRM_TIMEOUT }));
+            };
+            let sent = sent.map_err(Unsent::of)?;
+            *usable = Some(channel);
+            Ok(judge_each(window, sent))
+        };
+        tokio::select! {
+            published = publish => published,
+            alarm = self.alarm() => Err(Unsent::Broker(alarm)),
+        }
+    }
+
+    /// After a refusal, which has ended the channel: another one.
+    pub(super) async fn reopen_channel(&self) -> Result<(), BrokerError> {
+        let mut usable = self.channel.lock().await;
+        if usable.is_none() {
+            *usable = Some(confirming_channel(&self.connection).await?);
+        }
+        Ok(())
+    }
+
     /// Closes the connection in order, as far as the broker answers. One that is blocked writes nothing more.
     pub async fn close(&self) {
         if self.is_blocked().is_some() {
             return;
         }
         let _ = tokio::time::timeout(STEP_TIMEOUT, self.connection.close(200, "done".into())).await;
+    }
+}
+
+async fn confirming_channel(connection: &Connection) -> Result<Channel, BrokerError> {
+    let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
+    let confirm = channel.confirm_select(ConfirmSelectOptions { nowait: false });
+    within(STEP_TIMEOUT, "confirm.select", confirm).await?;
+    Ok(channel)
+}
+
+/// Why a window was not sent, or not all of it.
+#[derive(Debug)]
+pub(super) enum Unsent {
+    /// The broker has ended the channel over one of the messages: its exchange is not there, or may not be written to.
+    Refused(String),
+    /// It concerns every message.
+    Broker(BrokerError),
+}
+
+impl From<BrokerError> for Unsent {
+    fn from(error: BrokerError) -> Self {
+        Self::Broker(error)
+    }
+}
+
+impl Unsent {
+    /// A soft error ends a channel, a hard one the connection (AMQP 0-9-1, "Reply codes").
+    fn of(error: lapin::Error) -> Self {
+        match error.kind() {
+            lapin::ErrorKind::ProtocolError(amqp) if matches!(amqp.kind(), AMQPErrorKind::Soft(_)) => {
+                Self::Refused(amqp.get_message().to_string())
+            }
+            _ => Self::Broker(error.into()),
+        }
     }
 }
 
@@ -217,7 +294,7 @@ fn window_size(messages: &[Outgoing<'_>]) -> usize {
 }
 
 /// All publishes first, then all confirms: one round trip for the window.
-async fn send(channel: &Channel, window: &[Outgoing<'_>]) -> Result<Vec<Confirmation>, BrokerError> {
+async fn send(channel: &Channel, window: &[Outgoing<'_>]) -> lapin::Result<Vec<Confirmation>> {
     let mut pending = Vec::with_capacity(window.len());
     for message in window {
         let publishing = channel.basic_publish(
@@ -256,4 +333,24 @@ fn judge(window: &[Outgoing<'_>], confirmations: Vec<Confirmation>) -> Result<()
         return Err(BrokerError::Nacked { nacked, sent, target: target() });
     }
     Ok(())
+}
+
+/// The same, message by message. A message that came back is told with whichever confirm comes next: it is known by its id.
+fn judge_each(window: &[Outgoing<'_>], confirmations: Vec<Confirmation>) -> Vec<Result<(), String>> {
+    let mut fates: Vec<Result<(), String>> = Vec::with_capacity(window.len());
+    let mut returned = Vec::new();
+    for confirmation in confirmations {
+        let taken = confirmation.is_ack();
+        fates.push(if taken { Ok(()) } else { Err("the broker did not take it".into()) });
+        returned.extend(confirmation.take_message());
+    }
+    for message in returned {
+        let id = message.delivery.properties.message_id().as_ref();
+        for (sent, fate) in window.iter().zip(&mut fates) {
+            if sent.properties.message_id().as_ref() == id {
+                *fate = Err(format!("it reached no queue: {}", message.reply_text));
+            }
+        }
+    }
+    fates
 }

@@ -6,7 +6,10 @@ use super::{
     declare::{self, passive},
     within,
 };
-use crate::{config::BrokerSettings, domain::retry::Delay};
+use crate::{
+    config::{BrokerSettings, Settings},
+    domain::retry::Delay,
+};
 use lapin::{Channel, Connection, options::QueueDeleteOptions};
 use std::time::Duration;
 
@@ -22,32 +25,33 @@ impl Topology {
     /// messages are still in it. An error when the queue is one that is needed, or none of ours.
     pub async fn retire(
         &self,
-        settings: &BrokerSettings,
+        settings: &Settings,
         queue: &str,
         mut waiting: impl FnMut(u32),
     ) -> Result<(), BrokerError> {
         let back_to = self.goes_back_to(settings, queue)?;
-        let (connection, _) = connect(settings, "topology").await?;
-        let retired = self.retire_on(&connection, settings, (queue, back_to), &mut waiting).await;
+        let (connection, _) = connect(&settings.broker, "topology").await?;
+        let retired = self.retire_on(&connection, (queue, back_to), &mut waiting).await;
         declare::close(&connection).await;
         retired
     }
 
     /// Where what waits in a delay queue goes that can be retired.
-    fn goes_back_to<'a>(&self, settings: &'a BrokerSettings, queue: &str) -> Result<&'a str, BrokerError> {
+    fn goes_back_to<'a>(&self, settings: &'a Settings, queue: &str) -> Result<&'a str, BrokerError> {
         let refused = |why: &str| Err(BrokerError::Topology(format!("queue {queue} {why}")));
         if self.queues.iter().any(|needed| needed.name == queue) {
             return refused("is in use; take its delay out of the configuration first, and restart the daemons");
         }
-        let BrokerSettings { credit_queue, check_queue, .. } = settings;
-        let places = [(credit_queue, "retry"), (check_queue, "retry"), (check_queue, "delay")];
-        for (back_to, kind) in places {
+        let BrokerSettings { credit_queue, check_queue, .. } = &settings.broker;
+        let mut places = vec![(credit_queue, "retry"), (check_queue, "retry"), (check_queue, "delay")];
+        places.extend(settings.sources.iter().map(|source| (&source.queue, "retry")));
+        for &(back_to, kind) in &places {
             let delay = queue.strip_prefix(&format!("{back_to}.{kind}."));
             if delay.and_then(Delay::parse).is_some() {
                 return Ok(back_to);
             }
         }
-        let names = places.map(|(back_to, kind)| format!("{back_to}.{kind}.<delay>"));
+        let names: Vec<String> = places.iter().map(|(back_to, kind)| format!("{back_to}.{kind}.<delay>")).collect();
         refused(&format!("is no delay queue; must be {}", names.join(" or ")))
     }
 
@@ -65,7 +69,6 @@ impl Topology {
     async fn retire_on(
         &self,
         connection: &Connection,
-        settings: &BrokerSettings,
         place: (&str, &str),
         waiting: &mut impl FnMut(u32),
     ) -> Result<(), BrokerError> {
@@ -73,9 +76,12 @@ impl Topology {
         let mut messages = Self::look(&channel, place).await?;
         let queue = place.0;
         // What is configured now must be bound before: another daemon's older configuration may have unbound it.
-        self.bind_on(&channel).await?;
-        let binding = Binding { queue: queue.to_owned(), key: settings.routing_key.clone() };
-        self.unbind(&channel, &binding).await?;
+        self.bind_on(&channel, true).await?;
+        // Wherever points messages come from it may be bound; one that is not there is as good.
+        for Binding { exchange, key, declare, .. } in &self.bindings {
+            let (exchange, queue, key) = (exchange.clone(), queue.to_owned(), key.clone());
+            self.unbind(&channel, &Binding { exchange, queue, key, declare: *declare }).await?;
+        }
         let mut empty = 0;
         while empty < EMPTY_LOOKS {
             waiting(messages);

@@ -1,21 +1,11 @@
-//! What must stand at the broker: an exchange, the credit queue and the check queue with their delay queues, the dead
-//! queue. Printed, declared, checked.
+//! What must stand at the broker: exchanges, the credit queue, the check queue and those of the sources with their delay
+//! queues, the dead queue. Printed, declared, checked.
 
-use super::{
-    BrokerError, STEP_TIMEOUT,
-    connect::connect,
-    declare::{Failure, Item, NOT_FOUND, close},
-    inequivalence::Inequivalence,
-    within,
-};
 use crate::{
-    config::BrokerSettings,
-    domain::{
-        check::CheckPolicy,
-        retry::{Delay, RetryPolicy},
-    },
+    config::{BrokerSettings, ExchangeType, Settings, SourceKind, SourceSettings},
+    domain::retry::Delay,
+    observe::status::Part,
 };
-use lapin::{Connection, options::QueueBindOptions, types::FieldTable};
 use serde::Serialize;
 
 /// The type of the queues that are declared (`broker.queue_type`).
@@ -58,33 +48,60 @@ pub struct QueueSpec {
     /// Its arguments, in order; in JSON an object.
     #[serde(serialize_with = "as_object")]
     pub arguments: Vec<(&'static str, Argument)>,
+    /// Whether it is declared; otherwise it must be there.
+    #[serde(skip)]
+    pub declare: bool,
 }
 
 fn as_object<S: serde::Serializer>(arguments: &[(&'static str, Argument)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(arguments.iter().map(|(name, value)| (name, value)))
 }
 
-/// Everything that is needed of the broker.
+/// A durable exchange.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ExchangeSpec {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: ExchangeType,
+    /// Whether it is declared; otherwise it is somebody else's.
+    #[serde(skip)]
+    pub declare: bool,
+}
+
+impl Serialize for ExchangeType {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// Everything that is needed of the broker.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Topology {
-    /// The exchange that producers publish to: direct, durable.
-    pub exchange: String,
+    /// The exchanges: that of the producers first.
+    pub exchanges: Vec<ExchangeSpec>,
     /// The queues.
     pub queues: Vec<QueueSpec>,
-    /// What is bound to the exchange.
+    /// What is bound to which exchange.
     pub bindings: Vec<Binding>,
-    /// What must not be bound to it (any more): nobody would take what it holds.
+    /// What must not be bound (any more): nobody would take what it holds.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unbound: Vec<Binding>,
 }
 
-/// A queue's binding to the exchange.
+/// A queue's binding to an exchange.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Binding {
+    /// The exchange.
+    pub exchange: String,
     /// The queue.
     pub queue: String,
     /// The routing key.
     pub key: String,
+    /// Whether it is made; otherwise it is somebody else's.
+    #[serde(skip)]
+    pub declare: bool,
 }
 
 /// Something that is not as [`Topology`] says.
@@ -130,168 +147,160 @@ fn delay_arguments(delay: &Delay, back_to: &str) -> Vec<(&'static str, Argument)
     ]
 }
 
+/// The arguments of a queue that is consumed, by its type.
+fn consumed_arguments(settings: &BrokerSettings, queue_type: QueueType) -> Vec<(&'static str, Argument)> {
+    let text = |text: &str| Argument::Text(text.to_owned());
+    let mut arguments = vec![("x-queue-type", text(queue_type.as_str()))];
+    if queue_type == QueueType::Quorum {
+        arguments.extend([
+            // Explicit, because the broker's default is none before 4.0 and 20 since.
+            ("x-delivery-limit", Argument::Number(settings.delivery_limit)),
+            // What reaches the limit goes to the dead queue through the default exchange, and is kept until
+            // it is confirmed there; at-least-once asks for reject-publish (RabbitMQ, "Quorum Queues").
+            ("x-dead-letter-exchange", text("")),
+            ("x-dead-letter-routing-key", text(&settings.dead_queue)),
+            ("x-dead-letter-strategy", text("at-least-once")),
+            ("x-overflow", text("reject-publish")),
+        ]);
+    }
+    arguments
+}
+
+/// The arguments of the dead queue.
+fn dead_arguments(queue_type: QueueType) -> Vec<(&'static str, Argument)> {
+    let mut arguments = vec![("x-queue-type", Argument::Text(queue_type.as_str().to_owned()))];
+    if queue_type == QueueType::Quorum {
+        arguments.push(("x-delivery-limit", Argument::Number(BROWSED_DELIVERY_LIMIT)));
+    }
+    arguments
+}
+
 impl Topology {
-    /// From the configuration. Without a payment source (`checking`) there are no checks, and no queues for them.
-    pub fn of(settings: &BrokerSettings, retry: &RetryPolicy, checks: &CheckPolicy, checking: bool) -> Self {
-        let text = |text: &str| Argument::Text(text.to_owned());
-        let queue_type = ("x-queue-type", text(settings.queue_type.as_str()));
-        let (consumed, dead_arguments) = match settings.queue_type {
-            QueueType::Quorum => (
-                vec![
-                    queue_type.clone(),
-                    // Explicit, because the broker's default is none before 4.0 and 20 since.
-                    ("x-delivery-limit", Argument::Number(settings.delivery_limit)),
-                    // What reaches the limit goes to the dead queue through the default exchange, and is kept until
-                    // it is confirmed there; at-least-once asks for reject-publish (RabbitMQ, "Quorum Queues").
-                    ("x-dead-letter-exchange", text("")),
-                    ("x-dead-letter-routing-key", text(&settings.dead_queue)),
-                    ("x-dead-letter-strategy", text("at-least-once")),
-                    ("x-overflow", text("reject-publish")),
-                ],
-                vec![queue_type, ("x-delivery-limit", Argument::Number(BROWSED_DELIVERY_LIMIT))],
-            ),
-            QueueType::Classic => (vec![queue_type.clone()], vec![queue_type]),
-        };
-        let queue = |name: &str, purpose, arguments| QueueSpec { name: name.to_owned(), purpose, arguments };
-        let mut queues = vec![
-            queue(&settings.dead_queue, "parked for a person", dead_arguments),
-            queue(&settings.credit_queue, "points messages", consumed.clone()),
-        ];
-        if checking {
-            queues.push(queue(&settings.check_queue, "checks of payments", consumed));
+    /// All of it, from the configuration.
+    pub fn of(settings: &Settings) -> Self {
+        let mut all = Self::core(settings);
+        for source in &settings.sources {
+            all.add_source(settings, source);
         }
-        let mut waiting = |name: String, purpose, delay: &Delay, back_to: &str| {
-            if !queues.iter().any(|queue| queue.name == name) {
-                queues.push(queue(&name, purpose, delay_arguments(delay, back_to)));
-            }
-        };
-        let again = "waiting to be tried again";
-        for delay in retry.delays() {
-            waiting(retry_queue(&settings.credit_queue, delay), again, delay, &settings.credit_queue);
-        }
-        let bind = |queue: String| Binding { queue, key: settings.routing_key.clone() };
-        let mut bindings = vec![bind(settings.credit_queue.clone())];
-        let mut unbound: Vec<Binding> = Vec::new();
-        let mut of_checks: Vec<String> = Vec::new();
-        for delay in checks.delays() {
-            let name = check_delay_queue(&settings.check_queue, delay);
-            if !of_checks.contains(&name) {
-                of_checks.push(name);
-            }
-        }
-        let mut of_checks = of_checks.into_iter().map(bind);
-        if checking {
-            for delay in checks.delays() {
-                let name = check_delay_queue(&settings.check_queue, delay);
-                waiting(name, "waiting for a check", delay, &settings.check_queue);
-            }
-            for delay in retry.delays() {
-                waiting(retry_queue(&settings.check_queue, delay), again, delay, &settings.check_queue);
-            }
-            // Every points message goes to the first one, too: the broker itself gives each one its later check.
-            bindings.extend(of_checks.next());
-        }
-        // What was the first one before may still be bound, and would shorten the time that a payment has.
-        unbound.extend(of_checks);
-        Self { exchange: settings.exchange.clone(), queues, bindings, unbound }
+        all.add_events(settings);
+        all
     }
 
-    /// Declares everything: what is there already must be as it is here.
-    pub async fn declare(&self, settings: &BrokerSettings) -> Result<(), BrokerError> {
-        let (connection, _) = connect(settings, "topology").await?;
-        let declared = self.declare_on(&connection).await;
-        close(&connection).await;
-        declared
-    }
-
-    fn items(&self) -> impl Iterator<Item = Item<'_>> {
-        std::iter::once(Item::Exchange(&self.exchange)).chain(self.queues.iter().map(Item::Queue))
-    }
-
-    pub(super) async fn declare_on(&self, connection: &Connection) -> Result<(), BrokerError> {
-        for item in self.items() {
-            item.declare(connection, false).await.map_err(|failure| match failure {
-                Failure::Broker(text) => BrokerError::Topology(format!("{} {}", item.subject(), item.explain(&text))),
-                Failure::Other(error) => error,
-            })?;
-        }
-        let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
-        self.bind_on(&channel).await?;
-        for binding in &self.unbound {
-            self.unbind(&channel, binding).await?;
-        }
-        Ok(())
-    }
-
-    pub(super) async fn bind_on(&self, channel: &lapin::Channel) -> Result<(), BrokerError> {
-        for Binding { queue, key } in &self.bindings {
-            let bind = channel.queue_bind(
-                queue.as_str().into(),
-                self.exchange.as_str().into(),
-                key.as_str().into(),
-                QueueBindOptions { nowait: false },
-                FieldTable::default(),
-            );
-            within(STEP_TIMEOUT, "queue.bind", bind).await?;
-        }
-        Ok(())
-    }
-
-    /// Takes a binding away; one that is not there is as good (RabbitMQ, "AMQP 0-9-1 Errata": queue.unbind).
-    pub(super) async fn unbind(&self, channel: &lapin::Channel, binding: &Binding) -> Result<(), BrokerError> {
-        let unbind = channel.queue_unbind(
-            binding.queue.as_str().into(),
-            self.exchange.as_str().into(),
-            binding.key.as_str().into(),
-            FieldTable::default(),
-        );
-        within(STEP_TIMEOUT, "queue.unbind", unbind).await
-    }
-
-    /// That the queues are there, whatever they are like: enough to consume and to park.
-    pub(super) async fn require_on(&self, connection: &Connection) -> Result<(), BrokerError> {
-        let mut missing = Vec::new();
-        for item in self.queues.iter().map(Item::Queue) {
-            match item.declare(connection, true).await {
-                Ok(()) => {}
-                Err(Failure::Broker(text)) if text.starts_with(NOT_FOUND) => missing.push(item.subject()),
-                Err(Failure::Broker(text)) => {
-                    return Err(BrokerError::Topology(format!("{} {}", item.subject(), item.explain(&text))));
+    /// What one part of the daemon needs: that somebody else's queue is not as it should be must not keep the others from
+    /// theirs.
+    pub(super) fn of_part(settings: &Settings, part: Part) -> Self {
+        let mut topology = Self::default();
+        match part {
+            Part::Credits | Part::Checks => topology = Self::core(settings),
+            Part::Source(name) => {
+                topology = Self::core(settings);
+                if let Some(source) = settings.sources.iter().find(|source| source.name == name) {
+                    topology.add_source(settings, source);
                 }
-                Err(Failure::Other(error)) => return Err(error),
             }
+            Part::Relay => topology.add_events(settings),
         }
-        if missing.is_empty() {
-            return Ok(());
-        }
-        Err(BrokerError::Topology(format!(
-            "missing at the broker, and broker.declare is false: {} (`pointsd topology print` shows what is needed)",
-            missing.join(", ")
-        )))
+        topology
     }
 
-    /// Compares the broker with this, changing nothing: first by passive declares, then, of what is there, by
-    /// declaring it as it should be, which the broker refuses with the argument that differs.
-    pub async fn check(&self, settings: &BrokerSettings) -> Result<Vec<Difference>, BrokerError> {
-        let (connection, _) = connect(settings, "topology").await?;
-        let mut differences = Vec::new();
-        for item in self.items() {
-            let (refusal, there) = match item.declare(&connection, true).await {
-                Ok(()) => (item.declare(&connection, false).await, true),
-                missing => (missing, false),
-            };
-            match refusal {
-                Ok(()) => {}
-                Err(Failure::Other(error)) => return Err(error),
-                Err(Failure::Broker(text)) => differences.push(Difference {
-                    subject: item.subject(),
-                    problem: item.explain(&text),
-                    // From a delay queue that is different a message may never come back.
-                    harmless: there && !settings.declare && !(item.is_delay() && Inequivalence::parse(&text).is_some()),
-                }),
+    /// The points messages, their checks, and the dead queue. Without a payment source there are no checks, and no queues for
+    /// them.
+    fn core(settings: &Settings) -> Self {
+        let (broker, checking) = (&settings.broker, settings.pay_status.is_some());
+        let mut core = Self::default();
+        core.add_exchange(&broker.exchange, ExchangeType::Direct, broker.declare);
+        core.add(broker, &broker.dead_queue, "parked for a person", dead_arguments(broker.queue_type));
+        let consumed = consumed_arguments(broker, broker.queue_type);
+        core.add(broker, &broker.credit_queue, "points messages", consumed.clone());
+        if checking {
+            core.add(broker, &broker.check_queue, "checks of payments", consumed);
+        }
+        core.add_retries(settings, &broker.credit_queue);
+        if checking {
+            for delay in settings.check_delays() {
+                let name = check_delay_queue(&broker.check_queue, &delay);
+                let arguments = delay_arguments(&delay, &broker.check_queue);
+                core.add(broker, &name, "waiting for a check", arguments);
+            }
+            core.add_retries(settings, &broker.check_queue);
+        }
+        core.bind(&broker.exchange, &broker.credit_queue, &broker.routing_key, broker.declare);
+        core.bind_checks(settings, &broker.exchange, &broker.routing_key, broker.declare);
+        core
+    }
+
+    /// Every points message goes to the first check delay queue, too: the broker itself gives each one its later check. What
+    /// was the first one before may still be bound, and would shorten the time that a payment has.
+    fn bind_checks(&mut self, settings: &Settings, exchange: &str, key: &str, declare: bool) {
+        let mut bound = settings.pay_status.is_some();
+        let mut seen: Vec<String> = Vec::new();
+        for delay in settings.check_delays() {
+            let queue = check_delay_queue(&settings.broker.check_queue, &delay);
+            if seen.contains(&queue) {
+                continue;
+            }
+            seen.push(queue.clone());
+            if std::mem::take(&mut bound) {
+                self.bind(exchange, &queue, key, declare);
+            } else {
+                let (exchange, key) = (exchange.to_owned(), key.to_owned());
+                self.unbound.push(Binding { exchange, queue, key, declare });
             }
         }
-        close(&connection).await;
-        Ok(differences)
+    }
+
+    fn add_source(&mut self, settings: &Settings, source: &SourceSettings) {
+        let SourceSettings { exchange, exchange_type, routing_key, queue, queue_type, declare, kind, .. } = source;
+        self.add_exchange(exchange, *exchange_type, *declare);
+        let arguments = consumed_arguments(&settings.broker, *queue_type);
+        let purpose = match kind {
+            SourceKind::Credit => "points messages",
+            SourceKind::Notification(_) => "notifications",
+        };
+        self.queues.push(QueueSpec { name: queue.clone(), purpose, arguments, declare: *declare });
+        self.add_retries(settings, queue);
+        self.bind(exchange, queue, routing_key, *declare);
+        if matches!(kind, SourceKind::Credit) {
+            self.bind_checks(settings, exchange, routing_key, *declare);
+        }
+    }
+
+    fn add_events(&mut self, settings: &Settings) {
+        if let Some(exchange) = &settings.events.exchange {
+            self.add_exchange(exchange, ExchangeType::Topic, settings.broker.declare);
+        }
+    }
+
+    fn add_exchange(&mut self, name: &str, kind: ExchangeType, declare: bool) {
+        match self.exchanges.iter_mut().find(|exchange| exchange.name == name) {
+            Some(known) => known.declare |= declare,
+            None => self.exchanges.push(ExchangeSpec { name: name.to_owned(), kind, declare }),
+        }
+    }
+
+    /// A queue of our own, once.
+    fn add(
+        &mut self,
+        broker: &BrokerSettings,
+        name: &str,
+        purpose: &'static str,
+        arguments: Vec<(&'static str, Argument)>,
+    ) {
+        if !self.queues.iter().any(|queue| queue.name == name) {
+            self.queues.push(QueueSpec { name: name.to_owned(), purpose, arguments, declare: broker.declare });
+        }
+    }
+
+    /// The delay queues of a queue that is consumed.
+    fn add_retries(&mut self, settings: &Settings, queue: &str) {
+        for delay in settings.retry.policy.delays() {
+            let arguments = delay_arguments(delay, queue);
+            self.add(&settings.broker, &retry_queue(queue, delay), "waiting to be tried again", arguments);
+        }
+    }
+
+    fn bind(&mut self, exchange: &str, queue: &str, key: &str, declare: bool) {
+        let (exchange, queue, key) = (exchange.to_owned(), queue.to_owned(), key.to_owned());
+        self.bindings.push(Binding { exchange, queue, key, declare });
     }
 }

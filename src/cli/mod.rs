@@ -5,6 +5,7 @@ mod check_config;
 mod dead;
 mod input;
 mod migrate;
+mod outbox;
 mod output;
 mod payment;
 mod publish;
@@ -16,7 +17,7 @@ mod verify;
 
 use crate::{
     app,
-    config::{ConfigError, LedgerSettings, Settings},
+    config::{ConfigError, EventsSettings, LedgerSettings, Settings},
     database::{DatabaseError, Guarded},
     ledger::{self, Access, Ledger},
 };
@@ -78,6 +79,8 @@ enum Command {
     Verify(Json),
     /// List the credits that no check has found paid, and send them to be checked again.
     Reconcile(reconcile::Arguments),
+    /// Look into the outbox: events that are not published yet; have held ones tried again, or drop them.
+    Outbox(outbox::Arguments),
 }
 
 /// For commands that print data and take nothing else.
@@ -138,6 +141,7 @@ fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
             Command::Payment(arguments) => payment::run(&settings, &arguments, output).await,
             Command::Verify(json) => verify::run(&settings, json.json, output).await,
             Command::Reconcile(arguments) => reconcile::run(&settings, &arguments, output).await,
+            Command::Outbox(arguments) => outbox::run(&settings, &arguments, output).await,
         }
     });
     // A thread that hangs in the database does not hold up the exit.
@@ -154,9 +158,15 @@ async fn reading(settings: &LedgerSettings) -> anyhow::Result<Guarded<dyn Ledger
 }
 
 fn guarded(settings: &LedgerSettings, access: Access) -> Guarded<dyn Ledger> {
-    let options = ledger::Options { pool_size: settings.pool_size, timeout: settings.timeout, access };
+    announcing(settings, access, &EventsSettings { exchange: None })
+}
+
+/// The same for a command that credits: what it commits is made known as the daemon does it.
+fn announcing(settings: &LedgerSettings, access: Access, events: &EventsSettings) -> Guarded<dyn Ledger> {
+    let events = events.exchange.clone();
+    let options = ledger::Options { pool_size: settings.pool_size, timeout: settings.timeout, access, events };
     let url = settings.url.clone();
-    Guarded::new(move || -> Arc<dyn Ledger> { ledger::open(&url, options) }, settings.timeout)
+    Guarded::new(move || -> Arc<dyn Ledger> { ledger::open(&url, &options) }, settings.timeout)
 }
 
 fn ledger_error(error: DatabaseError) -> anyhow::Error {

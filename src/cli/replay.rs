@@ -1,13 +1,13 @@
 //! `pointsd replay FILE`
 
-use super::{Exit, Output, guarded, ledger_error};
+use super::{Exit, Output, announcing, ledger_error};
 use crate::{
     app,
     cli::input::Input,
     config::Settings,
     domain::{credit::Outcome, retry::RetryPolicy},
     ledger::Access,
-    observe::pulse::Pulses,
+    observe::{pulse::Pulses, status::Part},
     pipeline::{
         credit::CreditPipeline,
         ports::{CreditLedger, Decided, Deliveries, Forward, Message, Outage},
@@ -37,10 +37,11 @@ pub(super) struct Arguments {
 pub(super) async fn run(settings: Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
     let mut input = Input::open(&arguments.file)?;
     let _lock = app::writer_lock(&settings.ledger.url)?;
-    let ledger = Arc::new(guarded(&settings.ledger, Access::Write));
+    let ledger = Arc::new(announcing(&settings.ledger, Access::Write, &settings.events));
     let state = app::prepare(&ledger, settings.ledger.auto_migrate).await.map_err(ledger_error)?;
     app::refuse_unless_current(&state)?;
     let pipeline = CreditPipeline {
+        part: Part::Credits,
         format: settings.message,
         ledger: ledger as Arc<dyn CreditLedger>,
         immediate_attempts: settings.retry.immediate_attempts,

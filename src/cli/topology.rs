@@ -2,7 +2,7 @@
 
 use super::{Exit, Output};
 use crate::{
-    broker::{Binding, QueueSpec, Topology},
+    broker::{Binding, ExchangeSpec, QueueSpec, Topology},
     config::Settings,
 };
 use anyhow::Context as _;
@@ -34,7 +34,7 @@ enum Action {
 }
 
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
-    let topology = topology(settings);
+    let topology = Topology::of(settings);
     match arguments.action.as_ref().unwrap_or(&Action::Print) {
         Action::Print => print(&topology, arguments.json, output),
         Action::Declare => {
@@ -47,7 +47,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
                 progress.set_message(format!("{messages} messages wait in {queue}"));
                 progress.tick();
             };
-            topology.retire(&settings.broker, queue, waiting).await.context("broker")?;
+            topology.retire(settings, queue, waiting).await.context("broker")?;
             progress.finish_and_clear();
             output.line(&format!("queue {queue} is deleted"))?;
             Ok(Exit::Done)
@@ -72,25 +72,24 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     }
 }
 
-fn topology(settings: &Settings) -> Topology {
-    let Settings { broker, retry, compensation, pay_status, .. } = settings;
-    Topology::of(broker, &retry.policy, &compensation.policy, pay_status.is_some())
-}
-
 fn print(topology: &Topology, json: bool, output: &mut Output) -> anyhow::Result<Exit> {
     if json {
         output.json(topology)?;
         return Ok(Exit::Done);
     }
-    output.line(&format!("exchange {}: direct, durable", topology.exchange))?;
-    for QueueSpec { name, purpose, arguments } in &topology.queues {
-        output.line(&format!("queue {name}: durable; {purpose}"))?;
+    let of_somebody = |declare: bool| if declare { "" } else { " (not declared)" };
+    for ExchangeSpec { name, kind, declare } in &topology.exchanges {
+        output.line(&format!("exchange {name}: {}, durable{}", kind.as_str(), of_somebody(*declare)))?;
+    }
+    for QueueSpec { name, purpose, arguments, declare } in &topology.queues {
+        output.line(&format!("queue {name}: durable; {purpose}{}", of_somebody(*declare)))?;
         for (argument, value) in arguments {
             output.line(&format!("    {argument} = {}", serde_json::to_string(value)?))?;
         }
     }
-    for Binding { queue, key } in &topology.bindings {
-        output.line(&format!("binding: exchange {} -> queue {queue}, key {key}", topology.exchange))?;
+    for Binding { exchange, queue, key, declare } in &topology.bindings {
+        let whose = of_somebody(*declare);
+        output.line(&format!("binding: exchange {exchange} -> queue {queue}, key {key}{whose}"))?;
     }
     Ok(Exit::Done)
 }

@@ -3,7 +3,7 @@
 use super::{
     CompensationSettings, HttpSourceSettings, PayStatusSettings, SourceWord, SqlSourceSettings, UnpaidWord,
     read::{delays, is_pem, masked, number},
-    setting::{Setting, Words},
+    setting::{Setting, Text, Words},
     source::Reader,
 };
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
         check::{CheckPolicy, OnUnpaid},
         retry::Delay,
         status::StatusValues,
+        worth::{Decimal, Rule, Valuation},
     },
     pay_status::{Header, Identifier, TableName, UrlTemplate},
 };
@@ -40,6 +41,7 @@ pub(super) fn pay_status(
     reader: &mut Reader,
     ledger: Option<&DatabaseUrl>,
     state_directory: Option<&Path>,
+    max_points: i64,
 ) -> Option<PayStatusSettings> {
     let source = reader.setting("pay_status.source", SourceWord::None);
     let (uses_sql, uses_http) = match source {
@@ -48,7 +50,7 @@ pub(super) fn pay_status(
         SourceWord::Http => (false, true),
         SourceWord::SqlThenHttp => (true, true),
     };
-    let sql = sql(reader, uses_sql, ledger, state_directory);
+    let sql = sql(reader, uses_sql, ledger, state_directory, max_points);
     let http = http(reader, uses_http);
     let both = uses_sql && uses_http;
     if both && sql.as_ref().is_some_and(|sql| sql.values.pending.is_empty()) {
@@ -126,9 +128,24 @@ fn sql(
     used: bool,
     ledger: Option<&DatabaseUrl>,
     state_directory: Option<&Path>,
+    max_points: i64,
 ) -> Option<SqlSourceSettings> {
-    const KEYS: [&str; 9] =
-        ["url", "url_file", "table", "id_column", "status_column", "user_column", "paid", "pending", "closed"];
+    const KEYS: [&str; 14] = [
+        "url",
+        "url_file",
+        "table",
+        "id_column",
+        "status_column",
+        "user_column",
+        "points_column",
+        "amount_column",
+        "points_per_unit",
+        "min",
+        "max",
+        "paid",
+        "pending",
+        "closed",
+    ];
     let section = "pay_status.sql";
     let url = reader.secret("pay_status.sql.url", |url: &String| masked(url));
     let url = match url {
@@ -155,6 +172,26 @@ fn sql(
         column("pay_status.sql.status_column"),
         column("pay_status.sql.user_column"),
     );
+    let (points_column, amount_column) =
+        (column("pay_status.sql.points_column"), column("pay_status.sql.amount_column"));
+    let rule = rule(reader, points_column.is_some(), amount_column.is_some(), max_points);
+    let value_column = points_column.or(amount_column);
+    let valuation = match (rule, &user_column, &value_column) {
+        (Some(rule), Some(user), Some(value)) => Some(Valuation {
+            rule,
+            max_points,
+            user_column: user.as_str().to_owned(),
+            value_column: value.as_str().to_owned(),
+        }),
+        (Some(_), None, Some(_)) if !reader.is_given("pay_status.sql.user_column") => {
+            reader.fault(
+                "pay_status.sql.user_column",
+                "is missing; must be given with points_column or amount_column, or nobody could be credited",
+            );
+            None
+        }
+        _ => None,
+    };
     let table: Option<String> = reader.optional("pay_status.sql.table");
     let table = table.and_then(|text| {
         let table = TableName::new(&text);
@@ -175,8 +212,60 @@ fn sql(
         id_column: id_column?,
         status_column: status_column?,
         user_column,
+        value_column: value_column.filter(|_| valuation.is_some()),
+        valuation,
         values,
     })
+}
+
+/// How a payment's record becomes points.
+fn rule(reader: &mut Reader, has_points: bool, has_amount: bool, max_points: i64) -> Option<Rule> {
+    let key = |name: &str| format!("pay_status.sql.{name}");
+    let rate: Option<Text> = reader.optional(&key("points_per_unit"));
+    let range = format!("a whole number from 0 to {max_points} (message.max_points)");
+    let mut bound = |name: &str, least: i64| {
+        let bound: i64 = reader.optional(&key(name))?;
+        let fits = (least..=max_points).contains(&bound);
+        if !fits {
+            reader.fault(&key(name), format!("given {bound}; must be {range}"));
+        }
+        fits.then_some(bound)
+    };
+    let (min, max) = (bound("min", 0), bound("max", 1));
+    if let (Some(min), Some(max)) = (min, max)
+        && min > max
+    {
+        reader.fault(&key("min"), format!("given {min}; must be at most max, which is {max}"));
+    }
+    if has_points && has_amount {
+        reader.fault(&key("amount_column"), "given together with points_column; must be one of them");
+        return None;
+    }
+    if has_amount {
+        let Some(Text(rate)) = rate else {
+            if !reader.is_given(&key("points_per_unit")) {
+                reader.fault(&key("points_per_unit"), "is missing; must be given with amount_column, as in \"0.01\"");
+            }
+            return None;
+        };
+        return match Decimal::rate(&rate) {
+            Ok(rate) if !rate.is_zero() => Some(Rule::PerUnit { rate, min: min.unwrap_or(0), max }),
+            Ok(_) => {
+                reader.fault(&key("points_per_unit"), "is 0; must be more, as in \"0.01\"");
+                None
+            }
+            Err(error) => {
+                reader.fault(&key("points_per_unit"), format!("given {rate:?}; {error}"));
+                None
+            }
+        };
+    }
+    for name in ["points_per_unit", "min", "max"] {
+        if reader.is_given(&key(name)) {
+            reader.fault(&key(name), "is used only with amount_column; must be left out");
+        }
+    }
+    has_points.then_some(Rule::Points)
 }
 
 /// RFC 6901: nothing, or names behind slashes, in which a `~` stands for itself as `~0`, and for a slash as `~1`.

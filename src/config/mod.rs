@@ -4,14 +4,24 @@ mod checks;
 mod read;
 mod setting;
 mod source;
+mod sources;
+mod words;
 
 use crate::{
     broker::{BrokerUrl, QueueType},
     database::DatabaseUrl,
-    domain::{check::CheckPolicy, message::Format, retry::RetryPolicy, status::StatusValues},
+    domain::{
+        check::CheckPolicy,
+        ids::PaymentId,
+        message::Format,
+        notification::Notification,
+        retry::{Delay, RetryPolicy},
+        source::{Meaning, Source},
+        status::StatusValues,
+        worth::Valuation,
+    },
     pay_status::{Header, Identifier, TableName, UrlTemplate},
 };
-use setting::{Raw, Setting};
 pub use source::Fault;
 use source::Reader;
 use std::{
@@ -22,6 +32,8 @@ use std::{
     time::Duration,
 };
 use toml::Value;
+pub use words::{ExchangeType, LogFormat, LogLevel};
+use words::{FormatWord, SourceWord, UnpaidWord};
 
 /// Everything that can be set.
 #[derive(Debug)]
@@ -40,6 +52,10 @@ pub struct Settings {
     pub compensation: CompensationSettings,
     /// `[pay_status]`
     pub pay_status: PayStatusSettings,
+    /// `[[source]]`
+    pub sources: Vec<SourceSettings>,
+    /// `[events]`
+    pub events: EventsSettings,
     /// `[http]`
     pub http: HttpSettings,
     /// `[log]`
@@ -165,6 +181,10 @@ pub struct SqlSourceSettings {
     pub status_column: Identifier,
     /// The column with its user, where the message's user must match.
     pub user_column: Option<Identifier>,
+    /// The column with its points or its amount, where payments are credited from their records.
+    pub value_column: Option<Identifier>,
+    /// How that becomes points; there exactly where the column is.
+    pub valuation: Option<Valuation>,
     /// What the statuses mean.
     pub values: StatusValues,
 }
@@ -188,6 +208,70 @@ pub struct HttpSourceSettings {
     pub ca: Option<Vec<u8>>,
 }
 
+/// `[[source]]`: a further queue.
+#[derive(Debug, Clone)]
+pub struct SourceSettings {
+    /// Its name: the metrics' `queue` label, and the value of `x-pointsd-source`.
+    pub name: String,
+    /// The exchange that its messages are published to.
+    pub exchange: String,
+    /// Of which type that is.
+    pub exchange_type: ExchangeType,
+    /// With which key the queue is bound; for a fanout exchange it does not matter.
+    pub routing_key: String,
+    /// The queue.
+    pub queue: String,
+    /// Of which type that is.
+    pub queue_type: QueueType,
+    /// Whether to declare the exchange, the queue and its binding.
+    pub declare: bool,
+    /// How its bodies look, and what they mean.
+    pub kind: SourceKind,
+}
+
+/// What the messages of a source are.
+#[derive(Debug, Clone)]
+pub enum SourceKind {
+    /// Points messages, as those of the credit queue.
+    Credit,
+    /// Notifications, whose payments are looked up.
+    Notification(Source),
+}
+
+impl Settings {
+    /// The sources of notifications.
+    pub fn notifications(&self) -> impl Iterator<Item = &Source> {
+        self.sources.iter().filter_map(|source| match &source.kind {
+            SourceKind::Credit => None,
+            SourceKind::Notification(notification) => Some(notification),
+        })
+    }
+
+    /// The payment that a body is about, in the format of its source (`x-pointsd-source`) or the credit format.
+    pub fn payment_of(&self, source: Option<&str>, body: &[u8]) -> Option<PaymentId> {
+        let Some(name) = source else { return self.message.parse(body).ok().map(|credit| credit.payment_id) };
+        let source = self.notifications().find(|source| source.name == name)?;
+        match source.format.parse(body, self.message.max_body_bytes).ok()? {
+            Notification::Payment(id) => Some(id),
+            Notification::Ignored => None,
+        }
+    }
+
+    /// Every delay before a check, those of `[compensation]` first: [`crate::domain::check::Wait::index`] counts along.
+    pub fn check_delays(&self) -> Vec<Delay> {
+        let own = self.notifications().filter(|source| source.meaning == Meaning::Begun);
+        let own = own.flat_map(|source| source.policy.delays());
+        self.compensation.policy.delays().iter().chain(own).cloned().collect()
+    }
+}
+
+/// `[events]`: what is made known.
+#[derive(Debug, Clone)]
+pub struct EventsSettings {
+    /// The exchange, where events are wanted: topic, durable.
+    pub exchange: Option<String>,
+}
+
 /// `[http]`
 #[derive(Debug, Clone, Copy)]
 pub struct HttpSettings {
@@ -202,100 +286,6 @@ pub struct LogSettings {
     pub level: LogLevel,
     /// How.
     pub format: LogFormat,
-}
-
-/// One of a few words.
-macro_rules! word {
-    ($(#[$doc:meta])* $name:ident, $wanted:literal, { $($(#[$word_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $name {
-            $($(#[$word_doc])* $variant),+
-        }
-
-        impl $name {
-            /// As it is written in the configuration.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word),+ }
-            }
-        }
-
-        impl Setting for $name {
-            const WANTED: &'static str = $wanted;
-            fn read(raw: &Raw) -> Option<Self> {
-                match String::read(raw)?.as_str() { $($word => Some(Self::$variant),)+ _ => None }
-            }
-            fn show(&self) -> Value {
-                Value::String(self.as_str().to_owned())
-            }
-        }
-    };
-}
-
-word! {
-    /// The least grave events that are logged.
-    LogLevel, "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"", {
-        /// Only what fails.
-        Error = "error",
-        /// Also what a person should look at.
-        Warn = "warn",
-        /// Also what changes the daemon's state.
-        Info = "info",
-        /// Also every batch.
-        Debug = "debug",
-        /// Everything.
-        Trace = "trace",
-    }
-}
-
-word! {
-    /// How an event is written.
-    LogFormat, "\"text\", \"json\" or \"journald\"", {
-        /// A line for people, on standard error.
-        Text = "text",
-        /// A JSON object a line, on standard error.
-        Json = "json",
-        /// Structured, to the systemd journal.
-        Journald = "journald",
-    }
-}
-
-word! {
-    /// What is done about a credit whose payment turns out not to be paid.
-    UnpaidWord, "\"reverse\" or \"dead\"", {
-        /// It is reversed.
-        Reverse = "reverse",
-        /// The message is parked.
-        Dead = "dead",
-    }
-}
-
-word! {
-    /// Which payment source.
-    SourceWord, "\"none\", \"sql\", \"http\" or \"sql+http\"", {
-        /// None.
-        None = "none",
-        /// A table.
-        Sql = "sql",
-        /// A service.
-        Http = "http",
-        /// The table, then the service.
-        SqlThenHttp = "sql+http",
-    }
-}
-
-impl Setting for QueueType {
-    const WANTED: &'static str = "\"quorum\" or \"classic\"";
-    fn read(raw: &Raw) -> Option<Self> {
-        match String::read(raw)?.as_str() {
-            "quorum" => Some(Self::Quorum),
-            "classic" => Some(Self::Classic),
-            _ => None,
-        }
-    }
-    fn show(&self) -> Value {
-        Value::String(self.as_str().to_owned())
-    }
 }
 
 /// Why there is no configuration.
@@ -384,6 +374,13 @@ impl Settings {
                     inner = section;
                 }
             }
+        }
+        // Its keys are numbered: in the file it is a list.
+        if let Some(Value::Table(numbered)) = table.remove("source") {
+            let mut sources: Vec<(usize, Value)> =
+                numbered.into_iter().filter_map(|(number, source)| Some((number.parse().ok()?, source))).collect();
+            sources.sort_by_key(|(number, _)| *number);
+            table.insert("source".into(), Value::Array(sources.into_iter().map(|(_, source)| source).collect()));
         }
         table
     }

@@ -1,8 +1,8 @@
 //! Key by key: its default, its rule, and the combinations that are refused.
 
 use super::{
-    BrokerSettings, HttpSettings, Identity, LedgerSettings, LogFormat, LogLevel, LogSettings, RetrySettings, Settings,
-    TlsFiles, checks, setting::Setting, source::Reader,
+    BrokerSettings, EventsSettings, HttpSettings, Identity, LedgerSettings, LogFormat, LogLevel, LogSettings,
+    RetrySettings, Settings, TlsFiles, checks, setting::Setting, source::Reader, sources,
 };
 use crate::{
     broker::{BrokerUrl, QueueType, check_delay_queue, retry_queue},
@@ -35,7 +35,18 @@ pub(super) fn all(reader: &mut Reader, state_directory: Option<&Path>) -> Option
     let message = message(reader);
     let ledger = ledger(reader, state_directory);
     let ledger_url = ledger.as_ref().map(|ledger| &ledger.url);
-    let pay_status = checks::pay_status(reader, ledger_url, state_directory);
+    let pay_status = checks::pay_status(reader, ledger_url, state_directory, message.max_points);
+    let events = events(reader);
+    let sources = sources::all(
+        reader,
+        &sources::Context {
+            broker: broker.as_ref(),
+            retry: &retry.policy,
+            compensation: &compensation,
+            pay_status: pay_status.as_ref(),
+            events: events.exchange.as_deref(),
+        },
+    );
     let http = HttpSettings { listen: reader.setting("http.listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 9187))) };
     let log = LogSettings {
         level: reader.setting("log.level", LogLevel::Info),
@@ -50,10 +61,18 @@ pub(super) fn all(reader: &mut Reader, state_directory: Option<&Path>) -> Option
         retry,
         compensation,
         pay_status: pay_status?,
+        sources: sources?,
+        events,
         http,
         log,
         effective,
     })
+}
+
+fn events(reader: &mut Reader) -> EventsSettings {
+    let enabled = reader.setting("events.enabled", false);
+    let exchange = name(reader, "events.exchange", "points.events");
+    EventsSettings { exchange: enabled.then_some(exchange) }
 }
 
 /// A duration within a second and an hour.
@@ -75,7 +94,7 @@ where
 }
 
 /// A name of an exchange, a queue or a key: AMQP's short strings have at most 255 bytes.
-fn name(reader: &mut Reader, key: &str, default: &str) -> String {
+pub(super) fn name(reader: &mut Reader, key: &str, default: &str) -> String {
     let wanted = "1 to 255 bytes, not beginning with \"amq.\" (reserved by the broker)";
     reader.checked(key, default.to_owned(), wanted, |value| {
         (1..=255).contains(&value.len()) && !value.starts_with("amq.") && !value.contains(char::is_control)

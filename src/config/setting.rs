@@ -102,6 +102,25 @@ impl Setting for Vec<String> {
     }
 }
 
+/// An exact decimal, which may be written as a whole number: a floating-point number would not be exact.
+#[derive(Debug, Clone)]
+pub(super) struct Text(pub(super) String);
+
+impl Setting for Text {
+    const WANTED: &'static str = "a decimal as a text, as in \"0.01\"";
+    fn read(raw: &Raw) -> Option<Self> {
+        match raw {
+            Raw::Toml(Value::String(text)) => Some(Self(text.clone())),
+            Raw::Toml(Value::Integer(number)) => Some(Self(number.to_string())),
+            Raw::Toml(_) => None,
+            Raw::Text(text) => Some(Self(text.trim().to_owned())),
+        }
+    }
+    fn show(&self) -> Value {
+        Value::String(self.0.clone())
+    }
+}
+
 /// Values of a status, which may be written as numbers: `[0, 1]` is `["0", "1"]`.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Words(pub(super) Vec<String>);
@@ -123,6 +142,20 @@ impl Setting for Words {
     }
     fn show(&self) -> Value {
         self.0.show()
+    }
+}
+
+/// Of any type: for a key that must not be given.
+impl Setting for Value {
+    const WANTED: &'static str = "nothing";
+    fn read(raw: &Raw) -> Option<Self> {
+        Some(match raw {
+            Raw::Toml(value) => value.clone(),
+            Raw::Text(text) => Value::String(text.clone()),
+        })
+    }
+    fn show(&self) -> Value {
+        self.clone()
     }
 }
 

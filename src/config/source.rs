@@ -2,10 +2,14 @@
 //! kept with its place, so that all of them are told at once.
 
 use super::setting::{Lines, Raw, Setting, shown};
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+};
 use toml::{
     Value,
-    de::{DeTable, DeValue},
+    de::{DeArray, DeTable, DeValue},
 };
 
 /// The prefix of our environment variables: `POINTSD_LEDGER__URL` is `ledger.url`.
@@ -60,9 +64,14 @@ fn setting_of(key: &str) -> &str {
     if key == "broker.urls" { "broker.url" } else { key }
 }
 
+/// The most sections of one list.
+const MOST_SECTIONS: usize = 100;
+
 /// Settings on their way from text to types. Each key is taken once; what is left over is unknown.
 pub(super) struct Reader {
     given: BTreeMap<String, Given>,
+    /// The sections of lists, as in `source.0`.
+    numbered: BTreeSet<String>,
     known: Vec<String>,
     effective: BTreeMap<String, Value>,
     faults: Vec<Fault>,
@@ -71,8 +80,13 @@ pub(super) struct Reader {
 impl Reader {
     /// Reads a file's text and the environment, whose variables win.
     pub(super) fn new(file: Option<(&str, &str)>, environment: impl IntoIterator<Item = (String, String)>) -> Self {
-        let mut reader =
-            Self { given: BTreeMap::new(), known: Vec::new(), effective: BTreeMap::new(), faults: Vec::new() };
+        let mut reader = Self {
+            given: BTreeMap::new(),
+            numbered: BTreeSet::new(),
+            known: Vec::new(),
+            effective: BTreeMap::new(),
+            faults: Vec::new(),
+        };
         if let Some((name, text)) = file {
             reader.read_file(name, text);
         }
@@ -124,6 +138,15 @@ impl Reader {
                         Given { origin: origin_here, value: Raw::Toml(Value::Table(toml::Table::new())) },
                     );
                 }
+                // `[[section]]`: its keys are numbered, as in `source.0.name`.
+                DeValue::Array(items) if prefix.is_empty() && are_tables(items) => {
+                    for (number, item) in items.iter().enumerate() {
+                        if let DeValue::Table(inner) = item.get_ref() {
+                            self.numbered.insert(format!("{path}.{number}"));
+                            self.flatten(inner, &format!("{path}.{number}."), origin);
+                        }
+                    }
+                }
                 other => match Value::try_from(DeValueText(other)) {
                     Ok(value) => {
                         self.given.insert(path, Given { origin: origin_here, value: Raw::Toml(value) });
@@ -147,6 +170,16 @@ impl Reader {
     /// Whether a key is given anywhere.
     pub(super) fn is_given(&self, key: &str) -> bool {
         self.given.contains_key(key)
+    }
+
+    /// How many sections a list has: `[[list]]` in the file, and whatever the environment adds to them.
+    pub(super) fn sections(&self, list: &str) -> usize {
+        let keys = self.numbered.iter().chain(self.given.keys());
+        let number = |key: &String| {
+            let rest = key.strip_prefix(list)?.strip_prefix('.')?;
+            rest.split('.').next()?.parse::<usize>().ok().filter(|number| *number < MOST_SECTIONS)
+        };
+        keys.filter_map(number).max().map_or(0, |last| last + 1)
     }
 
     /// A setting that may be absent.
@@ -250,6 +283,11 @@ impl Reader {
     }
 }
 
+/// Whether an array is one of sections.
+fn are_tables(items: &DeArray<'_>) -> bool {
+    !items.is_empty() && items.iter().all(|item| matches!(item.get_ref(), DeValue::Table(_)))
+}
+
 /// Turns a value with spans into one without.
 struct DeValueText<'a, 'b>(&'a DeValue<'b>);
 
@@ -274,10 +312,10 @@ impl serde::Serialize for DeValueText<'_, '_> {
     }
 }
 
-/// Every key that `read` asks for.
+/// Every key that `read` asks for, given this file.
 #[cfg(test)]
-pub(super) fn known_keys(read: impl FnOnce(&mut Reader)) -> Vec<String> {
-    let mut reader = Reader::new(None, []);
+pub(super) fn known_keys(file: &str, read: impl FnOnce(&mut Reader)) -> Vec<String> {
+    let mut reader = Reader::new(Some(("pointsd.toml", file)), []);
     read(&mut reader);
     reader.known
 }

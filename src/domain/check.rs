@@ -2,7 +2,8 @@
 
 pub use super::status::PaymentStatus;
 use super::{
-    credit::Credit,
+    credit::{Credit, Points},
+    ids::{PaymentId, UserId},
     message::Malformed,
     retry::{Delay, RetryPolicy, Step},
     settlement::{Destination, Reason, Settlement},
@@ -182,10 +183,59 @@ impl Finding {
 /// A payment that the ledger is to agree with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
-    /// The payment, and what its message says: user and points count only where the ledger has nothing yet.
-    pub credit: Credit,
+    /// Which.
+    pub payment_id: PaymentId,
+    /// What counts where the ledger has nothing yet: what the message says, or of a payment that is looked up its record.
+    /// `None`: then the ledger goes on having nothing.
+    pub claim: Option<Claim>,
     /// What is certain of it.
     pub finding: Finding,
+    /// The payment was closed because it was not paid in time: that is made known.
+    pub closing: Option<Closing>,
+}
+
+/// Whose points a payment gives, and how many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Whose.
+    pub user_id: UserId,
+    /// How many.
+    pub points: Points,
+}
+
+/// What is made known of a payment that was closed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Closing {
+    /// Whose payment it is, where that is known.
+    pub user_id: Option<String>,
+}
+
+impl From<Credit> for Claim {
+    fn from(Credit { user_id, points, .. }: Credit) -> Self {
+        Self { user_id, points }
+    }
+}
+
+impl Check {
+    /// That of a message which says itself whose points they are, and how many.
+    pub fn of(credit: Credit, finding: Finding) -> Self {
+        Self { payment_id: credit.payment_id.clone(), claim: Some(credit.into()), finding, closing: None }
+    }
+
+    /// Of another message of the same payment, what this one does not say itself.
+    pub fn take_over(&mut self, other: &Self) {
+        self.claim = self.claim.take().or_else(|| other.claim.clone());
+        self.closing = self.closing.take().or_else(|| other.closing.clone());
+    }
+
+    /// What is done, given how the payment stands in the ledger: the table's row, unless nothing stands there and nothing
+    /// is to.
+    pub fn decide(&self, state: LedgerState, on_unpaid: OnUnpaid) -> CheckStep {
+        match (state, &self.claim) {
+            (LedgerState::Absent, None) => CheckStep::None,
+            _ => self.finding.decide(state, on_unpaid),
+        }
+    }
 }
 
 /// What a check did to the ledger's own row.
@@ -206,6 +256,8 @@ pub struct Checked {
 pub struct CheckPolicy {
     /// Of the first check, and then of each further one. Never empty.
     delays: Vec<Delay>,
+    /// Where they begin among the delays of all policies.
+    offset: usize,
     /// What is done when it turns out not to be paid.
     pub on_unpaid: OnUnpaid,
 }
@@ -234,7 +286,7 @@ impl Wait {
         self.checks_done
     }
 
-    /// The place of its delay among [`CheckPolicy::delays`].
+    /// The place of its delay among those of all policies, one after the other.
     pub fn index(self) -> usize {
         self.delay
     }
@@ -252,7 +304,13 @@ impl Default for CheckPolicy {
 impl CheckPolicy {
     /// `first` after the message, then after each of `delays` as long as nothing is certain.
     pub fn new(first: Delay, delays: Vec<Delay>, on_unpaid: OnUnpaid) -> Self {
-        Self { delays: std::iter::once(first).chain(delays).collect(), on_unpaid }
+        Self { delays: std::iter::once(first).chain(delays).collect(), offset: 0, on_unpaid }
+    }
+
+    /// The same policy behind others, which have so many delays together.
+    #[must_use]
+    pub fn behind(self, offset: usize) -> Self {
+        Self { offset, ..self }
     }
 
     /// All delays, the first one among them.
@@ -271,13 +329,18 @@ impl CheckPolicy {
         Turn {
             used_up: done_before >= last,
             confirming: done_before > last,
-            next: Wait { checks_done: done.saturating_add(1), delay: (done_before + 1).min(last) },
+            next: Wait { checks_done: done.saturating_add(1), delay: self.offset + (done_before + 1).min(last) },
         }
+    }
+
+    /// That of a notification which has just come: no check of it was asked for yet, so none is used up.
+    pub fn arrival(&self) -> Turn {
+        Turn { used_up: false, confirming: false, next: self.beginning() }
     }
 
     /// The wait before the first check, for a message that begins anew.
     pub fn beginning(&self) -> Wait {
-        Wait { checks_done: 0, delay: 0 }
+        Wait { checks_done: 0, delay: self.offset }
     }
 }
 
@@ -327,6 +390,10 @@ pub enum CheckOutcome {
     },
     /// No credit can be read from it. Its own queue has parked it already.
     Malformed(Malformed),
+    /// No payment can be read from it, and this is its own queue.
+    Unreadable(Malformed),
+    /// A notification that asks for nothing: it is of another kind, or its payment gives no points.
+    Ignored,
     /// The source knows the payment as another user's; what it says.
     Conflict(String),
     /// The ledger refuses this one, now and later; why.
@@ -347,8 +414,34 @@ pub enum CheckOutcome {
 
 impl CheckOutcome {
     /// Every label, in the order in which people want to read them.
-    pub const LABELS: [&'static str; 9] =
-        ["checked", "retry", "malformed", "conflict", "rejected", "exhausted", "unpaid", "expired", "unrecognised"];
+    pub const LABELS: [&'static str; 10] = [
+        "checked",
+        "ignored",
+        "retry",
+        "malformed",
+        "conflict",
+        "rejected",
+        "exhausted",
+        "unpaid",
+        "expired",
+        "unrecognised",
+    ];
+
+    /// The same for notifications, which may credit at once: one of [`CheckOutcome::label_on_arrival`].
+    pub const LABELS_ON_ARRIVAL: [&'static str; 12] = [
+        "credited",
+        "duplicate",
+        "checked",
+        "ignored",
+        "retry",
+        "malformed",
+        "conflict",
+        "rejected",
+        "exhausted",
+        "unpaid",
+        "expired",
+        "unrecognised",
+    ];
 
     /// Of a message that failed alone for a reason that may pass, after `taken` delayed retries.
     pub fn after_failure(error: String, taken: u32, policy: &RetryPolicy) -> Self {
@@ -363,7 +456,8 @@ impl CheckOutcome {
         match self {
             Self::Checked { .. } | Self::Early(_) => "checked",
             Self::Parked { reason, .. } => reason.label(),
-            Self::Malformed(_) => "malformed",
+            Self::Malformed(_) | Self::Unreadable(_) => "malformed",
+            Self::Ignored => "ignored",
             Self::Conflict(_) => "conflict",
             Self::Rejected(_) => "rejected",
             Self::Retry { .. } => "retry",
@@ -371,15 +465,25 @@ impl CheckOutcome {
         }
     }
 
+    /// Its name in metrics where it is that of a notification.
+    pub fn label_on_arrival(&self) -> &'static str {
+        match self {
+            Self::Checked { step: CheckStep::LateCredit, .. } => "credited",
+            Self::Checked { step: CheckStep::Verify, .. } => "duplicate",
+            other => other.label(),
+        }
+    }
+
     /// How the message is settled.
     pub fn settlement(&self) -> Settlement {
         let dead = |reason| Settlement::Forward(Destination::Dead(reason));
         match self {
-            Self::Checked { next: None, .. } | Self::Malformed(_) => Settlement::Ack,
+            Self::Checked { next: None, .. } | Self::Malformed(_) | Self::Ignored => Settlement::Ack,
             Self::Checked { next: Some(wait), .. } | Self::Early(wait) => {
                 Settlement::Forward(Destination::Check(*wait))
             }
             Self::Parked { reason, .. } => dead(*reason),
+            Self::Unreadable(_) => dead(Reason::Malformed),
             Self::Conflict(_) => dead(Reason::Conflict),
             Self::Rejected(_) => dead(Reason::Rejected),
             Self::Retry { step, .. } => Settlement::Forward(Destination::Retry(*step)),

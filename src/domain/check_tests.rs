@@ -163,8 +163,9 @@ fn each_outcome_of_a_check_has_its_label_and_its_settlement() {
     let failed = |taken| CheckOutcome::after_failure("perhaps".into(), taken, &retry);
     let table = [
         (CheckOutcome::Checked { status, step: Verify, next: Option::None }, "checked", Settlement::Ack),
+        (CheckOutcome::Ignored, "ignored", Settlement::Ack),
         (failed(0), "retry", Settlement::Forward(Destination::Retry(retry.next(0).unwrap()))),
-        (CheckOutcome::Malformed(malformed), "malformed", Settlement::Ack),
+        (CheckOutcome::Malformed(malformed.clone()), "malformed", Settlement::Ack),
         (CheckOutcome::Conflict("why".into()), "conflict", dead(Reason::Conflict)),
         (CheckOutcome::Rejected("why".into()), "rejected", dead(Reason::Rejected)),
         (failed(1), "exhausted", dead(Reason::Exhausted)),
@@ -175,6 +176,13 @@ fn each_outcome_of_a_check_has_its_label_and_its_settlement() {
     assert_eq!(table.each_ref().map(|(_, label, _)| *label), CheckOutcome::LABELS);
     for (outcome, label, settlement) in table {
         assert_eq!((outcome.label(), outcome.settlement()), (label, settlement));
+    }
+    let unreadable = CheckOutcome::Unreadable(malformed);
+    assert_eq!((unreadable.label(), unreadable.settlement()), ("malformed", dead(Reason::Malformed)));
+    for (step, label) in [(LateCredit, "credited"), (Verify, "duplicate"), (Reverse, "checked")] {
+        let outcome = CheckOutcome::Checked { status, step, next: Option::None };
+        assert_eq!(outcome.label_on_arrival(), label);
+        assert!(CheckOutcome::LABELS_ON_ARRIVAL.contains(&label));
     }
     let again = CheckOutcome::Checked { status, step: Recheck, next: Some(wait) };
     assert_eq!((again.label(), again.settlement()), ("checked", Settlement::Forward(Destination::Check(wait))));

@@ -22,6 +22,12 @@ pub enum Field {
     UserId,
     /// `integral` or `points`.
     Points,
+    /// Of a pay-result notification.
+    MessageType,
+    /// The same: the payment's id.
+    BusinessKey1,
+    /// The same: what kind of payment.
+    BusinessKey2,
 }
 
 impl Field {
@@ -35,6 +41,9 @@ impl Field {
             Self::PaymentId => &["paymentId", "payment_id"],
             Self::UserId => &["userId", "user_id"],
             Self::Points => &["integral", "points"],
+            Self::MessageType => &["messageType"],
+            Self::BusinessKey1 => &["businessKey1"],
+            Self::BusinessKey2 => &["businessKey2"],
         }
     }
 }
@@ -85,6 +94,9 @@ pub enum Problem {
     /// A string whose escapes mean no Unicode text.
     #[error("is a string with an invalid escape; must be Unicode text")]
     BadEscape,
+    /// A stream of serialized Java objects that is no payment's id.
+    #[error("is serialized Java, but neither a java.lang.Long nor a java.lang.String")]
+    OtherJava,
     /// No identifier.
     #[error(transparent)]
     Id(#[from] IdError),
@@ -107,12 +119,12 @@ pub struct Malformed {
 }
 
 impl Malformed {
-    fn new(field: Field, problem: impl Into<Problem>) -> Self {
+    pub(super) fn new(field: Field, problem: impl Into<Problem>) -> Self {
         Self { field, problem: problem.into() }
     }
 }
 
-const ID_TYPES: &str = "a string or an integer";
+pub(super) const ID_TYPES: &str = "a string or an integer";
 const POINTS_TYPES: &str = "an integer";
 
 /// How bodies look and what they may hold: `[message]` of the configuration.
@@ -144,20 +156,14 @@ impl Format {
             Field::PaymentId => payment_id.into(),
             Field::UserId => user_id.into(),
             Field::Points => points.into(),
-            Field::Body => serde_json::Value::Null,
+            Field::Body | Field::MessageType | Field::BusinessKey1 | Field::BusinessKey2 => serde_json::Value::Null,
         };
         self.shape.compose(&value).to_string().into_bytes()
     }
 
     fn find<'b>(&self, body: &'b [u8]) -> Result<Found<'b>, Malformed> {
         let malformed = |problem| Err(Malformed::new(Field::Body, problem));
-        if body.len() > self.max_body_bytes {
-            return malformed(Problem::TooLarge { bytes: body.len(), max: self.max_body_bytes });
-        }
-        let text = match std::str::from_utf8(body) {
-            Ok(text) => text,
-            Err(error) => return malformed(Problem::NotUtf8 { at: error.valid_up_to() }),
-        };
+        let text = utf8(body, self.max_body_bytes)?;
         let found = match self.shape.find(text) {
             Ok(found) => found,
             // Only the parser itself fails here, with a fixed phrase and a position: any type of value is taken.
@@ -186,8 +192,16 @@ impl Format {
     }
 }
 
+/// A body as text, of at most `max` bytes.
+pub(super) fn utf8(body: &[u8], max: usize) -> Result<&str, Malformed> {
+    if body.len() > max {
+        return Err(Malformed::new(Field::Body, Problem::TooLarge { bytes: body.len(), max }));
+    }
+    std::str::from_utf8(body).map_err(|error| Malformed::new(Field::Body, Problem::NotUtf8 { at: error.valid_up_to() }))
+}
+
 /// An identifier from its JSON text: a string's content, or an integer's digits as they stand.
-fn identifier<T>(
+pub(super) fn identifier<T>(
     field: Field,
     value: Option<&RawValue>,
     new: impl Fn(&str) -> Result<T, IdError>,
@@ -216,7 +230,7 @@ fn is_integer(text: &str) -> bool {
 }
 
 /// What a valid JSON text is, as a person would say it.
-fn json_type(text: &str) -> &'static str {
+pub(super) fn json_type(text: &str) -> &'static str {
     match text.as_bytes().first() {
         Some(b'"') => "a string",
         Some(b'{') => "an object",

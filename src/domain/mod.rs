@@ -3,9 +3,14 @@
 pub mod brake;
 pub mod check;
 pub mod credit;
+pub mod event;
 pub mod ids;
+mod java;
 pub mod message;
+pub mod notification;
 pub mod retry;
 pub mod settlement;
 pub mod shape;
+pub mod source;
 pub mod status;
+pub mod worth;

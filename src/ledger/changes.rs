@@ -36,11 +36,12 @@ const REVERSED: &str = "reversed";
 /// Decides about one payment, given its row.
 pub(super) fn decide(check: &Check, found: Option<Found>, on_unpaid: OnUnpaid) -> Checked {
     let before = found.as_ref().map_or(LedgerState::Absent, |found| found.state);
-    let step = check.finding.decide(before, on_unpaid);
-    let (user_id, points) = match found {
+    let step = check.decide(before, on_unpaid);
+    let (user_id, points) = match (found, &check.claim) {
         // The ledger's own row counts, whatever the message says.
-        Some(found) => (found.user_id, found.points),
-        None => (check.credit.user_id.to_string(), check.credit.points.get()),
+        (Some(found), _) => (found.user_id, found.points),
+        (None, Some(claim)) => (claim.user_id.to_string(), claim.points.get()),
+        (None, None) => (String::new(), 0),
     };
     Checked { step, state: step.leaves(before), user_id, points }
 }
@@ -50,7 +51,7 @@ pub(super) fn change<'a>(check: &'a Check, checked: &'a Checked) -> Option<Chang
     let Checked { step, user_id, points, .. } = checked;
     let adjustment = |kind, points| Some(Adjustment { kind, points, reason: check.finding.reason(*step) });
     let of = |state, verified, balance, adjustment| {
-        let payment_id = check.credit.payment_id.as_str();
+        let payment_id = check.payment_id.as_str();
         Some(Change { payment_id, user_id, state, verified, balance, adjustment })
     };
     match step {

@@ -4,11 +4,13 @@
 //! so that two writers cannot deadlock. In every committed state a user's balance is the sum of its credits and
 //! adjustments; [`Ledger::verify`] proves it.
 
+mod announce;
 mod batch;
 mod changes;
 mod lock;
 mod migrations;
 mod open;
+mod outbox;
 mod port;
 mod postgres;
 mod records;
@@ -18,6 +20,7 @@ mod verify;
 pub use lock::{LockError, WriterLock};
 pub use migrations::SchemaState;
 pub use open::{Access, Options, open};
+pub use outbox::{Chosen, Listed, Outbox, Row, Summary, Trouble, open_outbox};
 pub use records::{Adjustment, PaymentRecord, UnverifiedCredit, UnverifiedPage};
 pub use verify::{Finding, Verification};
 

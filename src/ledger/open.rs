@@ -14,7 +14,7 @@ pub enum Access {
 }
 
 /// How to open a ledger.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Connections of the pool that credits: at least 1.
     pub pool_size: u32,
@@ -22,10 +22,12 @@ pub struct Options {
     pub timeout: Duration,
     /// What for.
     pub access: Access,
+    /// The exchange for events, where what is committed is to be made known (`[events]`).
+    pub events: Option<String>,
 }
 
 /// Makes a ledger. Nothing is connected yet: that the database is down is found by the first call.
-pub fn open(url: &DatabaseUrl, options: Options) -> Arc<dyn Ledger> {
+pub fn open(url: &DatabaseUrl, options: &Options) -> Arc<dyn Ledger> {
     match url {
         DatabaseUrl::Sqlite(file) => Arc::new(SqliteLedger::new(file, options)),
         DatabaseUrl::Postgres(uri) => Arc::new(PostgresLedger::new(uri, options)),

@@ -23,6 +23,10 @@ pub const POINTS_REVERSED: &str = "pointsd_points_reversed_total";
 pub const CHECKS: &str = "pointsd_checks_total";
 /// Credits that no check has found paid.
 pub const UNVERIFIED_CREDITS: &str = "pointsd_unverified_credits";
+/// Rows of the outbox that are not published yet.
+pub const OUTBOX_ROWS: &str = "pointsd_outbox_rows";
+/// The age of the oldest of them.
+pub const OUTBOX_OLDEST_SECONDS: &str = "pointsd_outbox_oldest_seconds";
 /// Copies confirmed in the dead queue, by `reason`.
 pub const DEAD_LETTERED: &str = "pointsd_dead_lettered_total";
 /// Seconds a ledger transaction took.
@@ -70,6 +74,8 @@ fn describe() {
     describe_counter!(POINTS_REVERSED, "Points taken back because their payment is not paid.");
     describe_counter!(CHECKS, "Checks of payments, by the status that the source told and the step that was done.");
     describe_gauge!(UNVERIFIED_CREDITS, "Credits that count and that no check has found paid; told up to a million.");
+    describe_gauge!(OUTBOX_ROWS, "Messages of the outbox that are not published yet; told up to a million.");
+    describe_gauge!(OUTBOX_OLDEST_SECONDS, Unit::Seconds, "Age of the oldest of them; 0 while there is none.");
     describe_counter!(DEAD_LETTERED, "Messages parked in the dead queue, by reason.");
     describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "Time that a transaction of the ledger took.");
     describe_histogram!(BATCH_SIZE, "Credits in one transaction of the ledger.");
@@ -101,10 +107,20 @@ fn begin_at_zero() {
     ::metrics::counter!(POINTS_CREDITED).absolute(0);
     ::metrics::counter!(POINTS_REVERSED).absolute(0);
     ::metrics::gauge!(UNVERIFIED_CREDITS).set(0.0);
+    ::metrics::gauge!(OUTBOX_ROWS).set(0.0);
+    ::metrics::gauge!(OUTBOX_OLDEST_SECONDS).set(0.0);
     ::metrics::gauge!(IN_FLIGHT, "queue" => CREDIT_QUEUE).set(0.0);
     ::metrics::gauge!(IN_FLIGHT, "queue" => CHECK_QUEUE).set(0.0);
     ::metrics::gauge!(BROKER_CONNECTED).set(0.0);
     ::metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+/// The same for a source, under its name.
+pub fn begin_source_at_zero(name: &'static str, outcomes: &[&'static str]) {
+    for outcome in outcomes {
+        ::metrics::counter!(MESSAGES, "queue" => name, "outcome" => *outcome).absolute(0);
+    }
+    ::metrics::gauge!(IN_FLIGHT, "queue" => name).set(0.0);
 }
 
 /// The text that Prometheus scrapes.

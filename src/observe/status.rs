@@ -6,6 +6,7 @@ use super::{
 };
 use crate::pipeline::ports::{Dependency, Outage};
 use std::{
+    collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -15,22 +16,31 @@ use std::{
 pub struct Status(Mutex<State>);
 
 /// What consumes, each on its own: only what needs a dependency pauses when that is down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// The credit queue.
     Credits,
     /// The check queue.
     Checks,
+    /// The queue of a source, by the source's name.
+    Source(&'static str),
+    /// None: the outbox is relayed.
+    Relay,
 }
 
 impl Part {
-    const COUNT: usize = 2;
+    /// Of a source. Its name is kept for the life of the process: sources are configured once.
+    pub fn source(name: &str) -> Self {
+        Self::Source(name.to_owned().leak())
+    }
 
-    /// The metrics' `queue` label.
+    /// The metrics' `queue` label; of the relay, which has no queue, its name in the log.
     pub fn label(self) -> &'static str {
         match self {
             Self::Credits => metrics::CREDIT_QUEUE,
             Self::Checks => metrics::CHECK_QUEUE,
+            Self::Source(name) => name,
+            Self::Relay => "relay",
         }
     }
 }
@@ -41,9 +51,9 @@ struct State {
     stopping: bool,
     ready_told: bool,
     /// The nodes that were told last.
-    nodes: [String; Part::COUNT],
-    /// By dependency and part.
-    paused: [[Option<Pause>; Part::COUNT]; Dependency::ALL.len()],
+    nodes: BTreeMap<Part, String>,
+    /// By dependency.
+    paused: [BTreeMap<Part, Pause>; Dependency::ALL.len()],
 }
 
 #[derive(Debug)]
@@ -66,18 +76,17 @@ impl Status {
             state.consuming = false;
         }
         let parts = &mut state.paused[*dependency as usize];
-        let first = parts.iter().all(Option::is_none);
-        match &mut parts[part as usize] {
+        match parts.get_mut(&part) {
             Some(pause) if pause.reason == *reason => return,
             Some(pause) => {
                 pause.reason.clone_from(reason);
                 events::StillPaused { dependency: *dependency, reason }.emit();
             }
-            empty => {
-                *empty = Some(Pause { since: Instant::now(), reason: reason.clone() });
-                if first {
+            None => {
+                if parts.is_empty() {
                     events::Paused { dependency: *dependency, reason }.emit();
                 }
+                parts.insert(part, Pause { since: Instant::now(), reason: reason.clone() });
             }
         }
         state.tell();
@@ -87,8 +96,8 @@ impl Status {
     pub fn resume(&self, part: Part, dependency: Dependency) {
         let mut state = self.lock();
         let parts = &mut state.paused[dependency as usize];
-        if let Some(pause) = parts[part as usize].take() {
-            if parts.iter().all(Option::is_none) {
+        if let Some(pause) = parts.remove(&part) {
+            if parts.is_empty() {
                 events::Resumed { dependency, after: pause.since.elapsed() }.emit();
             }
             state.tell();
@@ -97,7 +106,7 @@ impl Status {
 
     /// Whether a part waits for a dependency.
     pub fn is_paused(&self, part: Part, dependency: Dependency) -> bool {
-        self.lock().paused[dependency as usize][part as usize].is_some()
+        self.lock().paused[dependency as usize].contains_key(&part)
     }
 
     /// A part's queue is consumed.
@@ -106,9 +115,8 @@ impl Status {
         if part == Part::Credits {
             state.consuming = true;
         }
-        let node = &mut state.nodes[part as usize];
-        if node != broker {
-            broker.clone_into(node);
+        if state.nodes.get(&part).is_none_or(|node| node != broker) {
+            state.nodes.insert(part, broker.to_owned());
             events::Consuming { queue, broker }.emit();
         }
         state.tell();
@@ -127,9 +135,9 @@ impl Status {
         self.lock().not_ready()
     }
 
-    /// Why checks pause, in one line.
-    pub fn checks_paused(&self) -> Option<String> {
-        self.lock().reasons(Part::Checks)
+    /// What pauses beside the credit queue, and why, in one line.
+    pub fn others_paused(&self) -> Option<String> {
+        self.lock().others_paused()
     }
 }
 
@@ -137,9 +145,27 @@ impl State {
     fn reasons(&self, part: Part) -> Option<String> {
         let paused = Dependency::ALL.iter().zip(&self.paused);
         let reasons: Vec<String> = paused
-            .filter_map(|(dependency, parts)| Some(format!("{dependency}: {}", parts[part as usize].as_ref()?.reason)))
+            .filter_map(|(dependency, parts)| Some(format!("{dependency}: {}", parts.get(&part)?.reason)))
             .collect();
         (!reasons.is_empty()).then(|| reasons.join("; "))
+    }
+
+    fn others_paused(&self) -> Option<String> {
+        let mut parts: Vec<Part> = self.paused.iter().flat_map(BTreeMap::keys).copied().collect();
+        parts.sort_unstable();
+        parts.dedup();
+        let others = parts.into_iter().filter(|part| *part != Part::Credits);
+        let told: Vec<String> = others
+            .filter_map(|part| {
+                let reasons = self.reasons(part)?;
+                Some(match part {
+                    Part::Credits | Part::Checks => format!("checks paused: {reasons}"),
+                    Part::Source(name) => format!("source {name} paused: {reasons}"),
+                    Part::Relay => format!("outbox paused: {reasons}"),
+                })
+            })
+            .collect();
+        (!told.is_empty()).then(|| told.join("; "))
     }
 
     fn not_ready(&self) -> Option<String> {
@@ -153,9 +179,9 @@ impl State {
     fn tell(&mut self) {
         let reason = self.not_ready();
         let ready = reason.is_none();
-        let consuming = || match self.reasons(Part::Checks) {
+        let consuming = || match self.others_paused() {
             None => "consuming".into(),
-            Some(checks) => format!("consuming; checks wait: {checks}"),
+            Some(others) => format!("consuming; {others}"),
         };
         systemd::tell(News::Status(reason.map_or_else(consuming, |reason| format!("waiting: {reason}"))));
         if self.stopping {
@@ -195,8 +221,11 @@ mod tests {
         let status = Status::default();
         status.consuming(Part::Credits, "q", "b");
         status.pause(Part::Checks, &Outage { dependency: Dependency::PayStatus, reason: "down".into() });
-        assert_eq!((status.not_ready(), status.checks_paused().as_deref()), (None, Some("pay_status: down")));
+        status.pause(Part::Source("shop"), &Outage { dependency: Dependency::Broker, reason: "no queue".into() });
+        let told = "checks paused: pay_status: down; source shop paused: broker: no queue";
+        assert_eq!((status.not_ready(), status.others_paused().as_deref()), (None, Some(told)));
         status.resume(Part::Checks, Dependency::PayStatus);
-        assert_eq!(status.checks_paused(), None);
+        status.resume(Part::Source("shop"), Dependency::Broker);
+        assert_eq!(status.others_paused(), None);
     }
 }

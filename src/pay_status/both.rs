@@ -3,7 +3,7 @@
 use super::{http::HttpSource, sql::SqlSource};
 use crate::{
     domain::{ids::PaymentId, status::PaymentStatus},
-    pipeline::ports::{BatchError, Lookup, Outage, Payment, PaymentSource},
+    pipeline::ports::{BatchError, Lookup, Outage, Payment, PaymentSource, RowStatus},
 };
 use async_trait::async_trait;
 use std::{
@@ -36,17 +36,19 @@ impl TableThenGateway {
         let with_status = |status| Lookup::Known(Payment { status, ..table.clone() });
         Ok(match gateway.status {
             PaymentStatus::Paid if !self.repairs => with_status(PaymentStatus::Paid),
-            PaymentStatus::Paid => match self.table.set_paid(id).await {
+            PaymentStatus::Paid => match self.table.set_and_read(id, RowStatus::Paid).await {
                 Ok(found) => with_status(of_repair(found.status)),
                 Err(error) => {
                     // Where no row can be set at all nobody's check can be done; otherwise it is this row's trouble.
-                    self.table.probe_repairs().await?;
+                    self.table.probe_set().await?;
                     Lookup::Failed(format!("the payment's row could not be set to paid: {error}"))
                 }
             },
             PaymentStatus::Closed | PaymentStatus::Pending => with_status(gateway.status),
             PaymentStatus::Unknown => Lookup::Known(table),
-            PaymentStatus::Unrecognised => Lookup::Known(Payment { user: table.user, ..gateway }),
+            PaymentStatus::Unrecognised => {
+                Lookup::Known(Payment { said: gateway.said, status: gateway.status, ..table })
+            }
         })
     }
 }
@@ -86,9 +88,17 @@ impl PaymentSource for TableThenGateway {
         Ok(answers)
     }
 
+    async fn set(&self, payments: Arc<[PaymentId]>, to: RowStatus) -> Result<(), BatchError> {
+        self.table.set(payments, to).await
+    }
+
+    async fn probe_set(&self) -> Result<(), Outage> {
+        self.table.probe_set().await
+    }
+
     async fn probe(&self) -> Result<(), Outage> {
         if self.repairs {
-            self.table.probe_repairs().await?;
+            self.table.probe_set().await?;
         } else {
             self.table.probe().await?;
         }

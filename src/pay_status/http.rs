@@ -7,7 +7,7 @@ use crate::{
         ids::PaymentId,
         status::{PaymentStatus, StatusValues},
     },
-    pipeline::ports::{BatchError, Dependency, Lookup, Outage, Payment, PaymentSource},
+    pipeline::ports::{BatchError, Dependency, Lookup, Outage, Payment, PaymentSource, RowStatus},
 };
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
@@ -238,7 +238,7 @@ impl HttpSource {
         };
         let status = self.values.status(&word);
         let said = (status == PaymentStatus::Unrecognised).then(|| quoted(&word));
-        Ok(Payment { status, said, user: None })
+        Ok(Payment { said, ..Payment::new(status) })
     }
 
     fn remember(&self, change: impl FnOnce(&mut Known)) {
@@ -290,6 +290,15 @@ impl PaymentSource for HttpSource {
     /// Asks for a payment that was answered for before, and for the last one that was not. As long as none was ever answered
     /// for, and no two have failed, one that nobody has may speak for them: a gateway whose store is down may still refuse
     /// that one.
+    async fn set(&self, _: Arc<[PaymentId]>, _: RowStatus) -> Result<(), BatchError> {
+        // The configuration has refused whatever would ask for it.
+        Err(BatchError::Refused("a payment service's records are not written".into()))
+    }
+
+    async fn probe_set(&self) -> Result<(), Outage> {
+        self.probe().await
+    }
+
     async fn probe(&self) -> Result<(), Outage> {
         let Known { answered, failed, refuted } = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let nobodys = (answered.is_none() && !refuted).then_some(NOBODYS);

@@ -1,24 +1,27 @@
-//! One batch of checks from arrival to settlement: parse, look up, act, forward, settle.
+//! One batch of checks, or of notifications, from arrival to settlement: parse, mark paid, look up, close, act, forward,
+//! settle. (Only notifications mark a payment's row as paid, or close it.)
 //!
 //! [`CheckPipeline::process`] is the whole way. At every `await` the process may die, and the message comes again: every
 //! step leaves the ledger the same when it is done twice, and a copy for a later check may be there twice.
 
 use super::{
+    asked::{Asked, Looked, each_once},
     brake::SharedBrake,
     ports::{BatchError, CheckLedger, Decided, Deliveries, Forward, Lookup, Message, Outage, Payment, PaymentSource},
-    stages::{Fate, Interrupted, Progress, Turn, Work, forward, parse, tell_copies, through},
+    stages::{Fate, Interrupted, Progress, Turn, Work, forward, tell_copies, through},
 };
 use crate::{
     backoff,
     domain::{
         check::{self, Check, CheckOutcome, CheckPolicy, CheckStep, Checked, Finding, LedgerState, OnUnpaid},
-        credit::Credit,
         ids::PaymentId,
         message::Format,
         retry::RetryPolicy,
         settlement::{Reason, Settlement},
+        source::Source,
+        worth::Worth,
     },
-    observe::events,
+    observe::{events, status::Part},
 };
 use async_trait::async_trait;
 use std::{
@@ -28,13 +31,17 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
-/// What stands between a delivered check and the ledger.
+/// What stands between a delivered check, or a notification, and the ledger.
 pub struct CheckPipeline {
-    /// How bodies look.
+    /// Which queue it works on: the check queue, or that of a source.
+    pub part: Part,
+    /// How bodies look in the credit format.
     pub format: Format,
+    /// How those of notifications look, and what they mean.
+    pub sources: Arc<[Source]>,
     /// What knows whether payments are paid.
     pub source: Arc<dyn PaymentSource>,
     /// What is brought to agree with it.
@@ -53,14 +60,6 @@ pub struct CheckPipeline {
     pub former: Mutex<BTreeSet<String>>,
 }
 
-/// A check whose payment was looked up.
-struct Looked<M> {
-    message: M,
-    credit: Credit,
-    payment: Payment,
-    turn: check::Turn,
-}
-
 /// One of which the ledger is to be told.
 struct Candidate<M> {
     looked: Looked<M>,
@@ -76,89 +75,84 @@ impl CheckPipeline {
         batch: Vec<D::Message>,
         turn: &Turn<'_>,
     ) -> Result<(), Interrupted<D::Message>> {
-        let (checks, mut malformed) = parse(&self.format, batch, CheckOutcome::Malformed);
-        let checks = self.postpone(checks, &mut malformed);
-        let (looked, found) = self.look_up(checks, turn).await;
+        let mut progress = Progress::default();
+        let asked = self.parse(batch, &mut progress);
+        let asked = self.postpone(asked, &mut progress);
+        let asked = self.mark_paid(asked, &mut progress, turn).await;
+        let looked = self.look_up(asked, &mut progress, turn).await;
+        let looked = self.close_unpaid(looked, &mut progress, turn).await;
         turn.pulse.beat();
-        let acted = self.act(looked, turn).await;
+        self.act(looked, &mut progress, turn).await;
         turn.pulse.beat();
-        let decided = malformed.into_iter().chain(found.decided).chain(acted.decided).collect();
+        let Progress { decided, mut undecided, outage } = progress;
         let forwarded = forward(deliveries, decided, copy, turn).await;
         turn.pulse.beat();
         self.report(&forwarded.decided);
         deliveries.settle(forwarded.decided).await;
 
-        let mut unsettled = found.undecided;
-        unsettled.extend(acted.undecided);
-        unsettled.extend(forwarded.undecided);
-        let outage = found.outage.or(acted.outage).or(forwarded.outage).or_else(|| self.brake.engaged());
-        Interrupted::unless_done(outage, unsettled)
+        undecided.extend(forwarded.undecided);
+        let outage = outage.or(forwarded.outage).or_else(|| self.brake.engaged());
+        Interrupted::unless_done(outage, undecided)
     }
 
     /// A first check whose delay is no longer configured would shorten the time that its payment has: the queue of that delay
     /// is still bound, beside the one that is configured. It is not known to have another one, so it waits once more.
-    fn postpone<M: Message>(
-        &self,
-        checks: Vec<(M, Credit)>,
-        decided: &mut Vec<Decided<M, CheckOutcome>>,
-    ) -> Vec<(M, Credit)> {
-        let early = |(message, _): &(M, Credit)| message.former_delay_queue().is_some();
-        let (early, checks): (Vec<_>, Vec<_>) = checks.into_iter().partition(early);
-        for queue in early.iter().filter_map(|(message, _)| message.former_delay_queue()) {
+    fn postpone<M: Message>(&self, asked: Vec<Asked<M>>, progress: &mut Progress<M, CheckOutcome>) -> Vec<Asked<M>> {
+        let early = |asked: &Asked<M>| asked.message.former_delay_queue().is_some();
+        let (early, asked): (Vec<_>, Vec<_>) = asked.into_iter().partition(early);
+        for queue in early.iter().filter_map(|asked| asked.message.former_delay_queue()) {
             if self.former.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.to_owned()) {
                 events::ChecksPostponed { queue }.emit();
             }
         }
-        decided.extend(early.into_iter().map(|(message, credit)| Decided {
-            message,
-            payment_id: Some(credit.payment_id),
-            outcome: CheckOutcome::Early(self.policy.beginning()),
-        }));
-        checks
+        let wait = self.policy.beginning();
+        progress.decided.extend(early.into_iter().map(|asked| asked.decided(CheckOutcome::Early(wait))));
+        asked
     }
 
     /// Asks the source, for each payment once. What it cannot say of one payment is decided here.
-    async fn look_up<M: Message>(
+    pub(super) async fn look_up<M: Message>(
         &self,
-        checks: Vec<(M, Credit)>,
+        asked: Vec<Asked<M>>,
+        progress: &mut Progress<M, CheckOutcome>,
         turn: &Turn<'_>,
-    ) -> (Vec<Looked<M>>, Progress<M, CheckOutcome>) {
-        let mut payments: Vec<PaymentId> = checks.iter().map(|(_, credit)| credit.payment_id.clone()).collect();
-        payments.sort_unstable();
-        payments.dedup();
-        let payments: Arc<[PaymentId]> = payments.into();
+    ) -> Vec<Looked<M>> {
+        let payments = each_once(asked.iter());
         let (fates, outage) = self.ask(&payments, turn).await;
+        progress.meet(outage);
         if fates.iter().any(|fate| matches!(fate, Fate::Done(_))) {
             self.answered.store(true, Ordering::Relaxed);
         }
-        let mut looked = Vec::with_capacity(checks.len());
-        let mut progress = Progress { decided: Vec::new(), undecided: Vec::new(), outage };
-        for (message, credit) in checks {
-            let fate = payments.binary_search(&credit.payment_id).ok().and_then(|index| fates.get(index));
+        let mut looked = Vec::with_capacity(asked.len());
+        for asked in asked {
+            let fate = payments.binary_search(&asked.payment_id).ok().and_then(|index| fates.get(index));
             let outcome = match fate {
-                Some(Fate::Done(Lookup::Known(payment))) => match of_another_user(&credit, payment) {
-                    None => {
-                        let turn = self.policy.turn(message.checks_done());
-                        looked.push(Looked { message, credit, payment: payment.clone(), turn });
+                Some(Fate::Done(Lookup::Known(payment))) => match asked.judge(payment.clone()) {
+                    Ok(payment) => {
+                        looked.push(Looked { asked, payment });
                         continue;
                     }
-                    Some(error) => CheckOutcome::Conflict(error),
+                    Err(outcome) => outcome,
                 },
                 Some(Fate::Done(Lookup::Failed(error)) | Fate::Failed(error) | Fate::Refused(error)) => {
-                    CheckOutcome::after_failure(error.clone(), message.retries_taken(), &self.retry)
+                    CheckOutcome::after_failure(error.clone(), asked.message.retries_taken(), &self.retry)
                 }
                 Some(Fate::Open | Fate::Done(Lookup::NotAsked)) | None => {
-                    progress.undecided.push(message);
+                    progress.undecided.push(asked.message);
                     continue;
                 }
             };
-            progress.decided.push(Decided { message, payment_id: Some(credit.payment_id), outcome });
+            progress.decided.push(asked.decided(outcome));
         }
-        (looked, progress)
+        looked
     }
 
     /// The immediate stage of looking up: the batch as a whole, then those of which the source could say nothing.
-    async fn ask(&self, payments: &Arc<[PaymentId]>, turn: &Turn<'_>) -> (Vec<Fate<Lookup>>, Option<Outage>) {
+    pub(super) async fn ask(
+        &self,
+        payments: &Arc<[PaymentId]>,
+        turn: &Turn<'_>,
+    ) -> (Vec<Fate<Lookup>>, Option<Outage>) {
         let work = Ask(&*self.source);
         let (mut fates, outage) = through(&work, payments, self.immediate_attempts, turn).await;
         if outage.is_some() {
@@ -191,34 +185,35 @@ impl CheckPipeline {
     }
 
     /// Brings the ledger to agree with what is certain, as far as the brake allows.
-    async fn act<M: Message>(&self, looked: Vec<Looked<M>>, turn: &Turn<'_>) -> Progress<M, CheckOutcome> {
-        let mut progress = Progress { decided: Vec::with_capacity(looked.len()), undecided: Vec::new(), outage: None };
+    async fn act<M: Message>(&self, looked: Vec<Looked<M>>, progress: &mut Progress<M, CheckOutcome>, turn: &Turn<'_>) {
         let mut candidates = Vec::new();
         for looked in looked {
-            match Finding::of(looked.payment.status, looked.turn.used_up) {
+            match Finding::of(looked.payment.status, looked.asked.turn.used_up) {
                 Some(finding) => candidates.push(Candidate { looked, finding }),
                 None => progress.decided.push(self.without_the_ledger(looked)),
             }
         }
         let mut rest = candidates.into_iter();
-        while !rest.as_slice().is_empty() && progress.outage.is_none() {
+        let mut down = false;
+        while !rest.as_slice().is_empty() && !down {
             if self.brake.engaged().is_some() {
                 break;
             }
             let room = self.brake.room(rest.as_slice().iter().map(|candidate| candidate.finding));
             let part: Vec<_> = rest.by_ref().take(room).collect();
-            self.commit(part, &mut progress, turn).await;
+            let outage = self.commit(part, progress, turn).await;
+            down = outage.is_some();
+            progress.meet(outage);
         }
-        progress.undecided.extend(rest.map(|candidate| candidate.looked.message));
-        progress
+        progress.undecided.extend(rest.map(|candidate| candidate.looked.asked.message));
     }
 
-    fn without_the_ledger<M>(&self, looked: Looked<M>) -> Decided<M, CheckOutcome> {
-        let Looked { message, credit, payment, turn } = looked;
+    fn without_the_ledger<M>(&self, Looked { asked, payment }: Looked<M>) -> Decided<M, CheckOutcome> {
         // Whatever the ledger says, it is the same.
         let state = LedgerState::Credited;
-        let step = check::decide(payment.status, state, turn.used_up, self.policy.on_unpaid);
-        Decided { message, payment_id: Some(credit.payment_id), outcome: outcome(&payment, turn, step) }
+        let step = check::decide(payment.status, state, asked.turn.used_up, self.policy.on_unpaid);
+        let outcome = outcome(&payment, asked.turn, step);
+        asked.decided(outcome)
     }
 
     async fn commit<M: Message>(
@@ -226,59 +221,68 @@ impl CheckPipeline {
         part: Vec<Candidate<M>>,
         progress: &mut Progress<M, CheckOutcome>,
         turn: &Turn<'_>,
-    ) {
-        let of =
-            |candidate: &Candidate<M>| Check { credit: candidate.looked.credit.clone(), finding: candidate.finding };
-        let mut checks: Vec<Check> = part.iter().map(of).collect();
-        // The first of one payment stays: its user and points count where the ledger has nothing.
-        checks.sort_by(|a, b| a.credit.payment_id.cmp(&b.credit.payment_id));
-        checks.dedup_by(|b, a| a.credit.payment_id == b.credit.payment_id);
+    ) -> Option<Outage> {
+        let mut checks: Vec<Check> = part.iter().map(|it| it.looked.check(it.finding)).collect();
+        checks.sort_by(|a, b| a.payment_id.cmp(&b.payment_id));
+        checks.dedup_by(|later, first| {
+            let same = later.payment_id == first.payment_id;
+            if same {
+                first.take_over(later);
+            }
+            same
+        });
         let checks: Arc<[Check]> = checks.into();
         let work = Act { ledger: &*self.ledger, on_unpaid: self.policy.on_unpaid };
         let (mut fates, outage) = through(&work, &checks, self.immediate_attempts, turn).await;
-        progress.outage = outage;
-        for Candidate { looked: Looked { message, credit, payment, turn }, finding } in part {
-            let index = checks.binary_search_by(|check| check.credit.payment_id.cmp(&credit.payment_id)).ok();
-            let fate = index.and_then(|index| fates.get_mut(index));
+        for Candidate { looked: Looked { asked, payment }, finding } in part {
+            let index = checks.binary_search_by(|check| check.payment_id.cmp(&asked.payment_id)).ok();
+            let found = index.and_then(|index| Some((fates.get_mut(index)?, checks.get(index)?)));
             // That the source knows of a paid payment counts, whatever the ledger makes of it.
-            if finding == Finding::Paid && !matches!(fate, Some(Fate::Open) | None) {
+            if finding == Finding::Paid && !matches!(found, Some((Fate::Open, _)) | None) {
                 self.brake.count(finding, CheckStep::None);
             }
-            let outcome = match fate {
-                Some(Fate::Done(checked)) => {
-                    let step = checked.step;
+            let outcome = match found {
+                Some((Fate::Done(checked), check)) => {
+                    let (step, state) = (checked.step, checked.state);
                     self.brake.count(finding, step);
                     // Another message of the same payment finds what this one has left.
-                    checked.step = finding.decide(checked.state, self.policy.on_unpaid);
-                    outcome(&payment, turn, step)
+                    checked.step = check.decide(state, self.policy.on_unpaid);
+                    if finding == Finding::Paid && state == LedgerState::Absent {
+                        not_creditable(payment.worth)
+                    } else {
+                        outcome(&payment, asked.turn, step)
+                    }
                 }
-                Some(Fate::Refused(reason)) => CheckOutcome::Rejected(reason.clone()),
-                Some(Fate::Failed(error)) => {
-                    CheckOutcome::after_failure(error.clone(), message.retries_taken(), &self.retry)
+                Some((Fate::Refused(reason), _)) => CheckOutcome::Rejected(reason.clone()),
+                Some((Fate::Failed(error), _)) => {
+                    CheckOutcome::after_failure(error.clone(), asked.message.retries_taken(), &self.retry)
                 }
-                Some(Fate::Open) | None => {
-                    progress.undecided.push(message);
+                Some((Fate::Open, _)) | None => {
+                    progress.undecided.push(asked.message);
                     continue;
                 }
             };
-            progress.decided.push(Decided { message, payment_id: Some(credit.payment_id), outcome });
+            progress.decided.push(asked.decided(outcome));
         }
+        outage
     }
 
     /// Tells of every message that is about to be settled.
     fn report<M: Message>(&self, done: &[Decided<M, CheckOutcome>]) {
-        events::ChecksSettled { outcomes: done.iter().map(|decided| &decided.outcome) }.emit();
+        let now = SystemTime::now();
+        let ages = done.iter().filter_map(|decided| now.duration_since(decided.message.sent_at()?).ok());
+        events::ChecksSettled { part: self.part, outcomes: done.iter().map(|decided| &decided.outcome), ages }.emit();
         tell_copies(done.iter().filter_map(copy), &self.retry);
     }
 }
 
-/// What is wrong where the source knows the payment as somebody else's.
-fn of_another_user(credit: &Credit, payment: &Payment) -> Option<String> {
-    let user = payment.user.as_deref()?;
-    (user != credit.user_id.as_str()).then(|| {
-        let user: String = user.chars().filter(|character| !character.is_control()).take(128).collect();
-        format!("the payment's own record has another user: {user}")
-    })
+/// What becomes of a paid payment that is not in the ledger and from whose record nothing can be credited.
+fn not_creditable(worth: Option<Worth>) -> CheckOutcome {
+    match worth {
+        Some(Worth::Invalid(error)) => CheckOutcome::Rejected(error),
+        Some(Worth::Nothing) => CheckOutcome::Ignored,
+        Some(Worth::Points(..)) | None => CheckOutcome::Rejected("the payment has no record to credit it from".into()),
+    }
 }
 
 fn outcome(payment: &Payment, turn: check::Turn, step: CheckStep) -> CheckOutcome {
@@ -340,7 +344,10 @@ impl Work for Act<'_> {
 fn copy<M>(decided: &Decided<M, CheckOutcome>) -> Option<Forward<'_, M>> {
     let Settlement::Forward(to) = decided.outcome.settlement() else { return None };
     let error = match &decided.outcome {
-        CheckOutcome::Checked { .. } | CheckOutcome::Early(_) | CheckOutcome::Malformed(_) => None,
+        CheckOutcome::Checked { .. } | CheckOutcome::Early(_) | CheckOutcome::Malformed(_) | CheckOutcome::Ignored => {
+            None
+        }
+        CheckOutcome::Unreadable(malformed) => Some(Cow::Owned(malformed.to_string())),
         CheckOutcome::Parked { error, .. }
         | CheckOutcome::Conflict(error)
         | CheckOutcome::Rejected(error)

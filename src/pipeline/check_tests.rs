@@ -1,5 +1,5 @@
 use super::*;
-use crate::pipeline::ports::Dependency;
+use crate::pipeline::ports::{Dependency, RowStatus};
 use crate::{
     domain::{
         check::{CheckStep, LedgerState},
@@ -44,12 +44,13 @@ fn down() -> Outage {
 
 /// Logic only: a source that answers by the payment's id, `STATUS-anything`.
 #[derive(Default)]
-struct Source {
+struct Table {
     asked: Mutex<Vec<usize>>,
+    set: Mutex<Vec<(String, RowStatus)>>,
 }
 
 #[async_trait]
-impl PaymentSource for Source {
+impl PaymentSource for Table {
     async fn look_up(&self, payments: Arc<[PaymentId]>) -> Result<Vec<Lookup>, BatchError> {
         self.asked.lock().unwrap().push(payments.len());
         if payments.iter().any(|id| id.as_str() == "down") {
@@ -66,6 +67,13 @@ impl PaymentSource for Source {
             }
         };
         Ok(payments.iter().map(answer).collect())
+    }
+    async fn set(&self, payments: Arc<[PaymentId]>, to: RowStatus) -> Result<(), BatchError> {
+        self.set.lock().unwrap().extend(payments.iter().map(|id| (id.to_string(), to)));
+        Ok(())
+    }
+    async fn probe_set(&self) -> Result<(), Outage> {
+        Ok(())
     }
     async fn probe(&self) -> Result<(), Outage> {
         Ok(())
@@ -88,7 +96,7 @@ struct Memory {
 #[async_trait]
 impl CheckLedger for Memory {
     async fn check(&self, batch: Arc<[Check]>, on_unpaid: OnUnpaid) -> Result<Vec<Checked>, BatchError> {
-        let ids: Vec<String> = batch.iter().map(|check| check.credit.payment_id.to_string()).collect();
+        let ids: Vec<String> = batch.iter().map(|check| check.payment_id.to_string()).collect();
         assert!(ids.is_sorted() && ids.windows(2).all(|pair| pair[0] != pair[1]), "in order, each once: {ids:?}");
         if ids.iter().any(|id| id.ends_with("refused")) {
             return Err(BatchError::Refused("never".into()));
@@ -96,10 +104,10 @@ impl CheckLedger for Memory {
         self.batches.lock().unwrap().push(ids);
         let mut rows = self.rows.lock().unwrap();
         let done = batch.iter().map(|check| {
-            let id = check.credit.payment_id.to_string();
+            let id = check.payment_id.to_string();
             let at_first = if id.ends_with("absent") { LedgerState::Absent } else { LedgerState::Credited };
             let state = rows.entry(id).or_insert(at_first);
-            let step = check.finding.decide(*state, on_unpaid);
+            let step = check.decide(*state, on_unpaid);
             *state = step.leaves(*state);
             Checked { step, state: *state, user_id: "u".into(), points: 1 }
         });
@@ -142,16 +150,18 @@ impl Deliveries<CheckOutcome> for Queue {
 }
 
 struct World {
-    source: Arc<Source>,
+    source: Arc<Table>,
     ledger: Arc<Memory>,
     queue: Queue,
     pipeline: CheckPipeline,
 }
 
 fn world(brake_after: u32) -> World {
-    let (source, ledger) = (Arc::new(Source::default()), Arc::new(Memory::default()));
+    let (source, ledger) = (Arc::new(Table::default()), Arc::new(Memory::default()));
     let delay = |text| Delay::parse(text).unwrap();
     let pipeline = CheckPipeline {
+        part: Part::Checks,
+        sources: Arc::from([]),
         format: Format { shape: Shape::default(), max_body_bytes: 1000, max_points: 100 },
         source: Arc::clone(&source) as Arc<dyn PaymentSource>,
         ledger: Arc::clone(&ledger) as Arc<dyn CheckLedger>,

@@ -15,7 +15,7 @@ use crate::{
         retry::RetryPolicy,
         settlement::Settlement,
     },
-    observe::events,
+    observe::{events, status::Part},
 };
 use async_trait::async_trait;
 use std::{
@@ -26,6 +26,8 @@ use std::{
 
 /// What stands between a delivered message and the ledger. Shared by all workers.
 pub struct CreditPipeline {
+    /// Which queue it works on: the credit queue, or that of a source.
+    pub part: Part,
     /// How bodies look.
     pub format: Format,
     /// Where credits go.
@@ -46,7 +48,7 @@ impl CreditPipeline {
         batch: Vec<D::Message>,
         turn: &Turn<'_>,
     ) -> Result<(), Interrupted<D::Message>> {
-        let (credits, malformed) = parse(&self.format, batch, Outcome::Malformed);
+        let (credits, malformed) = parse(&self.format, batch);
         let committed = self.commit(credits, turn).await;
         turn.pulse.beat();
         let decided = malformed.into_iter().chain(committed.decided).collect();
@@ -87,7 +89,7 @@ impl CreditPipeline {
     fn report<M: Message>(&self, done: &[Decided<M, Outcome>]) {
         let now = SystemTime::now();
         let ages = done.iter().filter_map(|decided| now.duration_since(decided.message.sent_at()?).ok());
-        events::CreditsSettled { outcomes: done.iter().map(|decided| &decided.outcome), ages }.emit();
+        events::CreditsSettled { part: self.part, outcomes: done.iter().map(|decided| &decided.outcome), ages }.emit();
         tell_copies(done.iter().filter_map(copy), &self.retry);
     }
 }

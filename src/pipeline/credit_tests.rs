@@ -122,6 +122,7 @@ fn body(payment: &str, user: &str) -> String {
 
 fn pipeline(ledger: &Arc<Script>, delays: &[&str]) -> CreditPipeline {
     CreditPipeline {
+        part: Part::Credits,
         format: Format { shape: Shape::default(), max_body_bytes: 1000, max_points: 100 },
         ledger: Arc::clone(ledger) as Arc<dyn CreditLedger>,
         immediate_attempts: 3,

@@ -5,6 +5,7 @@ use crate::domain::{
     credit::{Credit, Standing, Verdict},
     ids::PaymentId,
     settlement::Destination,
+    worth::Worth,
 };
 use async_trait::async_trait;
 use std::{
@@ -123,13 +124,24 @@ pub struct Payment {
     pub said: Option<String>,
     /// Whose payment it is, where the source is asked for that and has the payment.
     pub user: Option<String>,
+    /// What it is worth, the same.
+    pub worth: Option<Worth>,
 }
 
 impl Payment {
     /// One of which nothing but the status matters.
     pub fn new(status: PaymentStatus) -> Self {
-        Self { status, said: None, user: None }
+        Self { status, said: None, user: None, worth: None }
     }
+}
+
+/// What a payment's row may be set to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowStatus {
+    /// The first of the values that mean paid.
+    Paid,
+    /// The first of those that mean closed.
+    Closed,
 }
 
 /// What knows whether payments are paid.
@@ -138,6 +150,13 @@ pub trait PaymentSource: Send + Sync {
     /// Looks payments up, each id once, and answers in order, within [`PaymentSource::longest`]. An outage is an error: one
     /// that no message is charged for.
     async fn look_up(&self, payments: Arc<[PaymentId]>) -> Result<Vec<Lookup>, BatchError>;
+
+    /// Sets the rows of these payments, as far as they are pending at that moment: a change that somebody else has made wins.
+    /// Where there is no row nothing is set.
+    async fn set(&self, payments: Arc<[PaymentId]>, to: RowStatus) -> Result<(), BatchError>;
+
+    /// Whether rows can be set at all, whatever becomes of any one payment.
+    async fn probe_set(&self) -> Result<(), Outage>;
 
     /// Whether it works at all, whatever becomes of any one payment.
     async fn probe(&self) -> Result<(), Outage>;
@@ -162,6 +181,11 @@ pub trait Message: Send + Sync {
 
     /// Checks that are done (`x-pointsd-check`).
     fn checks_done(&self) -> u32;
+
+    /// The source whose format the body has: that of the queue, or on a check `x-pointsd-source`. `None`: the credit format.
+    fn source(&self) -> Option<&str> {
+        None
+    }
 
     /// Whether it is a first check that comes after another delay than the one that is configured now: its queue is still
     /// bound. The queue's name.

@@ -4,8 +4,8 @@ use super::ports::{BatchError, Decided, Deliveries, Forward, Message, Outage};
 use crate::{
     backoff,
     domain::{
-        credit::Credit,
-        message::{Format, Malformed},
+        credit::{Credit, Outcome},
+        message::Format,
         retry::RetryPolicy,
         settlement::Destination,
     },
@@ -165,16 +165,16 @@ async fn attempt<W: Work>(
 }
 
 /// Messages with what was read from them, and those from which nothing could be read.
-pub(super) type Parsed<M, O> = (Vec<(M, Credit)>, Vec<Decided<M, O>>);
+pub(super) type Parsed<M> = (Vec<(M, Credit)>, Vec<Decided<M, Outcome>>);
 
-/// Reads every body. `malformed`: what becomes of a message from which no credit can be read.
-pub(super) fn parse<M: Message, O>(format: &Format, batch: Vec<M>, malformed: fn(Malformed) -> O) -> Parsed<M, O> {
+/// Reads every body in the credit format.
+pub(super) fn parse<M: Message>(format: &Format, batch: Vec<M>) -> Parsed<M> {
     let mut credits = Vec::with_capacity(batch.len());
     let mut decided = Vec::new();
     for message in batch {
         match format.parse(message.body()) {
             Ok(credit) => credits.push((message, credit)),
-            Err(error) => decided.push(Decided { message, payment_id: None, outcome: malformed(error) }),
+            Err(error) => decided.push(Decided { message, payment_id: None, outcome: Outcome::Malformed(error) }),
         }
     }
     (credits, decided)
@@ -188,6 +188,19 @@ pub(super) struct Progress<M, O> {
     pub(super) decided: Vec<Decided<M, O>>,
     pub(super) undecided: Vec<M>,
     pub(super) outage: Option<Outage>,
+}
+
+impl<M, O> Default for Progress<M, O> {
+    fn default() -> Self {
+        Self { decided: Vec::new(), undecided: Vec::new(), outage: None }
+    }
+}
+
+impl<M, O> Progress<M, O> {
+    /// Keeps the first outage.
+    pub(super) fn meet(&mut self, outage: Option<Outage>) {
+        self.outage = self.outage.take().or(outage);
+    }
 }
 
 /// Puts confirmed copies of what is not done with into the queues that they go to, so many at a time; what was confirmed

@@ -306,7 +306,7 @@ fn a_payment_tells_its_story(kind: Kind) {
 }
 
 fn check(payment: &str, user: &str, points: i64, finding: Finding) -> Check {
-    Check { credit: credit(payment, user, points), finding }
+    Check::of(credit(payment, user, points), finding)
 }
 
 fn later() -> Instant {
@@ -517,9 +517,10 @@ fn reading_makes_no_ledger(kind: Kind) {
             pool_size: 1,
             timeout: Duration::from_secs(1),
             access: pointsd::ledger::Access::Read,
+            events: None,
         };
         let missing = file.with_file_name("missing.db");
-        let ledger = pointsd::ledger::open(&DatabaseUrl::Sqlite(missing.clone()), options);
+        let ledger = pointsd::ledger::open(&DatabaseUrl::Sqlite(missing.clone()), &options);
         let error = ledger.schema().unwrap_err();
         assert!(error.to_string().contains("there is no ledger"), "{error}");
         assert!(!missing.exists());

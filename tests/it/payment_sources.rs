@@ -228,6 +228,8 @@ fn table_source(url: &str, table: &str, id: &str, status: &str, user: Option<&st
         table: TableName::new(table).unwrap(),
         id_column: Identifier::new(id).unwrap(),
         status_column: Identifier::new(status).unwrap(),
+        value_column: None,
+        valuation: None,
         user_column: user.map(|user| Identifier::new(user).unwrap()),
         values: StatusValues {
             paid: words(&["1", "paid"]),

@@ -180,7 +180,7 @@ impl<'a> Walk<'a> {
 
 /// What a message says of itself, and its payment.
 fn parked(settings: &Settings, found: &Found) -> Parked {
-    let payment_id = settings.message.parse(found.body()).ok().map(|credit| credit.payment_id.to_string());
+    let payment_id = settings.payment_of(found.source().as_deref(), found.body()).map(|id| id.to_string());
     Parked { payment_id, ..found.parked() }
 }
 

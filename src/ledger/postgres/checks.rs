@@ -23,7 +23,7 @@ pub(super) fn check(connection: &mut PgConnection, checks: &[Check], on_unpaid: 
     let checked: Vec<Checked> = checks
         .iter()
         .map(|check| {
-            let payment_id = check.credit.payment_id.as_str();
+            let payment_id = check.payment_id.as_str();
             let found = found.remove(payment_id).filter(|_| !inserted.contains(payment_id));
             changes::decide(check, found, on_unpaid)
         })
@@ -36,9 +36,11 @@ pub(super) fn check(connection: &mut PgConnection, checks: &[Check], on_unpaid: 
     Ok(checked)
 }
 
-/// Locks the rows that are there and inserts those that are not, in the order of the payment ids.
+/// Locks the rows that are there and inserts those that are not, in the order of the payment ids. One without a claim is
+/// locked only: it is left out unless its row is there, and none is ever deleted.
 struct TakeRows<'a> {
     payments: Vec<&'a str>,
+    /// Empty where there is no claim.
     users: Vec<&'a str>,
     points: Vec<i64>,
 }
@@ -46,9 +48,9 @@ struct TakeRows<'a> {
 impl<'a> TakeRows<'a> {
     fn new(checks: &'a [Check]) -> Self {
         Self {
-            payments: checks.iter().map(|check| check.credit.payment_id.as_str()).collect(),
-            users: checks.iter().map(|check| check.credit.user_id.as_str()).collect(),
-            points: checks.iter().map(|check| check.credit.points.get()).collect(),
+            payments: checks.iter().map(|check| check.payment_id.as_str()).collect(),
+            users: checks.iter().map(|check| check.claim.as_ref().map_or("", |claim| claim.user_id.as_str())).collect(),
+            points: checks.iter().map(|check| check.claim.as_ref().map_or(1, |claim| claim.points.get())).collect(),
         }
     }
 
@@ -71,14 +73,18 @@ impl RunQueryDsl<PgConnection> for &TakeRows<'_> {}
 
 impl QueryFragment<Pg> for TakeRows<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        out.push_sql("INSERT INTO points_credits AS c (payment_id, user_id, points) SELECT * FROM unnest(");
+        out.push_sql("INSERT INTO points_credits AS c (payment_id, user_id, points) SELECT t.* FROM unnest(");
         out.push_bind_param::<Array<Text>, _>(&self.payments)?;
         out.push_sql(", ");
         out.push_bind_param::<Array<Text>, _>(&self.users)?;
         out.push_sql(", ");
         out.push_bind_param::<Array<BigInt>, _>(&self.points)?;
         // An existing row is locked before the condition is looked at, and not written (PostgreSQL, "INSERT").
-        out.push_sql(") ON CONFLICT (payment_id) DO UPDATE SET points = c.points WHERE false RETURNING payment_id");
+        out.push_sql(
+            ") AS t (payment_id, user_id, points) \
+             WHERE t.user_id <> '' OR EXISTS (SELECT 1 FROM points_credits AS e WHERE e.payment_id = t.payment_id) \
+             ON CONFLICT (payment_id) DO UPDATE SET points = c.points WHERE false RETURNING payment_id",
+        );
         Ok(())
     }
 }
@@ -90,7 +96,7 @@ struct ReadRows<'a> {
 
 impl<'a> ReadRows<'a> {
     fn new(checks: &'a [Check]) -> Self {
-        Self { payments: checks.iter().map(|check| check.credit.payment_id.as_str()).collect() }
+        Self { payments: checks.iter().map(|check| check.payment_id.as_str()).collect() }
     }
 
     /// By payment id.

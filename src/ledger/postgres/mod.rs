@@ -5,8 +5,9 @@ mod statements;
 
 use super::{
     Ledger, MOST_COUNTED, Options, PaymentRecord, SchemaState, Verification,
+    announce::{Announcements, Announcer},
     batch::Sorted,
-    migrations,
+    migrations, outbox,
     records::{self, AdjustmentRow, BalanceRow, CountRow, CreditRow, UnverifiedCredit, UnverifiedPage, VersionRow},
     verify,
 };
@@ -43,13 +44,29 @@ pub(super) struct PostgresLedger {
     pool: Pool,
     /// Connections outside the pool: for a probe, and for whatever may take longer than a credit.
     server: Server,
+    /// What makes events of what is committed, where they are wanted.
+    announcer: Option<Announcer>,
 }
 
 impl PostgresLedger {
     /// Connects to nothing yet.
-    pub(super) fn new(uri: &str, options: Options) -> Self {
+    pub(super) fn new(uri: &str, options: &Options) -> Self {
         let server = Server::new(uri, options.timeout);
-        Self { pool: server.pool(options.pool_size), server }
+        let announcer = options.events.as_deref().map(Announcer::new);
+        Self { pool: server.pool(options.pool_size), server, announcer }
+    }
+}
+
+impl PostgresLedger {
+    /// Writes what is to be made known, where that is wanted.
+    fn announce(
+        &self,
+        connection: &mut PgConnection,
+        of: impl FnOnce(&Announcer) -> Announcements,
+    ) -> diesel::QueryResult<()> {
+        let Some(rows) = self.announcer.as_ref().map(of).filter(|rows| !rows.is_empty()) else { return Ok(()) };
+        outbox::InsertRows(&rows).execute(connection)?;
+        Ok(())
     }
 }
 
@@ -62,9 +79,13 @@ impl Ledger for PostgresLedger {
         let credit = |connection: &mut PgConnection| {
             let inserted: Vec<String> = insert.load(connection)?;
             if inserted.len() == batch.len() {
+                self.announce(connection, |announcer| announcer.credited(batch.iter()))?;
                 return Ok(vec![Verdict::Credited; batch.len()]);
             }
             let inserted: HashSet<&str> = inserted.iter().map(String::as_str).collect();
+            self.announce(connection, |announcer| {
+                announcer.credited(sorted.firsts().filter(|credit| inserted.contains(credit.payment_id.as_str())))
+            })?;
             let existing = sorted.firsts().map(|credit| credit.payment_id.as_str());
             let existing = CompareExisting::new(existing.filter(|payment| !inserted.contains(payment)));
             let standing: HashMap<String, Standing> = existing.load(connection)?;
@@ -76,8 +97,11 @@ impl Ledger for PostgresLedger {
     fn check(&self, checks: &[Check], on_unpaid: OnUnpaid, deadline: Instant) -> Result<Vec<Checked>, DatabaseError> {
         let connection = &mut *self.pool.get()?;
         // READ COMMITTED: what is read must be what was locked, not what was there when the transaction began.
-        let check =
-            |connection: &mut PgConnection| super::in_time(checks::check(connection, checks, on_unpaid)?, deadline);
+        let check = |connection: &mut PgConnection| {
+            let checked = checks::check(connection, checks, on_unpaid)?;
+            self.announce(connection, |announcer| announcer.checked(checks, &checked))?;
+            super::in_time(checked, deadline)
+        };
         super::keeping_the_reason(|work| connection.build_transaction().read_committed().run(work), check)
     }
 

@@ -5,7 +5,10 @@ use super::{
     statements,
 };
 use crate::{
-    domain::check::{Check, Checked, LedgerState, OnUnpaid},
+    domain::{
+        check::{Check, Checked, Claim, LedgerState, OnUnpaid},
+        credit::Credit,
+    },
     ledger::changes::{self, Change, Found},
 };
 use diesel::{ExpressionMethods, OptionalExtension, QueryDsl, QueryResult, RunQueryDsl, SqliteConnection, dsl::max};
@@ -21,9 +24,10 @@ pub(super) fn check(
     let now = statements::time(Timestamp::now());
     let mut checked = Vec::with_capacity(checks.len());
     for check in checks {
-        let found = find(connection, check.credit.payment_id.as_str())?;
-        if found.is_none() {
-            statements::insert_credit(connection, &check.credit)?;
+        let found = find(connection, check.payment_id.as_str())?;
+        if let (None, Some(Claim { user_id, points })) = (&found, &check.claim) {
+            let (payment_id, user_id, points) = (check.payment_id.clone(), user_id.clone(), *points);
+            statements::insert_credit(connection, &Credit { payment_id, user_id, points })?;
         }
         checked.push(changes::decide(check, found, on_unpaid));
     }

@@ -2,12 +2,13 @@
 
 mod checks;
 mod schema;
-mod statements;
+pub(super) mod statements;
 
 use super::{
     Access, Ledger, MOST_COUNTED, Options, PaymentRecord, SchemaState, Verification,
+    announce::Announcer,
     batch::Sorted,
-    migrations,
+    migrations, outbox,
     records::{self, AdjustmentRow, BalanceRow, CountRow, CreditRow, UnverifiedCredit, UnverifiedPage, VersionRow},
     verify,
 };
@@ -37,7 +38,7 @@ use std::{
 
 /// SQLite takes one writer; those of this process (credits and checks have pools of their own) take turns here instead of
 /// polling the file's lock.
-static TURN: Mutex<()> = Mutex::new(());
+pub(super) static TURN: Mutex<()> = Mutex::new(());
 
 /// A ledger in a SQLite file.
 pub(super) struct SqliteLedger {
@@ -47,11 +48,13 @@ pub(super) struct SqliteLedger {
     identity: OnceLock<(u64, u64)>,
     database: Database,
     access: Access,
+    /// What makes events of what is committed, where they are wanted.
+    announcer: Option<Announcer>,
 }
 
 impl SqliteLedger {
     /// Opens nothing yet.
-    pub(super) fn new(file: &Path, options: Options) -> Self {
+    pub(super) fn new(file: &Path, options: &Options) -> Self {
         let database = Database::new(file, options.timeout);
         Self {
             pool: database.pool(options.pool_size),
@@ -59,6 +62,7 @@ impl SqliteLedger {
             identity: OnceLock::new(),
             database,
             access: options.access,
+            announcer: options.events.as_deref().map(Announcer::new),
         }
     }
 
@@ -108,6 +112,10 @@ impl Ledger for SqliteLedger {
                     standing.insert(payment.to_owned(), existing);
                 }
             }
+            if let Some(announcer) = &self.announcer {
+                let new = sorted.firsts().filter(|credit| inserted.contains(credit.payment_id.as_str()));
+                outbox::insert_rows(connection, &announcer.credited(new))?;
+            }
             let mut gains: Vec<(&str, i64)> = gains.into_iter().collect();
             gains.sort_unstable();
             for (user, points) in gains {
@@ -124,8 +132,13 @@ impl Ledger for SqliteLedger {
         self.require_file()?;
         let connection = &mut *self.pool.get()?;
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let check =
-            |connection: &mut SqliteConnection| super::in_time(checks::check(connection, checks, on_unpaid)?, deadline);
+        let check = |connection: &mut SqliteConnection| {
+            let checked = checks::check(connection, checks, on_unpaid)?;
+            if let Some(announcer) = &self.announcer {
+                outbox::insert_rows(connection, &announcer.checked(checks, &checked))?;
+            }
+            super::in_time(checked, deadline)
+        };
         let checked = super::keeping_the_reason(|work| connection.immediate_transaction(work), check)?;
         self.still_the_same()?;
         Ok(checked)

@@ -22,3 +22,19 @@ diesel::table! {
         state -> Text,
     }
 }
+
+diesel::table! {
+    points_outbox (id) {
+        id -> BigInt,
+        message_id -> Text,
+        exchange -> Text,
+        routing_key -> Text,
+        key -> Nullable<Text>,
+        headers -> Text,
+        body -> Text,
+        created_at -> Text,
+        attempts -> Integer,
+        next_try_at -> Nullable<Text>,
+        last_error -> Nullable<Text>,
+    }
+}

@@ -1,7 +1,7 @@
 //! The SQL of a credit on SQLite. A row at a time: within one transaction a prepared statement costs less than the
 //! JSON that would carry a whole batch.
 
-use super::schema::points_credits;
+use super::schema::{points_credits, points_outbox};
 use crate::domain::credit::{Credit, Standing};
 use diesel::{
     ExpressionMethods, OptionalExtension, QueryDsl, QueryResult, RunQueryDsl, SqliteConnection,
@@ -65,6 +65,25 @@ impl QueryFragment<Sqlite> for AddToBalance<'_> {
     }
 }
 
+/// A row of the outbox: its exchange, its message id and routing key, its key and body.
+pub(in crate::ledger) fn insert_announcement(
+    connection: &mut SqliteConnection,
+    exchange: &str,
+    (message_id, routing_key): (&str, &str),
+    (key, body): (&str, &str),
+) -> QueryResult<()> {
+    diesel::insert_into(points_outbox::table)
+        .values((
+            points_outbox::exchange.eq(exchange),
+            points_outbox::message_id.eq(message_id),
+            points_outbox::routing_key.eq(routing_key),
+            points_outbox::key.eq(key),
+            points_outbox::body.eq(body),
+        ))
+        .execute(connection)?;
+    Ok(())
+}
+
 /// One payment's credit.
 pub(super) const PAYMENT: &str =
     "SELECT payment_id, user_id, points, state, credited_at, verified_at FROM points_credits WHERE payment_id = ?";
@@ -74,7 +93,7 @@ pub(super) const ADJUSTMENTS: &str =
     "SELECT seq, kind, points, reason, created_at FROM points_adjustments WHERE payment_id = ? ORDER BY seq";
 
 /// A time as the schema's defaults write it.
-pub(super) fn time(time: jiff::Timestamp) -> String {
+pub(in crate::ledger) fn time(time: jiff::Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
 }
 

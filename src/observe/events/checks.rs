@@ -8,9 +8,9 @@ use crate::{
         check::{Check, CheckOutcome, CheckStep, Checked},
         status::PaymentStatus,
     },
-    observe::metrics as names,
+    observe::{metrics as names, status::Part},
 };
-use ::metrics::{counter, gauge};
+use ::metrics::{counter, gauge, histogram};
 use std::time::Duration;
 use tracing::{debug, info, warn};
 
@@ -29,7 +29,7 @@ impl ChecksCommitted<'_> {
     pub fn emit(self) {
         let (mut credited, mut reversed) = (0, 0);
         for (check, Checked { step, user_id, points, .. }) in self.checks.iter().zip(self.checked) {
-            let (payment_id, step_label) = (check.credit.payment_id.as_str(), step.label());
+            let (payment_id, step_label) = (check.payment_id.as_str(), step.label());
             match step {
                 CheckStep::LateCredit | CheckStep::Reinstate => credited += points.unsigned_abs(),
                 CheckStep::Expire | CheckStep::Reverse => reversed += points.unsigned_abs(),
@@ -46,13 +46,17 @@ impl ChecksCommitted<'_> {
     }
 }
 
-/// The outcomes of a batch of checks are durable, and its messages are about to be settled.
-pub struct ChecksSettled<O> {
+/// The outcomes of a batch of checks, or of notifications, are durable, and its messages are about to be settled.
+pub struct ChecksSettled<O, A> {
+    /// Of which queue.
+    pub part: Part,
     /// Of each message.
     pub outcomes: O,
+    /// Since its producer sent it, of each message that says when. Of a check it says nothing: it comes late by design.
+    pub ages: A,
 }
 
-impl<'a, O: Iterator<Item = &'a CheckOutcome> + Clone> ChecksSettled<O> {
+impl<'a, O: Iterator<Item = &'a CheckOutcome> + Clone, A: Iterator<Item = Duration>> ChecksSettled<O, A> {
     /// Tells of it.
     pub fn emit(self) {
         let mut steps: Vec<(PaymentStatus, &'static str, u64)> = Vec::new();
@@ -70,7 +74,13 @@ impl<'a, O: Iterator<Item = &'a CheckOutcome> + Clone> ChecksSettled<O> {
         for (status, step, count) in steps {
             counter!(names::CHECKS, "status" => status.label(), "step" => step).increment(count);
         }
-        count_messages(names::CHECK_QUEUE, &CheckOutcome::LABELS, self.outcomes.map(CheckOutcome::label));
+        let queue = self.part.label();
+        if self.part == Part::Checks {
+            return count_messages(queue, &CheckOutcome::LABELS, self.outcomes.map(CheckOutcome::label));
+        }
+        count_messages(queue, &CheckOutcome::LABELS_ON_ARRIVAL, self.outcomes.map(CheckOutcome::label_on_arrival));
+        let seconds = histogram!(names::END_TO_END_SECONDS);
+        self.ages.for_each(|age| seconds.record(age));
     }
 }
 
@@ -118,6 +128,49 @@ impl BrakeReleased {
             info!("SIGHUP: the brake is released, checks go on");
         } else {
             info!("SIGHUP: no brake is engaged, nothing changes (the configuration is read at the start only)");
+        }
+    }
+}
+
+/// The outbox was counted.
+pub struct OutboxCounted {
+    /// Its rows, up to a million.
+    pub rows: i64,
+    /// The age of the first one.
+    pub oldest_seconds: Option<f64>,
+}
+
+impl OutboxCounted {
+    /// Tells of it.
+    pub fn emit(self) {
+        #[allow(clippy::cast_precision_loss, reason = "at most a million")]
+        gauge!(names::OUTBOX_ROWS).set(self.rows as f64);
+        gauge!(names::OUTBOX_OLDEST_SECONDS).set(self.oldest_seconds.unwrap_or(0.0));
+    }
+}
+
+/// Rows of the outbox could not be delivered, and are held.
+pub struct OutboxHeld<'a> {
+    /// Where they were to go.
+    pub exchange: &'a str,
+    /// How many.
+    pub rows: u64,
+    /// The first of them.
+    pub first_id: i64,
+    /// Whether there are some among them that were not tried before.
+    pub anew: bool,
+    /// What the broker said of that one.
+    pub error: &'a str,
+}
+
+impl OutboxHeld<'_> {
+    /// Tells of it: as a warning where it is news.
+    pub fn emit(self) {
+        let Self { exchange, rows, first_id, anew, error } = self;
+        if anew {
+            warn!(exchange, rows, first_id, error, "outbox rows held; `pointsd outbox list` shows them");
+        } else {
+            debug!(exchange, rows, first_id, error, "outbox rows still held");
         }
     }
 }

@@ -75,6 +75,8 @@ pub(super) fn count_messages(
 
 /// The outcomes of a batch of credits are durable, and its messages are about to be settled.
 pub struct CreditsSettled<O, A> {
+    /// Of which queue.
+    pub part: Part,
     /// Of each message.
     pub outcomes: O,
     /// Since its producer sent it, of each message that says when.
@@ -84,7 +86,7 @@ pub struct CreditsSettled<O, A> {
 impl<'a, O: Iterator<Item = &'a Outcome>, A: Iterator<Item = Duration>> CreditsSettled<O, A> {
     /// Tells of it.
     pub fn emit(self) {
-        count_messages(names::CREDIT_QUEUE, &Outcome::LABELS, self.outcomes.map(Outcome::label));
+        count_messages(self.part.label(), &Outcome::LABELS, self.outcomes.map(Outcome::label));
         let seconds = histogram!(names::END_TO_END_SECONDS);
         self.ages.for_each(|age| seconds.record(age));
     }

@@ -10,8 +10,9 @@ use crate::{
     domain::{
         ids::PaymentId,
         status::{PaymentStatus, StatusValues},
+        worth::Valuation,
     },
-    pipeline::ports::{BatchError, Class, Dependency, Lookup, Outage, Payment, PaymentSource},
+    pipeline::ports::{BatchError, Class, Dependency, Lookup, Outage, Payment, PaymentSource, RowStatus},
 };
 use async_trait::async_trait;
 use postgres::PostgresTable;
@@ -83,6 +84,8 @@ struct Columns {
     id: Identifier,
     status: Identifier,
     user: Option<Identifier>,
+    /// Its points or its amount.
+    value: Option<Identifier>,
 }
 
 /// A row that was found.
@@ -95,18 +98,28 @@ struct Row {
     status: Option<String>,
     #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
     user_id: Option<String>,
+    #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
+    value: Option<String>,
+}
+
+/// What was found of some payments.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Rows {
+    rows: Vec<Row>,
+    /// Whether the table has the column with the points or the amount, where one is configured.
+    has_value: bool,
 }
 
 /// A payment table. Its calls block the thread.
 trait PaymentTable: Send + Sync {
     /// The rows of these payments, in any order.
-    fn rows(&self, payments: &[&str]) -> Result<Vec<Row>, DatabaseError>;
+    fn rows(&self, payments: &[&str]) -> Result<Rows, DatabaseError>;
 
     /// Whether rows may be updated: an update of none.
     fn probe_update(&self) -> Result<(), DatabaseError>;
 
-    /// Sets a payment's row to `paid` if its status is one of `pending` at that moment.
-    fn set_paid(&self, payment: &str, paid: &str, pending: &[String]) -> Result<(), DatabaseError>;
+    /// Sets the rows of payments to the status `to` where theirs is one of `from` at that moment.
+    fn set(&self, payments: &[&str], to: &str, from: &[String]) -> Result<(), DatabaseError>;
 }
 
 /// A payment source that is a table.
@@ -114,6 +127,7 @@ pub(super) struct SqlSource {
     table: Arc<Guarded<dyn PaymentTable>>,
     values: StatusValues,
     has_user: bool,
+    valuation: Option<Valuation>,
     timeout: Duration,
     known: Mutex<Option<PaymentId>>,
 }
@@ -125,6 +139,7 @@ impl SqlSource {
             id: settings.id_column.clone(),
             status: settings.status_column.clone(),
             user: settings.user_column.clone(),
+            value: settings.value_column.clone(),
         };
         let url = settings.url.clone();
         let open = move || -> Arc<dyn PaymentTable> {
@@ -137,6 +152,7 @@ impl SqlSource {
             table: Arc::new(Guarded::new(open, timeout)),
             values: settings.values.clone(),
             has_user: settings.user_column.is_some(),
+            valuation: settings.valuation.clone(),
             timeout,
             known: Mutex::default(),
         }
@@ -146,7 +162,7 @@ impl SqlSource {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn rows(&self, payments: Arc<[PaymentId]>) -> Result<Vec<Row>, DatabaseError> {
+    async fn rows(&self, payments: Arc<[PaymentId]>) -> Result<Rows, DatabaseError> {
         self.table
             .call(move |table| {
                 let ids: Vec<&str> = payments.iter().map(PaymentId::as_str).collect();
@@ -156,37 +172,33 @@ impl SqlSource {
     }
 
     /// The guarded update, and what the row says after it.
-    pub(super) async fn set_paid(&self, payment: &PaymentId) -> Result<Payment, BatchError> {
-        let (id, values) = (payment.clone(), self.values.clone());
-        let Some(paid) = values.paid.into_iter().next() else {
-            return Err(BatchError::Refused("no paid value is configured".into()));
-        };
-        let pending = values.pending;
-        self.table.call(move |table| table.set_paid(id.as_str(), &paid, &pending)).await.map_err(batch_error)?;
-        let rows = self.rows(Arc::from([payment.clone()])).await.map_err(batch_error)?;
-        Ok(self.payment(&rows))
-    }
-
-    /// As [`PaymentSource::probe`], and whether rows may be updated.
-    pub(super) async fn probe_repairs(&self) -> Result<(), Outage> {
-        let updated = self.table.call(PaymentTable::probe_update).await;
-        updated.map_err(|error| error.into_outage(Dependency::PayStatus))?;
-        self.probe().await
+    pub(super) async fn set_and_read(&self, payment: &PaymentId, to: RowStatus) -> Result<Payment, BatchError> {
+        let payments: Arc<[PaymentId]> = Arc::from([payment.clone()]);
+        self.set(Arc::clone(&payments), to).await?;
+        let Rows { rows, has_value } = self.rows(payments).await.map_err(batch_error)?;
+        Ok(self.payment(&rows, has_value))
     }
 
     /// What the rows of one payment say.
-    fn payment(&self, rows: &[Row]) -> Payment {
+    fn payment(&self, rows: &[Row], has_value: bool) -> Payment {
         let Some((row, others)) = rows.split_first() else { return Payment::new(PaymentStatus::Unknown) };
-        let unrecognised = |said: String| Payment { status: PaymentStatus::Unrecognised, said: Some(said), user: None };
-        if others.iter().any(|other| (&other.status, &other.user_id) != (&row.status, &row.user_id)) {
+        let unrecognised = |said: String| Payment { said: Some(said), ..Payment::new(PaymentStatus::Unrecognised) };
+        if others.iter().any(|other| Row { n: row.n, ..other.clone() } != *row) {
             return unrecognised(format!("{} rows that differ", rows.len()));
         }
+        let worth = self.valuation.as_ref().map(|valuation| {
+            if has_value {
+                valuation.of(row.user_id.as_deref(), row.value.as_deref())
+            } else {
+                valuation.without_column()
+            }
+        });
         // A row without a user is nobody's: no message can match it.
         let user = self.has_user.then(|| row.user_id.clone().unwrap_or_default());
-        let Some(word) = &row.status else { return Payment { user, ..unrecognised("NULL".into()) } };
+        let Some(word) = &row.status else { return Payment { user, worth, ..unrecognised("NULL".into()) } };
         let status = self.values.status(word);
         let said = (status == PaymentStatus::Unrecognised).then(|| quoted(word));
-        Payment { status, said, user }
+        Payment { status, said, user, worth }
     }
 }
 
@@ -213,14 +225,36 @@ impl PaymentSource for SqlSource {
         if let (Some(first), true) = (payments.first(), rows.is_ok()) {
             *self.known() = Some(first.clone());
         }
-        let rows = rows.map_err(batch_error)?;
+        let Rows { rows, has_value } = rows.map_err(batch_error)?;
         let mut of_each: Vec<Vec<Row>> = vec![Vec::new(); payments.len()];
         for row in rows {
             if let Some(rows) = usize::try_from(row.n).ok().and_then(|n| of_each.get_mut(n)) {
                 rows.push(row);
             }
         }
-        Ok(of_each.iter().map(|rows| Lookup::Known(self.payment(rows))).collect())
+        Ok(of_each.iter().map(|rows| Lookup::Known(self.payment(rows, has_value))).collect())
+    }
+
+    async fn set(&self, payments: Arc<[PaymentId]>, to: RowStatus) -> Result<(), BatchError> {
+        let StatusValues { paid, pending, closed } = self.values.clone();
+        let list = match to {
+            RowStatus::Paid => paid,
+            RowStatus::Closed => closed,
+        };
+        let Some(value) = list.into_iter().next() else {
+            return Err(BatchError::Refused(format!("no value is configured that means {to:?}")));
+        };
+        let set = self.table.call(move |table| {
+            let ids: Vec<&str> = payments.iter().map(PaymentId::as_str).collect();
+            table.set(&ids, &value, &pending)
+        });
+        set.await.map_err(batch_error)
+    }
+
+    async fn probe_set(&self) -> Result<(), Outage> {
+        let updated = self.table.call(PaymentTable::probe_update).await;
+        updated.map_err(|error| error.into_outage(Dependency::PayStatus))?;
+        self.probe().await
     }
 
     /// The same query, for a payment that was looked up before. That one may have become trouble of its own since: then the

@@ -1,6 +1,6 @@
 //! A payment table in PostgreSQL.
 
-use super::{Columns, PaymentTable, Row};
+use super::{Columns, Identifier, PaymentTable, Rows};
 use crate::{
     database::{
         DatabaseError,
@@ -26,6 +26,15 @@ struct Types {
     id: Option<String>,
     #[diesel(sql_type = Nullable<Text>)]
     status: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    value: Option<String>,
+}
+
+/// The types of the columns that must be there, and whether the one with the value is.
+struct Known {
+    id_type: String,
+    status_type: String,
+    has_value: bool,
 }
 
 impl PostgresTable {
@@ -35,7 +44,7 @@ impl PostgresTable {
 
     /// Asked each time: a table may be altered under a daemon that runs. A length, as in `varchar(20)`, is left out,
     /// because a cast would cut the text to it.
-    fn types(&self, connection: &mut PgConnection) -> Result<(String, String), DatabaseError> {
+    fn types(&self, connection: &mut PgConnection) -> Result<Known, DatabaseError> {
         let of = |parameter: &str| {
             format!(
                 "(WITH RECURSIVE base AS (\
@@ -48,15 +57,20 @@ impl PostgresTable {
                   ) SELECT format_type(oid, -1) FROM base WHERE typtype <> 'd')"
             )
         };
-        let query = format!("SELECT {} AS id, {} AS status", of("$2"), of("$3"));
-        let Columns { table, id, status, .. } = &self.columns;
+        let query = format!("SELECT {} AS id, {} AS status, {} AS value", of("$2"), of("$3"), of("$4"));
+        let Columns { table, id, status, value, .. } = &self.columns;
         let types: Types = sql_query(query)
             .bind::<Text, _>(table.to_string())
             .bind::<Text, _>(id.as_str())
             .bind::<Text, _>(status.as_str())
+            .bind::<Nullable<Text>, _>(value.as_ref().map(Identifier::as_str))
             .get_result(connection)?;
         let missing = |column| DatabaseError::Unusable(format!("the table {table} has no column {column}"));
-        Ok((types.id.ok_or_else(|| missing(id))?, types.status.ok_or_else(|| missing(status))?))
+        Ok(Known {
+            id_type: types.id.ok_or_else(|| missing(id))?,
+            status_type: types.status.ok_or_else(|| missing(status))?,
+            has_value: types.value.is_some(),
+        })
     }
 }
 
@@ -134,9 +148,9 @@ fn mark_castable(
 }
 
 impl PaymentTable for PostgresTable {
-    fn rows(&self, payments: &[&str]) -> Result<Vec<Row>, DatabaseError> {
+    fn rows(&self, payments: &[&str]) -> Result<Rows, DatabaseError> {
         let connection = &mut *self.pool.get()?;
-        let (id_type, _) = self.types(connection)?;
+        let Known { id_type, has_value, .. } = self.types(connection)?;
         let (mut numbers, mut ids) = (Vec::with_capacity(payments.len()), Vec::with_capacity(payments.len()));
         for ((n, id), castable) in (0_i32..).zip(payments).zip(castable(connection, payments, &id_type)?) {
             if castable {
@@ -144,14 +158,16 @@ impl PaymentTable for PostgresTable {
                 ids.push(*id);
             }
         }
-        let Columns { table, id, status, user } = &self.columns;
-        let user = user.as_ref().map_or_else(|| "NULL".to_owned(), |user| format!("t.{user}"));
+        let Columns { table, id, status, user, value } = &self.columns;
+        let or_null = |column: Option<&Identifier>| column.map_or_else(|| "NULL".to_owned(), |it| format!("t.{it}"));
+        let (user, value) = (or_null(user.as_ref()), or_null(value.as_ref().filter(|_| has_value)));
         // The id is cast to the column's type, never the column: its index must serve.
         let query = format!(
-            "SELECT i.n AS n, t.{status}::text AS status, {user}::text AS user_id \
+            "SELECT i.n AS n, t.{status}::text AS status, {user}::text AS user_id, {value}::text AS value \
              FROM unnest($1::text[]::{id_type}[], $2) AS i(id, n) JOIN {table} AS t ON t.{id} = i.id"
         );
-        Ok(sql_query(query).bind::<Array<Text>, _>(ids).bind::<Array<Integer>, _>(numbers).load(connection)?)
+        let query = sql_query(query).bind::<Array<Text>, _>(ids).bind::<Array<Integer>, _>(numbers);
+        Ok(Rows { rows: query.load(connection)?, has_value })
     }
 
     fn probe_update(&self) -> Result<(), DatabaseError> {
@@ -160,21 +176,24 @@ impl PaymentTable for PostgresTable {
         Ok(())
     }
 
-    fn set_paid(&self, payment: &str, paid: &str, pending: &[String]) -> Result<(), DatabaseError> {
+    fn set(&self, payments: &[&str], to: &str, from: &[String]) -> Result<(), DatabaseError> {
         let connection = &mut *self.pool.get()?;
-        let (id_type, status_type) = self.types(connection)?;
-        if castable(connection, &[payment], &id_type)? == [false] {
+        let Known { id_type, status_type, .. } = self.types(connection)?;
+        let castable = castable(connection, payments, &id_type)?;
+        let ids: Vec<&str> =
+            payments.iter().zip(castable).filter(|(_, castable)| *castable).map(|(id, _)| *id).collect();
+        if ids.is_empty() {
             return Ok(());
         }
         let Columns { table, id, status, .. } = &self.columns;
         let update = format!(
             "UPDATE {table} AS t SET {status} = $2::text::{status_type} \
-             WHERE t.{id} = $1::text::{id_type} AND t.{status}::text = ANY ($3)"
+             WHERE t.{id} = ANY ($1::text[]::{id_type}[]) AND t.{status}::text = ANY ($3)"
         );
         sql_query(update)
-            .bind::<Text, _>(payment)
-            .bind::<Text, _>(paid)
-            .bind::<Array<Text>, _>(pending)
+            .bind::<Array<Text>, _>(ids)
+            .bind::<Text, _>(to)
+            .bind::<Array<Text>, _>(from)
             .execute(connection)?;
         Ok(())
     }

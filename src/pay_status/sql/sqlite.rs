@@ -1,11 +1,11 @@
 //! A payment table in a SQLite file.
 
-use super::{Columns, PaymentTable, Row};
+use super::{Columns, Identifier, PaymentTable, Rows, TableName};
 use crate::database::{
     DatabaseError,
     sqlite::{Database, Pool},
 };
-use diesel::{RunQueryDsl, sql_query, sql_types::Text};
+use diesel::{RunQueryDsl, SqliteConnection, sql_query, sql_types::Text};
 use std::{
     fmt,
     os::unix::fs::MetadataExt,
@@ -62,18 +62,44 @@ fn numbered(payments: &[&str]) -> String {
     serde_json::Value::from(ids).to_string()
 }
 
+/// A column's name.
+#[derive(diesel::QueryableByName)]
+struct Name {
+    #[diesel(sql_type = Text)]
+    name: String,
+}
+
+/// Whether the table has a column, asked each time: a table may be altered under a daemon that runs. SQLite compares names
+/// without regard to the case of ASCII letters.
+fn has_column(
+    connection: &mut SqliteConnection,
+    TableName { schema, table }: &TableName,
+    column: &Identifier,
+) -> Result<bool, DatabaseError> {
+    let names: Vec<Name> = sql_query("SELECT name FROM pragma_table_xinfo(?, ?)")
+        .bind::<Text, _>(table.as_str())
+        .bind::<Text, _>(schema.as_ref().map_or("main", Identifier::as_str))
+        .load(connection)?;
+    Ok(names.iter().any(|it| it.name.eq_ignore_ascii_case(column.as_str())))
+}
+
 impl PaymentTable for SqliteTable {
-    fn rows(&self, payments: &[&str]) -> Result<Vec<Row>, DatabaseError> {
+    fn rows(&self, payments: &[&str]) -> Result<Rows, DatabaseError> {
         self.require_file()?;
-        let Columns { table, id, status, user } = &self.columns;
-        let user = user.as_ref().map_or_else(|| "NULL".to_owned(), |user| format!("t.{user}"));
+        let connection = &mut *self.pool.get()?;
+        let Columns { table, id, status, user, value } = &self.columns;
+        let has_value = value.as_ref().map_or(Ok(false), |value| has_column(connection, table, value))?;
+        let or_null = |column: Option<&Identifier>| column.map_or_else(|| "NULL".to_owned(), |it| format!("t.{it}"));
+        let (user, value) = (or_null(user.as_ref()), or_null(value.as_ref().filter(|_| has_value)));
         // The text that is compared takes the column's type (SQLite, "Type Conversions Prior To Comparison"), and its
         // index serves. Every column is qualified: SQLite takes a quoted name that it does not know for a text.
         let query = format!(
-            "SELECT j.value ->> 0 AS n, CAST(t.{status} AS TEXT) AS status, CAST({user} AS TEXT) AS user_id \
+            "SELECT j.value ->> 0 AS n, CAST(t.{status} AS TEXT) AS status, CAST({user} AS TEXT) AS user_id, \
+                    CAST({value} AS TEXT) AS value \
              FROM json_each(?) AS j CROSS JOIN {table} AS t WHERE t.{id} = j.value ->> 1"
         );
-        Ok(sql_query(query).bind::<Text, _>(numbered(payments)).load(&mut *self.pool.get()?)?)
+        let rows = sql_query(query).bind::<Text, _>(numbered(payments)).load(connection)?;
+        Ok(Rows { rows, has_value })
     }
 
     fn probe_update(&self) -> Result<(), DatabaseError> {
@@ -83,7 +109,7 @@ impl PaymentTable for SqliteTable {
         Ok(())
     }
 
-    fn set_paid(&self, payment: &str, paid: &str, pending: &[String]) -> Result<(), DatabaseError> {
+    fn set(&self, payments: &[&str], to: &str, from: &[String]) -> Result<(), DatabaseError> {
         self.require_file()?;
         let Columns { table, id, status, .. } = &self.columns;
         let update = format!(
@@ -91,9 +117,9 @@ impl PaymentTable for SqliteTable {
              AND CAST(t.{status} AS TEXT) IN (SELECT value FROM json_each(?))"
         );
         sql_query(update)
-            .bind::<Text, _>(paid)
-            .bind::<Text, _>(numbered(&[payment]))
-            .bind::<Text, _>(json(pending))
+            .bind::<Text, _>(to)
+            .bind::<Text, _>(numbered(payments))
+            .bind::<Text, _>(json(from))
             .execute(&mut *self.pool.get()?)?;
         Ok(())
     }

@@ -35,8 +35,8 @@ impl Place {
     }
 
     pub fn open(&self) -> Arc<dyn Ledger> {
-        let options = Options { pool_size: 2, timeout: Duration::from_secs(10), access: Access::Write };
-        open(&self.parsed(), options)
+        let options = Options { pool_size: 2, timeout: Duration::from_secs(10), access: Access::Write, events: None };
+        open(&self.parsed(), &options)
     }
 
     /// Runs SQL behind the ledger's back.

@@ -11,7 +11,7 @@ use crate::{
         Output,
         dead::{PATIENCE, Walk, parked, printable},
     },
-    config::Settings,
+    config::{Settings, SourceKind},
     parked::{Groups, Parked, Selection},
 };
 use anyhow::Context as _;
@@ -298,7 +298,9 @@ impl<'a> Run<'a> {
     /// not credited yet.
     fn check_delay_queue(&self, target: &str) -> Option<String> {
         let Settings { broker, compensation, pay_status, .. } = self.settings;
-        let checked = pay_status.is_some() && target == broker.credit_queue;
+        let of_points = self.settings.sources.iter().filter(|source| matches!(source.kind, SourceKind::Credit));
+        let mut credited = of_points.map(|source| &source.queue).chain([&broker.credit_queue]);
+        let checked = pay_status.is_some() && credited.any(|queue| queue == target);
         checked.then(|| check_delay_queue(&broker.check_queue, compensation.policy.first()))
     }
 

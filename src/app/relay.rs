@@ -1,0 +1,146 @@
+//! The relay: one session after the other, while this daemon has the turn.
+
+use super::{App, SLACK};
+use crate::{
+    backoff::Pace,
+    broker::{BrokerError, CONFIRM_TIMEOUT, EventPublisher},
+    database::{DatabaseError, Guarded},
+    ledger::{self, Outbox},
+    observe::{events, pulse::Pulse, status::Part},
+    outbox::Relay,
+    pipeline::ports::{Dependency, Outage},
+};
+use std::{sync::Arc, time::Duration};
+
+/// How long the relay looks away while there is nothing to publish.
+const IDLE: Duration = Duration::from_millis(200);
+
+/// How often a daemon without the turn asks for it: how late a dead relay is followed by another.
+const WAITING: Duration = Duration::from_secs(1);
+
+/// How often the outbox is counted.
+const COUNTING: Duration = Duration::from_secs(5);
+
+/// After so many looks at an empty outbox it is proven that the broker would take something.
+const LOOKS_BEFORE_PROOF: u32 = 25;
+
+/// What opening a publisher may take: a connection with every node, and the exchange.
+const OPENING_TIME: Duration = Duration::from_secs(120);
+
+impl App {
+    /// Publishes what is in the outbox, as long as events are wanted, until the daemon is told to stop.
+    pub(super) async fn keep_relaying(&self) {
+        if self.settings.events.exchange.is_none() {
+            return;
+        }
+        tokio::join!(self.relay(), self.until_stopped(self.count_outbox()));
+    }
+
+    /// With connections of its own.
+    fn outbox(&self) -> Arc<Guarded<dyn Outbox>> {
+        let (url, timeout) = (self.settings.ledger.url.clone(), self.settings.ledger.timeout);
+        Arc::new(Guarded::new(move || -> Arc<dyn Outbox> { ledger::open_outbox(&url, timeout) }, timeout))
+    }
+
+    async fn relay(&self) {
+        let outbox = self.outbox();
+        let pulse = self.pulses.begin("relay", self.settings.ledger.timeout.max(CONFIRM_TIMEOUT) + SLACK);
+        let mut pace = Pace::default();
+        while !self.stop.is_cancelled() {
+            pulse.beat();
+            let outage = match outbox.call(Outbox::take_turn).await {
+                Ok(true) => self.relay_in_turn(&outbox, &pulse, &mut pace).await,
+                Ok(false) => {
+                    // Whatever was told of an outage is the other relay's to find out now.
+                    self.status.resume(Part::Relay, Dependency::Ledger);
+                    self.status.resume(Part::Relay, Dependency::Broker);
+                    pace.reset();
+                    self.until_stopped(tokio::time::sleep(WAITING)).await;
+                    continue;
+                }
+                Err(error) => Err(ledger_down(error)),
+            };
+            if let Err(outage) = outage {
+                self.status.pause(Part::Relay, &outage);
+                // Another daemon may be better off.
+                let _ = outbox
+                    .call(|outbox| {
+                        outbox.give_turn_up();
+                        Ok(())
+                    })
+                    .await;
+                pulse.beat();
+                self.until_stopped(tokio::time::sleep(pace.next_pause())).await;
+            }
+        }
+        let _ = outbox
+            .call(|outbox| {
+                outbox.give_turn_up();
+                Ok(())
+            })
+            .await;
+    }
+
+    /// Publishes until something fails or the daemon is told to stop.
+    async fn relay_in_turn(
+        &self,
+        outbox: &Arc<Guarded<dyn Outbox>>,
+        pulse: &Pulse,
+        pace: &mut Pace,
+    ) -> Result<(), Outage> {
+        self.status.resume(Part::Relay, Dependency::Ledger);
+        let opening = self.pulses.begin("relay connects", OPENING_TIME);
+        let opened = self.until_stopped(EventPublisher::open(&self.settings)).await;
+        drop(opening);
+        pulse.beat();
+        let Some(publisher) = opened.transpose().map_err(BrokerError::into_outage)? else { return Ok(()) };
+        self.status.resume(Part::Relay, Dependency::Broker);
+        let relayed = self.relay_with(outbox, &publisher, pulse, pace).await;
+        publisher.close().await;
+        relayed
+    }
+
+    async fn relay_with(
+        &self,
+        outbox: &Arc<Guarded<dyn Outbox>>,
+        publisher: &EventPublisher,
+        pulse: &Pulse,
+        pace: &mut Pace,
+    ) -> Result<(), Outage> {
+        let mut relay = Relay::new(Arc::clone(outbox), publisher);
+        let mut idle = 0;
+        while !self.stop.is_cancelled() {
+            pulse.beat();
+            if relay.step(pulse).await? {
+                pace.reset();
+                idle = 0;
+                continue;
+            }
+            idle += 1;
+            if idle % LOOKS_BEFORE_PROOF == 0 {
+                pulse.beat();
+                publisher.prove().await.map_err(BrokerError::into_outage)?;
+                pace.reset();
+            }
+            self.until_stopped(tokio::time::sleep(IDLE)).await;
+        }
+        Ok(())
+    }
+
+    /// Tells every now and then how full the outbox is. While the ledger is down it tells the last numbers.
+    async fn count_outbox(&self) {
+        let outbox = self.outbox();
+        let mut turns = tokio::time::interval(COUNTING);
+        turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            turns.tick().await;
+            if let Ok(summary) = outbox.call(Outbox::summary).await {
+                events::OutboxCounted { rows: summary.rows, oldest_seconds: summary.oldest_seconds }.emit();
+            }
+        }
+    }
+}
+
+fn ledger_down(error: DatabaseError) -> Outage {
+    error.into_outage(Dependency::Ledger)
+}

@@ -1,0 +1,133 @@
+//! Making what must stand at the broker, or requiring it, and comparing.
+
+use super::{
+    Binding, BrokerError, Difference, STEP_TIMEOUT, Topology,
+    connect::connect,
+    declare::{Failure, Item, NOT_FOUND, close},
+    inequivalence::Inequivalence,
+    within,
+};
+use crate::config::BrokerSettings;
+use lapin::{Connection, options::QueueBindOptions, types::FieldTable};
+
+impl Topology {
+    /// Declares everything, also what is somebody else's where it is missing. What is there already and ours must be as it is
+    /// here.
+    pub async fn declare(&self, settings: &BrokerSettings) -> Result<(), BrokerError> {
+        let (connection, _) = connect(settings, "topology").await?;
+        let declared = self.make(&connection).await;
+        close(&connection).await;
+        declared
+    }
+
+    async fn make(&self, connection: &Connection) -> Result<(), BrokerError> {
+        for item in self.items() {
+            let missing = || async { item.declare(connection, true).await.is_err() };
+            if item.is_declared() || missing().await {
+                item.declare(connection, false).await.map_err(|failure| failure.explained(&item))?;
+            }
+        }
+        let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
+        self.bind_on(&channel, true).await?;
+        for binding in self.unbound.iter().filter(|binding| binding.declare) {
+            self.unbind(&channel, binding).await?;
+        }
+        Ok(())
+    }
+
+    fn items(&self) -> impl Iterator<Item = Item<'_>> {
+        self.exchanges.iter().map(Item::Exchange).chain(self.queues.iter().map(Item::Queue))
+    }
+
+    /// Declares what is ours to declare, and requires the other queues to be there, whatever they are like: enough to consume
+    /// and to park.
+    pub(super) async fn establish_on(&self, connection: &Connection) -> Result<(), BrokerError> {
+        for item in self.items().filter(Item::is_declared) {
+            item.declare(connection, false).await.map_err(|failure| failure.explained(&item))?;
+        }
+        self.require_on(connection).await?;
+        if self.bindings.iter().chain(&self.unbound).all(|binding| !binding.declare) {
+            return Ok(());
+        }
+        let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
+        self.bind_on(&channel, false).await?;
+        for binding in self.unbound.iter().filter(|binding| binding.declare) {
+            self.unbind(&channel, binding).await?;
+        }
+        Ok(())
+    }
+
+    /// `all`: also what is somebody else's.
+    pub(super) async fn bind_on(&self, channel: &lapin::Channel, all: bool) -> Result<(), BrokerError> {
+        for Binding { exchange, queue, key, .. } in self.bindings.iter().filter(|binding| all || binding.declare) {
+            let bind = channel.queue_bind(
+                queue.as_str().into(),
+                exchange.as_str().into(),
+                key.as_str().into(),
+                QueueBindOptions { nowait: false },
+                FieldTable::default(),
+            );
+            within(STEP_TIMEOUT, "queue.bind", bind).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes a binding away; one that is not there is as good (RabbitMQ, "AMQP 0-9-1 Errata": queue.unbind).
+    pub(super) async fn unbind(&self, channel: &lapin::Channel, binding: &Binding) -> Result<(), BrokerError> {
+        let unbind = channel.queue_unbind(
+            binding.queue.as_str().into(),
+            binding.exchange.as_str().into(),
+            binding.key.as_str().into(),
+            FieldTable::default(),
+        );
+        within(STEP_TIMEOUT, "queue.unbind", unbind).await
+    }
+
+    async fn require_on(&self, connection: &Connection) -> Result<(), BrokerError> {
+        let mut missing = Vec::new();
+        for item in self.queues.iter().map(Item::Queue).filter(|item| !item.is_declared()) {
+            match item.declare(connection, true).await {
+                Ok(()) => {}
+                Err(Failure::Broker(text)) if text.starts_with(NOT_FOUND) => missing.push(item.subject()),
+                Err(Failure::Broker(text)) => {
+                    return Err(BrokerError::Topology(format!("{} {}", item.subject(), item.explain(&text))));
+                }
+                Err(Failure::Other(error)) => return Err(error),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(BrokerError::Topology(format!(
+            "missing at the broker, and declare is false: {} (`pointsd topology print` shows what is needed)",
+            missing.join(", ")
+        )))
+    }
+
+    /// Compares the broker with this, changing nothing: first by passive declares, then, of what is there, by
+    /// declaring it as it should be, which the broker refuses with the argument that differs.
+    pub async fn check(&self, settings: &BrokerSettings) -> Result<Vec<Difference>, BrokerError> {
+        let (connection, _) = connect(settings, "topology").await?;
+        let mut differences = Vec::new();
+        for item in self.items() {
+            let (refusal, there) = match item.declare(&connection, true).await {
+                Ok(()) => (item.declare(&connection, false).await, true),
+                missing => (missing, false),
+            };
+            match refusal {
+                Ok(()) => {}
+                Err(Failure::Other(error)) => return Err(error),
+                Err(Failure::Broker(text)) => differences.push(Difference {
+                    subject: item.subject(),
+                    problem: item.explain(&text),
+                    // From a delay queue that is different a message may never come back.
+                    harmless: there
+                        && !item.is_declared()
+                        && !(item.is_delay() && Inequivalence::parse(&text).is_some()),
+                }),
+            }
+        }
+        close(&connection).await;
+        Ok(differences)
+    }
+}

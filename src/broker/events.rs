@@ -1,0 +1,159 @@
+//! Publishing the rows of the outbox: each has a fate of its own.
+
+use super::{
+    BrokerError, ExchangeSpec, Outgoing, Publisher, Topology,
+    declare::{Failure, Item},
+    publish::Unsent,
+};
+use crate::{
+    config::{ExchangeType, Settings},
+    observe::status::Part,
+};
+use std::collections::{HashMap, HashSet};
+use tokio::sync::Mutex;
+
+/// A message of the outbox.
+#[derive(Debug, Clone, Copy)]
+pub struct Sending<'a> {
+    /// Where it goes; empty is the default exchange.
+    pub exchange: &'a str,
+    /// With which key.
+    pub routing_key: &'a str,
+    /// Stays the same however often it is published.
+    pub message_id: &'a str,
+    /// A JSON object.
+    pub headers: &'a str,
+    /// As it is sent.
+    pub body: &'a [u8],
+}
+
+/// What became of one: `Ok`, the broker has it, in a queue. Otherwise why not.
+pub type Sent = Result<(), String>;
+
+/// Publishes to whatever exchange a row names. One that is missing or refused concerns the rows that go there, and nobody
+/// else.
+pub struct EventPublisher {
+    publisher: Publisher,
+    /// What is declared here, the exchange of events.
+    topology: Topology,
+    /// Exchanges that are there.
+    known: Mutex<HashSet<String>>,
+}
+
+impl EventPublisher {
+    /// Connects, and declares the exchange of events, if that is ours to declare.
+    pub async fn open(settings: &Settings) -> Result<Self, BrokerError> {
+        let publisher = Publisher::open_for(&settings.broker, "relay publisher").await?;
+        let topology = Topology::of_part(settings, Part::Relay);
+        let opened = Self { publisher, topology, known: Mutex::default() };
+        let ready = match opened.topology.establish_on(opened.publisher.connection()).await {
+            Ok(()) => opened.prove().await,
+            failed => failed,
+        };
+        if ready.is_err() {
+            opened.close().await;
+        }
+        ready.map(|()| opened)
+    }
+
+    /// Whether the broker takes messages.
+    pub async fn prove(&self) -> Result<(), BrokerError> {
+        self.publisher.prove().await
+    }
+
+    /// Closes the connection in order.
+    pub async fn close(&self) {
+        self.publisher.close().await;
+    }
+
+    /// Sends messages in a window, and tells of each what became of it. An error: of none it is known.
+    pub async fn send(&self, sendings: &[Sending<'_>]) -> Result<Vec<Sent>, BrokerError> {
+        let mut fates: Vec<Sent> = Vec::with_capacity(sendings.len());
+        let mut sound = Vec::with_capacity(sendings.len());
+        for (index, sending) in sendings.iter().enumerate() {
+            match self.outgoing(sending).await? {
+                Ok(message) => {
+                    sound.push((index, message));
+                    fates.push(Ok(()));
+                }
+                Err(error) => fates.push(Err(error)),
+            }
+        }
+        let messages: Vec<Outgoing<'_>> = sound.iter().map(|(_, message)| message.clone()).collect();
+        match self.publisher.publish_each(&messages).await {
+            Ok(sent) => {
+                for ((index, _), fate) in sound.iter().zip(sent) {
+                    fates[*index] = fate;
+                }
+            }
+            Err(Unsent::Broker(error)) => return Err(error),
+            // It ends the channel, and does not say which of them it is about.
+            Err(Unsent::Refused(_)) => {
+                let mut refused: HashMap<&str, String> = HashMap::new();
+                for (index, message) in &sound {
+                    let exchange = sendings[*index].exchange;
+                    if !refused.contains_key(exchange)
+                        && let Err(error) = self.send_alone(message, &mut fates[*index]).await?
+                    {
+                        refused.insert(exchange, error);
+                    }
+                    if let Some(error) = refused.get(exchange) {
+                        fates[*index] = Err(error.clone());
+                    }
+                }
+                self.known.lock().await.retain(|exchange| !refused.contains_key(exchange.as_str()));
+            }
+        }
+        Ok(fates)
+    }
+
+    /// `Err` within `Ok`: the broker refuses its exchange.
+    async fn send_alone(&self, message: &Outgoing<'_>, fate: &mut Sent) -> Result<Result<(), String>, BrokerError> {
+        self.publisher.reopen_channel().await?;
+        match self.publisher.publish_each(std::slice::from_ref(message)).await {
+            Ok(sent) => {
+                *fate = sent.into_iter().next().unwrap_or(Ok(()));
+                Ok(Ok(()))
+            }
+            Err(Unsent::Refused(error)) => {
+                self.publisher.reopen_channel().await?;
+                Ok(Err(error))
+            }
+            Err(Unsent::Broker(error)) => Err(error),
+        }
+    }
+
+    /// As it is sent, or why it cannot be.
+    async fn outgoing<'a>(&self, sending: &Sending<'a>) -> Result<Result<Outgoing<'a>, String>, BrokerError> {
+        if let Some(problem) = self.missing(sending.exchange).await? {
+            return Ok(Err(problem));
+        }
+        let Sending { exchange, routing_key, message_id, headers, body } = sending;
+        let Ok(headers) = serde_json::from_str(headers) else {
+            return Ok(Err("its headers are no JSON object".into()));
+        };
+        let message = Outgoing::of_outbox(exchange, routing_key, body, message_id, &headers);
+        Ok(message
+            .and_then(|message| self.publisher.check(&message).map(|()| message))
+            .map_err(|error| error.to_string()))
+    }
+
+    /// What is wrong with an exchange: publishing to one that is not there would end the channel.
+    async fn missing(&self, exchange: &str) -> Result<Option<String>, BrokerError> {
+        if exchange.is_empty() || self.known.lock().await.contains(exchange) {
+            return Ok(None);
+        }
+        let ours = self.topology.exchanges.iter().find(|ours| ours.name == exchange && ours.declare);
+        // Of one that is only looked for the type does not matter.
+        let theirs = ExchangeSpec { name: exchange.to_owned(), kind: ExchangeType::Topic, declare: false };
+        let item = Item::Exchange(ours.unwrap_or(&theirs));
+        match item.declare(self.publisher.connection(), ours.is_none()).await {
+            Ok(()) => {
+                self.known.lock().await.insert(exchange.to_owned());
+                Ok(None)
+            }
+            Err(Failure::Broker(text)) => Ok(Some(text)),
+            Err(Failure::Other(error)) => Err(error),
+        }
+    }
+}

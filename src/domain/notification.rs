@@ -1,0 +1,226 @@
+//! Notifications of the payment side: from a body to the id of a payment, whose own record says the rest
+//! (`docs/integrating.md`). Errors name the field and what would be right, never the content.
+
+use super::{
+    ids::PaymentId,
+    java,
+    message::{Field, ID_TYPES, Malformed, Problem, identifier, json_type, utf8},
+};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// What a notification says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notification {
+    /// Something has happened to this payment.
+    Payment(PaymentId),
+    /// It is of another kind than those that are asked for.
+    Ignored,
+}
+
+/// How the bodies of notifications look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotificationFormat {
+    /// A bare payment id: a JSON string or integer, plain text, or a serialized `java.lang.Long` or `java.lang.String`.
+    PaymentId,
+    /// A pay-result notification: the payment's id in `businessKey1`.
+    PayNotify {
+        /// The `messageType`s that count.
+        message_types: Vec<String>,
+        /// The `businessKey2`s that count.
+        business_types: Vec<String>,
+    },
+}
+
+impl NotificationFormat {
+    /// Reads one body of at most `max_body_bytes`.
+    pub fn parse(&self, body: &[u8], max_body_bytes: usize) -> Result<Notification, Malformed> {
+        match self {
+            Self::PaymentId => payment_id(body, max_body_bytes).map(Notification::Payment),
+            Self::PayNotify { message_types, business_types } => {
+                pay_notify(utf8(body, max_body_bytes)?, message_types, business_types)
+            }
+        }
+    }
+}
+
+fn payment_id(body: &[u8], max_body_bytes: usize) -> Result<PaymentId, Malformed> {
+    let malformed = |problem: Problem| Malformed::new(Field::Body, problem);
+    let checked = |id: &str| PaymentId::new(id).map_err(|error| malformed(error.into()));
+    if java::is_stream(body) && body.len() <= max_body_bytes {
+        return checked(&java::read(body).ok_or_else(|| malformed(Problem::OtherJava))?);
+    }
+    let text = utf8(body, max_body_bytes)?;
+    match serde_json::from_str::<&RawValue>(text) {
+        Ok(json) => identifier(Field::Body, Some(json), PaymentId::new),
+        // It was meant as JSON.
+        Err(error) if text.trim_start().starts_with(['"', '{', '[']) => {
+            Err(malformed(Problem::NotJson(error.to_string())))
+        }
+        Err(_) => checked(text),
+    }
+}
+
+/// The members that matter, as their JSON texts. Serde refuses one that is given twice.
+#[derive(Deserialize)]
+struct PayNotify<'b> {
+    #[serde(borrow, rename = "messageType")]
+    message_type: Option<&'b RawValue>,
+    #[serde(borrow, rename = "businessKey1")]
+    business_key_1: Option<&'b RawValue>,
+    #[serde(borrow, rename = "businessKey2")]
+    business_key_2: Option<&'b RawValue>,
+}
+
+fn pay_notify(text: &str, message_types: &[String], business_types: &[String]) -> Result<Notification, Malformed> {
+    let malformed = |problem| Malformed::new(Field::Body, problem);
+    let json: &RawValue = serde_json::from_str(text).map_err(|error| malformed(Problem::NotJson(error.to_string())))?;
+    if !json.get().starts_with('{') {
+        return Err(malformed(Problem::NotAnObject));
+    }
+    let PayNotify { message_type, business_key_1, business_key_2 } =
+        serde_json::from_str(json.get()).map_err(|error| given_twice(&error))?;
+    // Of another kind it may look as it likes.
+    if !message_types.contains(&word(Field::MessageType, message_type)?)
+        || !business_types.contains(&word(Field::BusinessKey2, business_key_2)?)
+    {
+        return Ok(Notification::Ignored);
+    }
+    identifier(Field::BusinessKey1, business_key_1, PaymentId::new).map(Notification::Payment)
+}
+
+/// All that an object of valid JSON can do wrong here: its members may be of any type.
+fn given_twice(error: &serde_json::Error) -> Malformed {
+    let told = error.to_string();
+    let fields = [Field::MessageType, Field::BusinessKey1, Field::BusinessKey2];
+    let field = fields.into_iter().find(|field| told.contains(&format!("`{field}`"))).unwrap_or(Field::Body);
+    let problem = if field == Field::Body { Problem::BadEscape } else { Problem::GivenTwice };
+    Malformed::new(field, problem)
+}
+
+/// A text, or the digits of an integer.
+fn word(field: Field, value: Option<&RawValue>) -> Result<String, Malformed> {
+    let malformed = |problem| Malformed::new(field, problem);
+    let json = value.ok_or_else(|| malformed(Problem::Missing))?.get();
+    match json_type(json) {
+        "a string" => serde_json::from_str(json).map_err(|_| malformed(Problem::BadEscape)),
+        "an integer" => Ok(json.to_owned()),
+        given => Err(malformed(Problem::WrongType { given, wanted: ID_TYPES })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MAX: usize = 1000;
+
+    fn read(format: &NotificationFormat, body: &[u8]) -> Result<String, String> {
+        match format.parse(body, MAX) {
+            Ok(Notification::Payment(id)) => Ok(id.to_string()),
+            Ok(Notification::Ignored) => Ok("(ignored)".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn a_bare_payment_id_is_read_in_each_of_its_forms() {
+        let long = include_bytes!("../../tests/fixtures/java/long.ser");
+        let string = include_bytes!("../../tests/fixtures/java/string.ser");
+        for (body, id) in [
+            (&b"\"202002201101\""[..], "202002201101"),
+            (b"202002201101", "202002201101"),
+            (b" 7 \r\n", "7"),
+            (b"123456789012345678901234567890", "123456789012345678901234567890"),
+            (b"-0", "0"),
+            (b"\"ORDER 7\"", "ORDER 7"),
+            (b"\"\\u652f\"", "\u{652f}"),
+            (b"ORDER-7", "ORDER-7"),
+            (b"007", "007"),
+            ("支付".as_bytes(), "支付"),
+            (long, "202002201101"),
+            (string, "202002201101"),
+        ] {
+            assert_eq!(read(&NotificationFormat::PaymentId, body).as_deref(), Ok(id), "{body:?}");
+        }
+        let nul = include_bytes!("../../tests/fixtures/java/string-nul.ser");
+        let list = include_bytes!("../../tests/fixtures/java/list.ser");
+        let large = vec![b'7'; MAX + 1];
+        let large_java = [&[0xac, 0xed, 0x00, 0x05][..], &large].concat();
+        for (body, error) in [
+            (&b""[..], "body is empty; must be 1 to 128 characters"),
+            (b"\"\"", "body is empty; must be 1 to 128 characters"),
+            (b"1.5", "body is a number with a fraction or an exponent; must be a string or an integer"),
+            (b"null", "body is null; must be a string or an integer"),
+            (b"true", "body is a boolean; must be a string or an integer"),
+            (b"{\"id\": 7}", "body is an object; must be a string or an integer"),
+            (b"[7]", "body is an array; must be a string or an integer"),
+            (b"\"7", "body is not JSON: EOF while parsing a string at line 1 column 2"),
+            (b"{secret", "body is not JSON: key must be a string at line 1 column 2"),
+            (b"ORDER-7\n", "body has a control character; must have none"),
+            (b" ORDER-7", "body has blanks around it; must have none at its ends"),
+            (b"\xff", "body is not UTF-8 from byte 0 on"),
+            (nul, "body has a control character; must have none"),
+            (list, "body is serialized Java, but neither a java.lang.Long nor a java.lang.String"),
+            (&large, "body has 1001 bytes; at most 1000 are taken"),
+            (&large_java, "body has 1005 bytes; at most 1000 are taken"),
+        ] {
+            assert_eq!(read(&NotificationFormat::PaymentId, body), Err(error.to_owned()), "{body:?}");
+        }
+    }
+
+    fn pay_notify_format() -> NotificationFormat {
+        NotificationFormat::PayNotify {
+            message_types: vec!["payresult_notify".into()],
+            business_types: vec!["60201".into()],
+        }
+    }
+
+    #[test]
+    fn a_pay_notification_counts_when_both_of_its_types_are_asked_for() {
+        for (body, told) in [
+            (r#"{"messageType": "payresult_notify", "businessKey1": "7", "businessKey2": "60201", "x": []}"#, Ok("7")),
+            (r#"{"messageType": "payresult_notify", "businessKey1": 7, "businessKey2": 60201}"#, Ok("7")),
+            (r#"{"messageType": "refund", "businessKey1": [], "businessKey1": 3}"#, Err("businessKey1 is given twice")),
+            (r#"{"messageType": "refund"}"#, Ok("(ignored)")),
+            (r#"{"messageType": "payresult_notify", "businessKey2": "60202"}"#, Ok("(ignored)")),
+            (r#"{"messageType": "payresult_notify", "businessKey2": "60201"}"#, Err("businessKey1 is missing")),
+            (r#"{"messageType": "payresult_notify", "businessKey1": "7"}"#, Err("businessKey2 is missing")),
+            (r#"{"businessKey1": "7", "businessKey2": "60201"}"#, Err("messageType is missing")),
+            (
+                r#"{"messageType": ["payresult_notify"]}"#,
+                Err("messageType is an array; must be a string or an integer"),
+            ),
+            (
+                r#"{"messageType": "payresult_notify", "businessKey1": " ", "businessKey2": "60201"}"#,
+                Err("businessKey1 has blanks around it; must have none at its ends"),
+            ),
+            (r#""7""#, Err("body is JSON but not an object")),
+            (r#"["payresult_notify", "7", "60201"]"#, Err("body is JSON but not an object")),
+            ("", Err("body is not JSON: EOF while parsing a value at line 1 column 0")),
+        ] {
+            let told = told.map(str::to_owned).map_err(str::to_owned);
+            assert_eq!(read(&pay_notify_format(), body.as_bytes()), told, "{body}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in ".{0,200}") {
+            for format in [NotificationFormat::PaymentId, pay_notify_format()] {
+                let _ = format.parse(&bytes, MAX);
+                let _ = format.parse(text.as_bytes(), MAX);
+            }
+        }
+
+        /// What is taken for an id is one, whatever form it came in; and an error never quotes the body.
+        #[test]
+        fn every_id_comes_through_as_it_is(id in "[!-~]{1,128}") {
+            let json = serde_json::to_string(&id).unwrap();
+            prop_assert_eq!(read(&NotificationFormat::PaymentId, json.as_bytes()), Ok(id.clone()));
+            let body = serde_json::json!({"messageType": "payresult_notify", "businessKey1": id, "businessKey2": "60201"});
+            prop_assert_eq!(read(&pay_notify_format(), body.to_string().as_bytes()), Ok(id));
+        }
+    }
+}

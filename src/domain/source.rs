@@ -1,0 +1,27 @@
+//! A source of notifications: how its bodies are read, and what they mean (`docs/integrating.md`).
+
+use super::{check::CheckPolicy, notification::NotificationFormat};
+
+/// A `[[source]]` whose messages name a payment that is looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Its name: the metrics' `queue` label, and the value of `x-pointsd-source`.
+    pub name: String,
+    /// How its bodies look.
+    pub format: NotificationFormat,
+    /// What the messages say of the payment.
+    pub meaning: Meaning,
+    /// How often and when a payment is checked that is not paid yet.
+    pub policy: CheckPolicy,
+}
+
+/// What it means that a message has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meaning {
+    /// The payment may have changed: it is looked up.
+    Changed,
+    /// It is paid, and its row is to say so (`mark_paid`).
+    Paid,
+    /// It was begun just now, and is closed when it is not paid in time (`expire`).
+    Begun,
+}

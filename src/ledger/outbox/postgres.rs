@@ -1,0 +1,216 @@
+//! The outbox in PostgreSQL. The turn is an advisory lock of the session: it ends with the connection, however the relay
+//! dies.
+
+use super::{Chosen, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trouble};
+use crate::{
+    database::{DatabaseError, postgres::Server},
+    ledger::announce::Announcements,
+};
+use diesel::{
+    PgConnection, QueryResult, RunQueryDsl,
+    connection::SimpleConnection,
+    pg::Pg,
+    query_builder::{AstPass, QueryFragment, QueryId},
+    sql_query,
+    sql_types::{Array, BigInt, Bool, Double, Nullable, Text},
+};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+/// Held by the relay that works (a number of our own; see `pg_advisory_lock`).
+const RELAY_LOCK: i64 = 0x706f_696e_7473_6402;
+
+pub(super) struct PostgresOutbox {
+    server: Server,
+    /// The relay's one connection, which has the turn or waits for it.
+    session: Mutex<Option<Session>>,
+}
+
+struct Session {
+    connection: PgConnection,
+    has_turn: bool,
+}
+
+#[derive(diesel::QueryableByName)]
+struct Locked {
+    #[diesel(sql_type = Bool)]
+    locked: bool,
+}
+
+impl PostgresOutbox {
+    pub(super) fn new(uri: &str, timeout: Duration) -> Self {
+        Self { server: Server::new(uri, timeout), session: Mutex::default() }
+    }
+
+    /// A relay whose machine has died must lose its turn within seconds, not hours.
+    fn connect(&self) -> Result<PgConnection, DatabaseError> {
+        let mut connection = self.server.fresh()?;
+        connection.batch_execute(
+            "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3",
+        )?;
+        Ok(connection)
+    }
+
+    /// On the connection that has the turn. One that fails is let go of, and the turn with it.
+    fn in_turn<T>(&self, work: impl FnOnce(&mut PgConnection) -> Result<T, DatabaseError>) -> Result<T, DatabaseError> {
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Session { connection, has_turn: true }) = session.as_mut() else {
+            return Err(DatabaseError::Unreachable("the relay's connection is lost, and its turn with it".into()));
+        };
+        let done = work(connection);
+        if done.is_err() {
+            *session = None;
+        }
+        done
+    }
+}
+
+/// `behind`: seconds until an earlier row of the same key is tried again.
+fn rows(which: &str, behind: &str, order: &str) -> String {
+    format!(
+        "SELECT id, message_id, exchange, routing_key, key, headers::text AS headers, body, attempts, behind FROM (\
+             SELECT *, sum(octet_length(body)) OVER (ORDER BY id) - octet_length(body) AS bytes_before FROM (\
+                 SELECT o.*, (SELECT extract(epoch FROM max(h.next_try_at) - now())::double precision \
+                                FROM points_outbox AS h \
+                               WHERE h.key = o.key AND h.id < o.id AND {behind}) AS behind \
+                   FROM points_outbox AS o WHERE {which} ORDER BY {order} LIMIT $1) AS some) AS counted \
+          WHERE bytes_before <= {MOST_BYTES} ORDER BY id"
+    )
+}
+
+impl Outbox for PostgresOutbox {
+    fn take_turn(&self) -> Result<bool, DatabaseError> {
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        // A connection that fails is not put back.
+        let Session { mut connection, has_turn } = match session.take() {
+            Some(session) => session,
+            None => Session { connection: self.connect()?, has_turn: false },
+        };
+        // That it answers is the proof of a turn that was taken before: the lock lives as long as the session.
+        let lock = if has_turn { "true".to_owned() } else { format!("pg_try_advisory_lock({RELAY_LOCK})") };
+        let has_turn = sql_query(format!("SELECT {lock} AS locked")).get_result::<Locked>(&mut connection)?.locked;
+        *session = Some(Session { connection, has_turn });
+        Ok(has_turn)
+    }
+
+    fn give_turn_up(&self) {
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn fresh(&self, after: i64, most: i64) -> Result<Vec<Row>, DatabaseError> {
+        let query = rows("o.next_try_at IS NULL AND o.id > $2", "h.next_try_at IS NOT NULL", "o.id");
+        self.in_turn(|connection| {
+            Ok(sql_query(query).bind::<BigInt, _>(most).bind::<BigInt, _>(after).load(connection)?)
+        })
+    }
+
+    fn due(&self, most: i64) -> Result<Vec<Row>, DatabaseError> {
+        // What has waited longest comes first, so that none of many is left for ever.
+        let query = rows("o.next_try_at <= now()", "h.next_try_at > now()", "o.next_try_at, o.id");
+        self.in_turn(|connection| Ok(sql_query(query).bind::<BigInt, _>(most).load(connection)?))
+    }
+
+    fn delete(&self, ids: &[i64]) -> Result<(), DatabaseError> {
+        self.in_turn(|connection| {
+            sql_query("DELETE FROM points_outbox WHERE id = ANY ($1)")
+                .bind::<Array<BigInt>, _>(ids)
+                .execute(connection)?;
+            Ok(())
+        })
+    }
+
+    fn hold(&self, troubles: &[Trouble]) -> Result<(), DatabaseError> {
+        let ids: Vec<i64> = troubles.iter().map(|trouble| trouble.id).collect();
+        let seconds: Vec<f64> = troubles.iter().map(|trouble| trouble.again_in.as_secs_f64()).collect();
+        let errors: Vec<Option<&str>> = troubles.iter().map(|trouble| trouble.error.as_deref()).collect();
+        self.in_turn(|connection| {
+            sql_query(
+                "UPDATE points_outbox AS o SET next_try_at = now() + make_interval(secs => t.seconds), \
+                        attempts = o.attempts + (t.error IS NOT NULL)::integer, last_error = coalesce(t.error, o.last_error) \
+                   FROM unnest($1, $2, $3) AS t (id, seconds, error) WHERE o.id = t.id",
+            )
+            .bind::<Array<BigInt>, _>(ids)
+            .bind::<Array<Double>, _>(seconds)
+            .bind::<Array<Nullable<Text>>, _>(errors)
+            .execute(connection)?;
+            Ok(())
+        })
+    }
+
+    fn summary(&self) -> Result<Summary, DatabaseError> {
+        let query = format!(
+            "SELECT (SELECT count(*) FROM (SELECT 1 FROM points_outbox LIMIT {MOST_COUNTED}) AS counted) AS rows, \
+                    (SELECT count(*) FROM (SELECT 1 FROM points_outbox WHERE next_try_at IS NOT NULL \
+                                            LIMIT {MOST_COUNTED}) AS counted) AS held, \
+                    (SELECT greatest(extract(epoch FROM now() - created_at), 0)::double precision \
+                       FROM points_outbox ORDER BY id LIMIT 1) AS oldest_seconds"
+        );
+        Ok(sql_query(query).get_result(&mut self.server.fresh()?)?)
+    }
+
+    fn list(&self, held: bool, most: i64) -> Result<Vec<Listed>, DatabaseError> {
+        let query = r#"
+            SELECT id, message_id, exchange, routing_key, key, octet_length(body) AS body_bytes, attempts, last_error,
+                   to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS created_at,
+                   to_char(next_try_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS next_try_at
+              FROM points_outbox WHERE next_try_at IS NOT NULL OR NOT $1 ORDER BY id LIMIT $2"#;
+        let connection = &mut self.server.fresh_unlimited()?;
+        Ok(sql_query(query).bind::<Bool, _>(held).bind::<BigInt, _>(most).load(connection)?)
+    }
+
+    fn retry(&self, chosen: &Chosen) -> Result<usize, DatabaseError> {
+        let connection = &mut self.server.fresh_unlimited()?;
+        let update = "UPDATE points_outbox SET next_try_at = now() WHERE next_try_at IS NOT NULL";
+        Ok(match chosen {
+            Chosen::All | Chosen::Held => sql_query(update).execute(connection)?,
+            Chosen::Ids(ids) => sql_query(format!(
+                "{update} AND (id = ANY ($1) OR key IN (SELECT key FROM points_outbox WHERE id = ANY ($1)))"
+            ))
+            .bind::<Array<BigInt>, _>(ids)
+            .execute(connection)?,
+        })
+    }
+
+    fn drop_rows(&self, chosen: &Chosen) -> Result<usize, DatabaseError> {
+        let connection = &mut self.server.fresh_unlimited()?;
+        Ok(match chosen {
+            Chosen::All => sql_query("DELETE FROM points_outbox").execute(connection)?,
+            Chosen::Held => sql_query("DELETE FROM points_outbox WHERE next_try_at IS NOT NULL").execute(connection)?,
+            Chosen::Ids(ids) => sql_query("DELETE FROM points_outbox WHERE id = ANY ($1)")
+                .bind::<Array<BigInt>, _>(ids)
+                .execute(connection)?,
+        })
+    }
+}
+
+/// Writes announcements, within the transaction of what they tell.
+pub(in crate::ledger) struct InsertRows<'a>(pub(in crate::ledger) &'a Announcements);
+
+impl QueryId for InsertRows<'_> {
+    type QueryId = InsertRows<'static>;
+    const HAS_STATIC_QUERY_ID: bool = true;
+}
+
+impl RunQueryDsl<PgConnection> for InsertRows<'_> {}
+
+impl QueryFragment<Pg> for InsertRows<'_> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql(
+            "INSERT INTO points_outbox (exchange, message_id, routing_key, key, body) \
+             SELECT t.* FROM (SELECT ",
+        );
+        out.push_bind_param::<Text, _>(&self.0.exchange)?;
+        out.push_sql("::text AS exchange, u.* FROM unnest(");
+        out.push_bind_param::<Array<Text>, _>(&self.0.message_ids)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<Text>, _>(&self.0.routing_keys)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<Text>, _>(&self.0.keys)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<Text>, _>(&self.0.bodies)?;
+        out.push_sql(") AS u) AS t");
+        Ok(())
+    }
+}
