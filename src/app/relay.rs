@@ -95,6 +95,7 @@ impl App {
         pulse.beat();
         let Some(publisher) = opened.transpose().map_err(BrokerError::into_outage)? else { return Ok(()) };
         self.status.resume(Part::Relay, Dependency::Broker);
+        events::Relaying.emit();
         let relayed = self.relay_with(outbox, &publisher, pulse, pace).await;
         publisher.close().await;
         relayed

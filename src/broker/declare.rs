@@ -178,7 +178,10 @@ pub(super) async fn doubt_about_looking(connection: &Connection, queue: &str) ->
     match item.declare(connection, false).await {
         Err(Failure::Broker(text)) => {
             let different = Inequivalence::parse(&text);
-            let classic = different.is_some_and(|it| it.argument == "x-queue-type" && it.found == "classic");
+            let classic = different.is_some_and(|it| {
+                // One that was declared without a type says none; a quorum queue always says what it is.
+                it.argument == "x-queue-type" && ["classic", "none"].contains(&it.found.as_str())
+            });
             Ok((!classic).then_some(text))
         }
         Ok(()) => Ok(None),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::domain::retry::Delay;
 use CheckStep::{Dead, Expire, LateCredit, None, Recheck, Reinstate, Reverse, Verify, Void};
 use LedgerState::{Absent, Credited, Reversed};
 use PaymentStatus::{Closed, Paid, Pending, Unknown, Unrecognised};

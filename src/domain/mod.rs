@@ -13,4 +13,5 @@ pub mod settlement;
 pub mod shape;
 pub mod source;
 pub mod status;
+pub mod turns;
 pub mod worth;

@@ -231,7 +231,7 @@ fn the_schema_is_told_and_migrated_once(kind: Kind) {
         let threads: Vec<_> = (0..writers).map(|_| scope.spawn(|| place.open().migrate().unwrap().len())).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
-    assert_eq!(ran, 2);
+    assert_eq!(ran, 3);
     assert_eq!(ledger.schema().unwrap(), SchemaState::Current);
     assert!(ledger.migrate().unwrap().is_empty());
     ledger.probe().unwrap();

@@ -229,7 +229,7 @@ fn a_queue_that_is_different_is_told_with_the_argument_and_what_to_do() {
     let daemon = setup.start();
     let said = format!("queue {} exists with another x-queue-type: quorum there, classic here", setup.credit_queue);
     daemon.wait_not_ready(&said);
-    daemon.wait_not_ready("make the queue anew, name another one, or set broker.declare = false");
+    daemon.wait_not_ready("make the queue anew, name another one, or set declare = false");
     daemon.stop();
 
     let other = Setup::new(&url, &place.url, "");
@@ -314,7 +314,7 @@ fn existing_queues_work_by_naming_them() {
         command.env("POINTSD_BROKER__DECLARE", "false");
     });
     let (dead, delay) = (&setup.dead_queue, &setup.never_used());
-    daemon.wait_not_ready(&format!("missing at the broker, and broker.declare is false: queue {dead}, queue {delay}"));
+    daemon.wait_not_ready(&format!("missing at the broker, and declare is false: queue {dead}, queue {delay}"));
     client.declare_queue(dead, &[]);
     client.declare_queue(delay, &[]);
     daemon.wait_ready();

@@ -4,7 +4,9 @@
 mod checks;
 mod daemon;
 mod messages;
+mod outbox;
 
 pub use checks::*;
 pub use daemon::*;
 pub use messages::*;
+pub use outbox::*;

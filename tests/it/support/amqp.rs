@@ -6,7 +6,7 @@ use lapin::{
     message::BasicGetMessage,
     options::{
         BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
-        QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+        ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
     },
     types::{AMQPValue, FieldTable},
 };
@@ -83,6 +83,23 @@ impl Client {
         let options = QueueBindOptions { nowait: false };
         let bind = self.channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default());
         self.wait(bind).unwrap();
+    }
+
+    /// Binds, if the exchange is there.
+    pub fn try_bind(&self, queue: &str, exchange: &str, key: &str) -> Option<()> {
+        self.runtime.block_on(async {
+            // A refusal closes the channel.
+            let channel = self.connection.create_channel().await.unwrap();
+            let options = QueueBindOptions { nowait: false };
+            channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default()).await.ok()?;
+            let _ = channel.close(200, "done".into()).await;
+            Some(())
+        })
+    }
+
+    pub fn delete_exchange(&self, name: &str) {
+        let options = ExchangeDeleteOptions { if_unused: false, nowait: false };
+        self.wait(self.channel.exchange_delete(name.into(), options)).unwrap();
     }
 
     pub fn delete_queue(&self, name: &str) {

@@ -173,7 +173,7 @@ impl Daemon {
     }
 
     /// Waits for something that the daemon does; a failure shows its log.
-    pub fn wait_for<T>(&self, what: &str, check: impl Fn(&Self) -> Option<T>) -> T {
+    pub fn wait_for<T>(&self, what: &str, mut check: impl FnMut(&Self) -> Option<T>) -> T {
         let begun = Instant::now();
         loop {
             if let Some(value) = check(self) {
