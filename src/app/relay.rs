@@ -88,7 +88,6 @@ impl App {
         pulse: &Pulse,
         pace: &mut Pace,
     ) -> Result<(), Outage> {
-        self.status.resume(Part::Relay, Dependency::Ledger);
         let opening = self.pulses.begin("relay connects", OPENING_TIME);
         let opened = self.until_stopped(EventPublisher::open(&self.settings)).await;
         drop(opening);
@@ -112,7 +111,9 @@ impl App {
         let mut idle = 0;
         while !self.stop.is_cancelled() {
             pulse.beat();
-            if relay.step(pulse).await? {
+            let moved = relay.step(pulse).await?;
+            self.status.resume(Part::Relay, Dependency::Ledger);
+            if moved {
                 pace.reset();
                 idle = 0;
                 continue;

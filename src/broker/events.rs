@@ -46,18 +46,17 @@ impl EventPublisher {
         let publisher = Publisher::open_for(&settings.broker, "relay publisher").await?;
         let topology = Topology::of_part(settings, Part::Relay);
         let opened = Self { publisher, topology, known: Mutex::default() };
-        let ready = match opened.topology.establish_on(opened.publisher.connection()).await {
-            Ok(()) => opened.prove().await,
-            failed => failed,
-        };
+        let ready = opened.prove().await;
         if ready.is_err() {
             opened.close().await;
         }
         ready.map(|()| opened)
     }
 
-    /// Whether the broker takes messages.
+    /// Whether the broker takes messages; and that the exchange of events is there, if it is ours to declare: somebody may
+    /// have deleted it, and listeners cannot bind to it then.
     pub async fn prove(&self) -> Result<(), BrokerError> {
+        self.topology.establish_on(self.publisher.connection()).await?;
         self.publisher.prove().await
     }
 

@@ -233,7 +233,7 @@ struct Heard {
 impl Heard {
     /// `key/number` is the id of each.
     fn hear(&mut self, client: &Client, queue: &str) {
-        for message in client.drain(queue) {
+        for message in std::iter::from_fn(|| client.take(queue)).take(5000) {
             let id = message.delivery.properties.message_id().as_ref().unwrap().to_string();
             if !self.seen.insert(id.clone()) {
                 self.repeated += 1;
@@ -361,21 +361,27 @@ fn two_daemons_relay_a_hundred_thousand_rows_one_after_the_other() {
          INSERT INTO points_outbox (exchange, routing_key, key, message_id, body) \
          SELECT '{exchange}', 'r', 'k' || n % 1000, 'k' || n % 1000 || '/' || n, '{{}}' FROM generate_series(1, {ROWS}) AS n"
     ));
+    let left = || setup.json(&["outbox", "list", "--limit", "0", "--json"])["rows"].as_u64().unwrap();
+    let mut last = left();
+    for kill in 0..5 {
+        // The one that relays: it said so, and only its death takes the turn from it.
+        let relaying = eventually("one of them relays", || {
+            let relaying = daemons.iter().position(|daemon| daemon.log().contains("relaying the outbox"))?;
+            let now = left();
+            (now < last).then_some((relaying, now))
+        });
+        daemons.remove(relaying.0).kill();
+        let left = left();
+        assert!(left > 1, "kill {kill} found nothing to relay");
+        last = left;
+        daemons.push(start(&setup));
+    }
     let mut heard = Heard::default();
-    let (mut kills, mut payment, mut slowest) = (0, 0, Duration::ZERO);
+    let (mut payment, mut slowest) = (0, Duration::ZERO);
     let begun = Instant::now();
     let expected = usize::try_from(ROWS - ROWS / 1000).unwrap();
     while heard.seen.iter().filter(|id| id.contains('/')).count() < expected {
         assert!(begun.elapsed() < Duration::from_secs(300), "{} of {expected}", heard.seen.len());
-        if kills < 5 && !heard.seen.is_empty() {
-            // The one that relays: the last to have said so.
-            let relaying = daemons.iter().position(|daemon| daemon.log().contains("relaying the outbox"));
-            if let Some(relaying) = relaying {
-                daemons.remove(relaying).kill();
-                daemons.push(start(&setup));
-                kills += 1;
-            }
-        }
         // Crediting goes on beside it.
         payment += 1;
         let published = Instant::now();
@@ -384,8 +390,8 @@ fn two_daemons_relay_a_hundred_thousand_rows_one_after_the_other() {
         slowest = slowest.max(published.elapsed());
         heard.hear(&client, &queue);
     }
-    assert_eq!(kills, 5, "each time the one that relayed");
-    assert!(slowest < Duration::from_secs(20), "crediting never waited for the relay: {slowest:?}");
+    assert!(heard.repeated > 0, "what was published before a kill is published again");
+    assert!(slowest < Duration::from_secs(10), "crediting never waited for the relay: {slowest:?}");
     heard.assert_in_order();
     let report = setup.json(&["outbox", "list", "--held", "--json"]);
     assert_eq!(report["held"], 1 + ROWS / 1000, "only what stands behind the undeliverable one waits: {report}");

@@ -75,7 +75,7 @@ fn rows(which: &str, behind: &str, order: &str) -> String {
                  SELECT o.*, (SELECT extract(epoch FROM max(h.next_try_at) - now())::double precision \
                                 FROM points_outbox AS h \
                                WHERE h.key = o.key AND h.id < o.id AND {behind}) AS behind \
-                   FROM points_outbox AS o WHERE {which} ORDER BY {order} LIMIT $1) AS some) AS counted \
+                   FROM points_outbox AS o WHERE {which} ORDER BY {order} LIMIT $1) AS page) AS counted \
           WHERE bytes_before <= {MOST_BYTES} ORDER BY id"
     )
 }

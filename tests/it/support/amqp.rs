@@ -88,8 +88,8 @@ impl Client {
     /// Binds, if the exchange is there.
     pub fn try_bind(&self, queue: &str, exchange: &str, key: &str) -> Option<()> {
         self.runtime.block_on(async {
-            // A refusal closes the channel.
-            let channel = self.connection.create_channel().await.unwrap();
+            // A refusal closes the channel, and may be told to whoever opens the next one.
+            let channel = self.connection.create_channel().await.ok()?;
             let options = QueueBindOptions { nowait: false };
             channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default()).await.ok()?;
             let _ = channel.close(200, "done".into()).await;
