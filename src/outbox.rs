@@ -67,7 +67,7 @@ impl<'a> Relay<'a> {
         while let Some(window) = way.next_window() {
             pulse.beat();
             let sendings: Vec<Sending<'_>> = window.iter().map(sending).collect();
-            let fates = self.publisher.send(&sendings).await.map_err(BrokerError::into_outage)?;
+            let fates = self.publisher.send(&sendings, pulse).await.map_err(BrokerError::into_outage)?;
             let mut delivered = Vec::with_capacity(window.len());
             for (row, fate) in window.iter().zip(fates) {
                 match fate {
@@ -140,9 +140,14 @@ struct Way {
 impl Way {
     fn of(rows: Vec<Row>) -> Self {
         let mut way = Self::default();
+        let here: HashSet<i64> = rows.iter().map(|row| row.id).collect();
         for row in rows {
-            match row.behind {
-                Some(seconds) => way.wait(&row, Duration::from_secs_f64(seconds.clamp(0.0, 86_400.0))),
+            match row.behind_id.filter(|id| !here.contains(id)) {
+                // What it waits for is not among these, which are in order.
+                Some(_) => {
+                    let seconds = row.behind_seconds.unwrap_or_default().clamp(0.0, 86_400.0);
+                    way.wait(&row, Duration::from_secs_f64(seconds));
+                }
                 None => way.rows.push_back(row),
             }
         }
@@ -196,7 +201,8 @@ mod tests {
             headers: "{}".into(),
             body: String::new(),
             attempts: 0,
-            behind: None,
+            behind_id: None,
+            behind_seconds: None,
         }
     }
 
@@ -219,7 +225,7 @@ mod tests {
 
     #[test]
     fn rows_behind_a_held_one_wait_as_long_as_it_does() {
-        let behind = |id, key, seconds| Row { behind: Some(seconds), ..row(id, key) };
+        let behind = |id, key, seconds| Row { behind_id: Some(1), behind_seconds: Some(seconds), ..row(id, key) };
         let mut way =
             Way::of(vec![behind(5, Some("a"), 2.0), row(6, Some("a")), behind(7, Some("b"), -1.0), row(8, None)]);
         assert_eq!(ids(way.next_window()), [8]);

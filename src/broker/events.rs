@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     config::{ExchangeType, Settings},
-    observe::status::Part,
+    observe::{pulse::Pulse, status::Part},
 };
 use std::collections::{HashMap, HashSet};
 use tokio::sync::Mutex;
@@ -66,11 +66,12 @@ impl EventPublisher {
     }
 
     /// Sends messages in a window, and tells of each what became of it. An error: of none it is known.
-    pub async fn send(&self, sendings: &[Sending<'_>]) -> Result<Vec<Sent>, BrokerError> {
+    /// `pulse` beats before each step that waits.
+    pub async fn send(&self, sendings: &[Sending<'_>], pulse: &Pulse) -> Result<Vec<Sent>, BrokerError> {
         let mut fates: Vec<Sent> = Vec::with_capacity(sendings.len());
         let mut sound = Vec::with_capacity(sendings.len());
         for (index, sending) in sendings.iter().enumerate() {
-            match self.outgoing(sending).await? {
+            match self.outgoing(sending, pulse).await? {
                 Ok(message) => {
                     sound.push((index, message));
                     fates.push(Ok(()));
@@ -79,6 +80,7 @@ impl EventPublisher {
             }
         }
         let messages: Vec<Outgoing<'_>> = sound.iter().map(|(_, message)| message.clone()).collect();
+        pulse.beat();
         match self.publisher.publish_each(&messages).await {
             Ok(sent) => {
                 for ((index, _), fate) in sound.iter().zip(sent) {
@@ -91,6 +93,7 @@ impl EventPublisher {
                 let mut refused: HashMap<&str, String> = HashMap::new();
                 for (index, message) in &sound {
                     let exchange = sendings[*index].exchange;
+                    pulse.beat();
                     if !refused.contains_key(exchange)
                         && let Err(error) = self.send_alone(message, &mut fates[*index]).await?
                     {
@@ -123,8 +126,12 @@ impl EventPublisher {
     }
 
     /// As it is sent, or why it cannot be.
-    async fn outgoing<'a>(&self, sending: &Sending<'a>) -> Result<Result<Outgoing<'a>, String>, BrokerError> {
-        if let Some(problem) = self.missing(sending.exchange).await? {
+    async fn outgoing<'a>(
+        &self,
+        sending: &Sending<'a>,
+        pulse: &Pulse,
+    ) -> Result<Result<Outgoing<'a>, String>, BrokerError> {
+        if let Some(problem) = self.missing(sending.exchange, pulse).await? {
             return Ok(Err(problem));
         }
         let Sending { exchange, routing_key, message_id, headers, body } = sending;
@@ -138,11 +145,12 @@ impl EventPublisher {
     }
 
     /// What is wrong with an exchange: publishing to one that is not there would end the channel.
-    async fn missing(&self, exchange: &str) -> Result<Option<String>, BrokerError> {
+    async fn missing(&self, exchange: &str, pulse: &Pulse) -> Result<Option<String>, BrokerError> {
         if exchange.is_empty() || self.known.lock().await.contains(exchange) {
             return Ok(None);
         }
         let ours = self.topology.exchanges.iter().find(|ours| ours.name == exchange && ours.declare);
+        pulse.beat();
         // Of one that is only looked for the type does not matter.
         let theirs = ExchangeSpec { name: exchange.to_owned(), kind: ExchangeType::Topic, declare: false };
         let item = Item::Exchange(ours.unwrap_or(&theirs));

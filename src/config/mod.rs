@@ -247,6 +247,12 @@ impl Settings {
         })
     }
 
+    /// The source of notifications whose queue that is.
+    pub fn source_of_queue(&self, queue: &str) -> Option<&str> {
+        let source = self.sources.iter().find(|source| source.queue == queue)?;
+        matches!(source.kind, SourceKind::Notification(_)).then_some(&source.name)
+    }
+
     /// The payment that a body is about, in the format of its source (`x-pointsd-source`) or the credit format.
     pub fn payment_of(&self, source: Option<&str>, body: &[u8]) -> Option<PaymentId> {
         let Some(name) = source else { return self.message.parse(body).ok().map(|credit| credit.payment_id) };

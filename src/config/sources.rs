@@ -260,6 +260,9 @@ fn distinct(reader: &mut Reader, sources: &[(usize, SourceSettings)], context: &
     });
     let checks = context.compensation.policy.delays().iter().chain(own.flatten());
     taken.extend(checks.map(|delay| check_delay_queue(check_queue, delay)));
+    if context.events == Some(broker.exchange.as_str()) {
+        reader.fault("events.exchange", "is broker.exchange, which is of another type; must be another exchange");
+    }
     let mut names: Vec<&str> = Vec::new();
     let mut exchanges: Vec<(&str, ExchangeType)> = vec![(broker.exchange.as_str(), ExchangeType::Direct)];
     exchanges.extend(context.events.map(|events| (events, ExchangeType::Topic)));

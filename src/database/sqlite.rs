@@ -7,7 +7,10 @@ use diesel::{
     r2d2::{ConnectionManager, CustomizeConnection},
 };
 use std::{
+    fmt,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -48,6 +51,29 @@ impl Database {
         let mut connection = SqliteConnection::establish(&self.file.to_string_lossy())?;
         self.settings.apply(&mut connection)?;
         Ok(connection)
+    }
+}
+
+/// A file that must stay the one that it was when it was first used. SQLite would make one that is not there, and goes on with
+/// one that was replaced. An error has the caller begin anew, with the file that is there then.
+pub(crate) struct SameFile {
+    file: PathBuf,
+    identity: OnceLock<(u64, u64)>,
+}
+
+impl SameFile {
+    pub(crate) fn new(file: &Path) -> Self {
+        Self { file: file.into(), identity: OnceLock::new() }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), DatabaseError> {
+        let gone = |what: &dyn fmt::Display| DatabaseError::Unreachable(format!("{}: {what}", self.file.display()));
+        let now = std::fs::metadata(&self.file).map_err(|error| gone(&error))?;
+        let now = (now.dev(), now.ino());
+        if *self.identity.get_or_init(|| now) == now {
+            return Ok(());
+        }
+        Err(gone(&"the file was replaced"))
     }
 }
 

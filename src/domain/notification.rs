@@ -214,6 +214,37 @@ mod tests {
             }
         }
 
+        /// Bodies that are nearly right: bytes of good ones replaced, left out and doubled.
+        #[test]
+        fn no_mutilated_body_makes_it_panic_or_tells_its_content(
+            which in 0..6_usize,
+            edits in proptest::collection::vec((any::<u16>(), any::<u8>(), 0..4_u8), 0..6),
+        ) {
+            let bodies: [&[u8]; 6] = [
+                br#"{"messageType": "payresult_notify", "businessKey1": "S3CRET", "businessKey2": "60201", "x": [{}]}"#,
+                br#"{"messageType": "payresult_notify", "businessKey1": 12345678901234567890, "businessKey2": 60201}"#,
+                b"\"S3CRET\\u652f\"",
+                b"202002201101",
+                include_bytes!("../../tests/fixtures/java/long.ser"),
+                include_bytes!("../../tests/fixtures/java/string-unicode.ser"),
+            ];
+            let mut body = bodies[which].to_vec();
+            for (at, byte, edit) in edits {
+                let at = usize::from(at) % body.len().max(1);
+                match edit {
+                    0 => body.insert(at.min(body.len()), byte),
+                    1 if !body.is_empty() => { body.remove(at); }
+                    2 if !body.is_empty() => body[at] = byte,
+                    _ => body.extend_from_within(at.min(body.len())..),
+                }
+            }
+            for format in [NotificationFormat::PaymentId, pay_notify_format()] {
+                if let Err(error) = format.parse(&body, MAX) {
+                    prop_assert!(!error.to_string().contains("S3CRET"), "{}", error);
+                }
+            }
+        }
+
         /// What is taken for an id is one, whatever form it came in; and an error never quotes the body.
         #[test]
         fn every_id_comes_through_as_it_is(id in "[!-~]{1,128}") {

@@ -180,8 +180,12 @@ impl<'a> Walk<'a> {
 
 /// What a message says of itself, and its payment.
 fn parked(settings: &Settings, found: &Found) -> Parked {
-    let payment_id = settings.payment_of(found.source().as_deref(), found.body()).map(|id| id.to_string());
-    Parked { payment_id, ..found.parked() }
+    let parked = found.parked();
+    // What the broker moved itself says no more than from which queue.
+    let of_queue = || settings.source_of_queue(parked.source_queue.as_deref()?).map(str::to_owned);
+    let source = found.source().or_else(of_queue);
+    let payment_id = settings.payment_of(source.as_deref(), found.body()).map(|id| id.to_string());
+    Parked { payment_id, ..parked }
 }
 
 /// SIGINT and SIGTERM end a command between two steps: the account is given, and the audit's line. The second one leaves

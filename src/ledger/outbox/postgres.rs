@@ -67,16 +67,18 @@ impl PostgresOutbox {
     }
 }
 
-/// `behind`: seconds until an earlier row of the same key is tried again.
-fn rows(which: &str, behind: &str, order: &str) -> String {
+/// Rows in order, each with the first held row of its key that stands before it.
+fn rows(which: &str, order: &str) -> String {
     format!(
-        "SELECT id, message_id, exchange, routing_key, key, headers::text AS headers, body, attempts, behind FROM (\
-             SELECT *, sum(octet_length(body)) OVER (ORDER BY id) - octet_length(body) AS bytes_before FROM (\
-                 SELECT o.*, (SELECT extract(epoch FROM max(h.next_try_at) - now())::double precision \
-                                FROM points_outbox AS h \
-                               WHERE h.key = o.key AND h.id < o.id AND {behind}) AS behind \
-                   FROM points_outbox AS o WHERE {which} ORDER BY {order} LIMIT $1) AS page) AS counted \
-          WHERE bytes_before <= {MOST_BYTES} ORDER BY id"
+        "SELECT page.id, page.message_id, page.exchange, page.routing_key, page.key, page.headers::text AS headers, page.body, \
+                page.attempts, page.behind_id, \
+                extract(epoch FROM b.next_try_at - now())::double precision AS behind_seconds \
+           FROM (SELECT *, sum(octet_length(body)) OVER (ORDER BY id) - octet_length(body) AS bytes_before \
+                   FROM (SELECT o.*, (SELECT min(h.id) FROM points_outbox AS h \
+                                       WHERE h.key = o.key AND h.id < o.id AND h.next_try_at IS NOT NULL) AS behind_id \
+                           FROM points_outbox AS o WHERE {which} ORDER BY {order} LIMIT $1) AS picked) AS page \
+           LEFT JOIN points_outbox AS b ON b.id = page.behind_id \
+          WHERE page.bytes_before <= {MOST_BYTES} ORDER BY page.id"
     )
 }
 
@@ -100,7 +102,7 @@ impl Outbox for PostgresOutbox {
     }
 
     fn fresh(&self, after: i64, most: i64) -> Result<Vec<Row>, DatabaseError> {
-        let query = rows("o.next_try_at IS NULL AND o.id > $2", "h.next_try_at IS NOT NULL", "o.id");
+        let query = rows("o.next_try_at IS NULL AND o.id > $2", "o.id");
         self.in_turn(|connection| {
             Ok(sql_query(query).bind::<BigInt, _>(most).bind::<BigInt, _>(after).load(connection)?)
         })
@@ -108,7 +110,7 @@ impl Outbox for PostgresOutbox {
 
     fn due(&self, most: i64) -> Result<Vec<Row>, DatabaseError> {
         // What has waited longest comes first, so that none of many is left for ever.
-        let query = rows("o.next_try_at <= now()", "h.next_try_at > now()", "o.next_try_at, o.id");
+        let query = rows("o.next_try_at <= now()", "o.next_try_at, o.id");
         self.in_turn(|connection| Ok(sql_query(query).bind::<BigInt, _>(most).load(connection)?))
     }
 

@@ -31,9 +31,12 @@ pub struct Row {
     /// How often it could not be delivered.
     #[diesel(sql_type = Integer)]
     pub attempts: i32,
-    /// Seconds until an earlier row of its key is tried again, which it must not overtake.
+    /// The first held row of its key that stands before it, which it must not overtake.
+    #[diesel(sql_type = Nullable<BigInt>)]
+    pub behind_id: Option<i64>,
+    /// In how many seconds that one is tried again.
     #[diesel(sql_type = Nullable<Double>)]
-    pub behind: Option<f64>,
+    pub behind_seconds: Option<f64>,
 }
 
 /// A row that is not delivered now.

@@ -4,7 +4,7 @@ use super::{Chosen, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trou
 use crate::{
     database::{
         DatabaseError,
-        sqlite::{Database, Pool},
+        sqlite::{Database, Pool, SameFile},
     },
     ledger::{
         announce::Announcements,
@@ -12,46 +12,49 @@ use crate::{
     },
 };
 use diesel::{
-    QueryResult, RunQueryDsl, SqliteConnection, sql_query,
+    QueryResult, RunQueryDsl, SqliteConnection,
+    r2d2::ConnectionManager,
+    sql_query,
     sql_types::{BigInt, Bool, Nullable, Text},
 };
 use jiff::Timestamp;
-use std::{
-    path::{Path, PathBuf},
-    sync::PoisonError,
-    time::Duration,
-};
+use std::{path::Path, sync::PoisonError, time::Duration};
 
 pub(super) struct SqliteOutbox {
     pool: Pool,
-    file: PathBuf,
+    file: SameFile,
     database: Database,
 }
 
 impl SqliteOutbox {
     pub(super) fn new(file: &Path, timeout: Duration) -> Self {
         let database = Database::new(file, timeout);
-        Self { pool: database.pool(1), file: file.into(), database }
+        Self { pool: database.pool(1), file: SameFile::new(file), database }
+    }
+
+    /// On the relay's connection.
+    fn pooled(&self) -> Result<r2d2::PooledConnection<ConnectionManager<SqliteConnection>>, DatabaseError> {
+        self.file.check()?;
+        Ok(self.pool.get()?)
     }
 
     fn fresh_connection(&self) -> Result<SqliteConnection, DatabaseError> {
-        if self.file.exists() {
-            return self.database.open();
-        }
-        Err(DatabaseError::Unreachable(format!("there is no ledger {}", self.file.display())))
+        self.file.check()?;
+        self.database.open()
     }
 }
 
-/// `behind`: seconds until an earlier row of the same key is tried again.
-fn rows(which: &str, behind: &str, order: &str) -> String {
+/// Rows in order, each with the first held row of its key that stands before it.
+fn rows(which: &str, order: &str) -> String {
     format!(
-        "SELECT id, message_id, exchange, routing_key, key, headers, body, attempts, behind FROM (\
-             SELECT *, sum(octet_length(body)) OVER (ORDER BY id) - octet_length(body) AS bytes_before FROM (\
-                 SELECT o.*, (SELECT (julianday(max(h.next_try_at)) - julianday(?1)) * 86400.0 \
-                                FROM points_outbox AS h \
-                               WHERE h.key = o.key AND h.id < o.id AND {behind}) AS behind \
-                   FROM points_outbox AS o WHERE {which} ORDER BY {order} LIMIT ?2) AS page) AS counted \
-          WHERE bytes_before <= {MOST_BYTES} ORDER BY id"
+        "SELECT page.id, page.message_id, page.exchange, page.routing_key, page.key, page.headers, page.body, \
+                page.attempts, page.behind_id, (julianday(b.next_try_at) - julianday(?1)) * 86400.0 AS behind_seconds \
+           FROM (SELECT *, sum(octet_length(body)) OVER (ORDER BY id) - octet_length(body) AS bytes_before \
+                   FROM (SELECT o.*, (SELECT min(h.id) FROM points_outbox AS h \
+                                       WHERE h.key = o.key AND h.id < o.id AND h.next_try_at IS NOT NULL) AS behind_id \
+                           FROM points_outbox AS o WHERE {which} ORDER BY {order} LIMIT ?2) AS picked) AS page \
+           LEFT JOIN points_outbox AS b ON b.id = page.behind_id \
+          WHERE page.bytes_before <= {MOST_BYTES} ORDER BY page.id"
     )
 }
 
@@ -71,20 +74,20 @@ impl Outbox for SqliteOutbox {
     fn give_turn_up(&self) {}
 
     fn fresh(&self, after: i64, most: i64) -> Result<Vec<Row>, DatabaseError> {
-        let query = rows("o.next_try_at IS NULL AND o.id > ?3", "h.next_try_at IS NOT NULL", "o.id");
-        let connection = &mut *self.pool.get()?;
+        let query = rows("o.next_try_at IS NULL AND o.id > ?3", "o.id");
+        let connection = &mut *self.pooled()?;
         let query = sql_query(query).bind::<Text, _>(now()).bind::<BigInt, _>(most).bind::<BigInt, _>(after);
         Ok(query.load(connection)?)
     }
 
     fn due(&self, most: i64) -> Result<Vec<Row>, DatabaseError> {
-        let query = rows("o.next_try_at <= ?1", "h.next_try_at > ?1", "o.next_try_at, o.id");
-        let connection = &mut *self.pool.get()?;
+        let query = rows("o.next_try_at <= ?1", "o.next_try_at, o.id");
+        let connection = &mut *self.pooled()?;
         Ok(sql_query(query).bind::<Text, _>(now()).bind::<BigInt, _>(most).load(connection)?)
     }
 
     fn delete(&self, ids: &[i64]) -> Result<(), DatabaseError> {
-        let connection = &mut *self.pool.get()?;
+        let connection = &mut *self.pooled()?;
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         sql_query("DELETE FROM points_outbox WHERE id IN (SELECT value FROM json_each(?))")
             .bind::<Text, _>(json(ids))
@@ -93,7 +96,7 @@ impl Outbox for SqliteOutbox {
     }
 
     fn hold(&self, troubles: &[Trouble]) -> Result<(), DatabaseError> {
-        let connection = &mut *self.pool.get()?;
+        let connection = &mut *self.pooled()?;
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Timestamp::now();
         connection.immediate_transaction(|connection| -> Result<(), DatabaseError> {

@@ -3,45 +3,20 @@
 use super::{Columns, Identifier, PaymentTable, Rows, TableName};
 use crate::database::{
     DatabaseError,
-    sqlite::{Database, Pool},
+    sqlite::{Database, Pool, SameFile},
 };
 use diesel::{RunQueryDsl, SqliteConnection, sql_query, sql_types::Text};
-use std::{
-    fmt,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    sync::OnceLock,
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 pub(super) struct SqliteTable {
     pool: Pool,
-    file: PathBuf,
-    /// Which file that was when it was first read.
-    identity: OnceLock<(u64, u64)>,
+    file: SameFile,
     columns: Columns,
 }
 
 impl SqliteTable {
     pub(super) fn new(file: &Path, columns: Columns, timeout: Duration) -> Self {
-        Self {
-            pool: Database::of_somebody_else(file, timeout).pool(1),
-            file: file.into(),
-            identity: OnceLock::new(),
-            columns,
-        }
-    }
-
-    /// SQLite would make a file that is not there, and goes on reading one that was replaced. An error has the caller begin
-    /// anew, with the file that is there then.
-    fn require_file(&self) -> Result<(), DatabaseError> {
-        let gone = |what: &dyn fmt::Display| DatabaseError::Unreachable(format!("{}: {what}", self.file.display()));
-        let now = std::fs::metadata(&self.file).map_err(|error| gone(&error))?;
-        let now = (now.dev(), now.ino());
-        if *self.identity.get_or_init(|| now) == now {
-            return Ok(());
-        }
-        Err(gone(&"the file was replaced"))
+        Self { pool: Database::of_somebody_else(file, timeout).pool(1), file: SameFile::new(file), columns }
     }
 }
 
@@ -85,7 +60,7 @@ fn has_column(
 
 impl PaymentTable for SqliteTable {
     fn rows(&self, payments: &[&str]) -> Result<Rows, DatabaseError> {
-        self.require_file()?;
+        self.file.check()?;
         let connection = &mut *self.pool.get()?;
         let Columns { table, id, status, user, value } = &self.columns;
         let has_value = value.as_ref().map_or(Ok(false), |value| has_column(connection, table, value))?;
@@ -103,14 +78,14 @@ impl PaymentTable for SqliteTable {
     }
 
     fn probe_update(&self) -> Result<(), DatabaseError> {
-        self.require_file()?;
+        self.file.check()?;
         let Columns { table, status, .. } = &self.columns;
         sql_query(format!("UPDATE {table} SET {status} = {status} WHERE 1 = 0")).execute(&mut *self.pool.get()?)?;
         Ok(())
     }
 
     fn set(&self, payments: &[&str], to: &str, from: &[String]) -> Result<(), DatabaseError> {
-        self.require_file()?;
+        self.file.check()?;
         let Columns { table, id, status, .. } = &self.columns;
         let update = format!(
             "UPDATE {table} AS t SET {status} = ? WHERE t.{id} IN (SELECT value ->> 1 FROM json_each(?)) \
