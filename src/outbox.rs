@@ -15,6 +15,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use tokio_util::sync::CancellationToken;
 
 /// Rows that are read at a time.
 const READ: i64 = 1000;
@@ -29,28 +30,28 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 pub struct Relay<'a> {
     outbox: Arc<Guarded<dyn Outbox>>,
     publisher: &'a EventPublisher,
-    /// Fresh rows are read behind this one; from the beginning again when there is none, because a transaction may commit a
-    /// smaller id later.
-    after: i64,
+    /// When cancelled, no further window is begun.
+    stop: &'a CancellationToken,
 }
 
 impl<'a> Relay<'a> {
     /// Over this publisher.
-    pub fn new(outbox: Arc<Guarded<dyn Outbox>>, publisher: &'a EventPublisher) -> Self {
-        Self { outbox, publisher, after: 0 }
+    pub fn new(outbox: Arc<Guarded<dyn Outbox>>, publisher: &'a EventPublisher, stop: &'a CancellationToken) -> Self {
+        Self { outbox, publisher, stop }
     }
 
     /// Publishes what is due, and then what is new, a bounded number of each. Whether there was anything.
-    pub async fn step(&mut self, pulse: &Pulse) -> Result<bool, Outage> {
+    ///
+    /// New rows are read from the beginning each time: what was read before is deleted or held by then, and a transaction that
+    /// took its ids early may commit them late.
+    pub async fn step(&self, pulse: &Pulse) -> Result<bool, Outage> {
         let due = self.call(|outbox| outbox.due(READ)).await?;
-        let after = self.after;
         let tried_again = !due.is_empty();
         self.relay(due, pulse).await?;
-        let fresh = self.call(move |outbox| outbox.fresh(after, READ)).await?;
-        self.after = fresh.last().map_or(0, |row| row.id);
+        let fresh = self.call(|outbox| outbox.fresh(READ)).await?;
         let came = !fresh.is_empty();
         self.relay(fresh, pulse).await?;
-        Ok(tried_again || came || after > 0)
+        Ok(tried_again || came)
     }
 
     async fn call<T: Send + 'static>(
@@ -64,7 +65,7 @@ impl<'a> Relay<'a> {
     async fn relay(&self, rows: Vec<Row>, pulse: &Pulse) -> Result<(), Outage> {
         let mut way = Way::of(rows);
         let mut held = Held::default();
-        while let Some(window) = way.next_window() {
+        while let Some(window) = way.next_window().filter(|_| !self.stop.is_cancelled()) {
             pulse.beat();
             let sendings: Vec<Sending<'_>> = window.iter().map(sending).collect();
             let fates = self.publisher.send(&sendings, pulse).await.map_err(BrokerError::into_outage)?;
@@ -98,7 +99,7 @@ fn sending(row: &Row) -> Sending<'_> {
         routing_key: &row.routing_key,
         message_id: &row.message_id,
         headers: &row.headers,
-        body: row.body.as_bytes(),
+        body: &row.body,
     }
 }
 
@@ -142,8 +143,12 @@ impl Way {
         let mut way = Self::default();
         let here: HashSet<i64> = rows.iter().map(|row| row.id).collect();
         for row in rows {
+            if let Some(problem) = row.problem.clone() {
+                way.hold(&row, problem, pause_after(row.attempts));
+                continue;
+            }
             match row.behind_id.filter(|id| !here.contains(id)) {
-                // What it waits for is not among these, which are in order.
+                // The one before it is not among these, which are in order.
                 Some(_) => {
                     let seconds = row.behind_seconds.unwrap_or_default().clamp(0.0, 86_400.0);
                     way.wait(&row, Duration::from_secs_f64(seconds));
@@ -199,10 +204,11 @@ mod tests {
             routing_key: String::new(),
             key: key.map(str::to_owned),
             headers: "{}".into(),
-            body: String::new(),
+            body: Vec::new(),
             attempts: 0,
             behind_id: None,
             behind_seconds: None,
+            problem: None,
         }
     }
 

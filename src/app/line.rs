@@ -8,7 +8,7 @@ use crate::{
     pipeline::{
         check::CheckPipeline,
         credit::CreditPipeline,
-        ports::{Outage, PaymentSource},
+        ports::Outage,
         stages::{Interrupted, Turn},
     },
 };
@@ -59,11 +59,11 @@ impl Pipeline {
         }
     }
 
-    /// The payment source, where there is one.
-    pub(super) fn source(&self) -> Option<&dyn PaymentSource> {
+    /// How long a probe of the payment source may take; `None` without one.
+    pub(super) fn longest_probe(&self) -> Option<Duration> {
         match self {
             Self::Credits(_) => None,
-            Self::Checks(pipeline) => Some(&*pipeline.source),
+            Self::Checks(pipeline) => Some(pipeline.source.longest()),
         }
     }
 
@@ -79,7 +79,7 @@ impl Pipeline {
     pub(super) async fn probe_source(&self) -> Result<(), Outage> {
         match self {
             Self::Credits(_) => Ok(()),
-            Self::Checks(pipeline) => pipeline.source.probe().await,
+            Self::Checks(pipeline) => pipeline.probe_source().await,
         }
     }
 

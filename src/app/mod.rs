@@ -236,14 +236,14 @@ impl App {
             self.status.pause(part, &outage);
             self.pause(pace).await;
             let pulse = |step| self.pulses.begin("probe", step + SLACK);
-            let probed = match (outage.dependency, line.pipeline.source()) {
+            let probed = match (outage.dependency, line.pipeline.longest_probe()) {
                 (Dependency::Ledger, _) => {
                     let _pulse = pulse(self.settings.ledger.timeout);
                     CreditLedger::probe(&*self.ledger).await
                 }
-                (Dependency::PayStatus, Some(source)) => {
-                    let _pulse = pulse(source.longest());
-                    source.probe().await
+                (Dependency::PayStatus, Some(longest)) => {
+                    let _pulse = pulse(longest);
+                    line.pipeline.probe_source().await
                 }
                 (Dependency::Broker, _) | (Dependency::PayStatus, None) => return,
             };

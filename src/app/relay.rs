@@ -4,7 +4,7 @@ use super::{App, SLACK};
 use crate::{
     backoff::Pace,
     broker::{BrokerError, CONFIRM_TIMEOUT, EventPublisher},
-    database::{DatabaseError, Guarded},
+    database::Guarded,
     ledger::{self, Outbox},
     observe::{events, pulse::Pulse, status::Part},
     outbox::Relay,
@@ -28,12 +28,15 @@ const LOOKS_BEFORE_PROOF: u32 = 25;
 const OPENING_TIME: Duration = Duration::from_secs(120);
 
 impl App {
-    /// Publishes what is in the outbox, as long as events are wanted, until the daemon is told to stop.
+    /// Publishes what is in the outbox, as long as events are wanted, until the daemon is told to stop; and counts it, wanted or
+    /// not: other programs may write there.
     pub(super) async fn keep_relaying(&self) {
-        if self.settings.events.exchange.is_none() {
-            return;
-        }
-        tokio::join!(self.relay(), self.until_stopped(self.count_outbox()));
+        let relaying = async {
+            if self.settings.events.exchange.is_some() {
+                self.relay().await;
+            }
+        };
+        tokio::join!(relaying, self.until_stopped(self.count_outbox()));
     }
 
     /// With connections of its own.
@@ -44,12 +47,12 @@ impl App {
 
     async fn relay(&self) {
         let outbox = self.outbox();
-        let pulse = self.pulses.begin("relay", self.settings.ledger.timeout.max(CONFIRM_TIMEOUT) + SLACK);
-        let mut pace = Pace::default();
+        let pulse = self.pulses.begin("relay", self.settings.ledger.timeout + CONFIRM_TIMEOUT + OPENING_TIME + SLACK);
+        let (mut pace, mut blocked) = (Pace::default(), None);
         while !self.stop.is_cancelled() {
             pulse.beat();
             let outage = match outbox.call(Outbox::take_turn).await {
-                Ok(true) => self.relay_in_turn(&outbox, &pulse, &mut pace).await,
+                Ok(true) => self.relay_in_turn(&outbox, &pulse, &mut pace, &mut blocked).await,
                 Ok(false) => {
                     // Whatever was told of an outage is the other relay's to find out now.
                     self.status.resume(Part::Relay, Dependency::Ledger);
@@ -58,45 +61,42 @@ impl App {
                     self.until_stopped(tokio::time::sleep(WAITING)).await;
                     continue;
                 }
-                Err(error) => Err(ledger_down(error)),
+                Err(error) => Err(error.into_outage(Dependency::Ledger)),
             };
+            // Another daemon may be better off, or goes on while this one leaves.
+            give_turn_up(&outbox).await;
             if let Err(outage) = outage {
                 self.status.pause(Part::Relay, &outage);
-                // Another daemon may be better off.
-                let _ = outbox
-                    .call(|outbox| {
-                        outbox.give_turn_up();
-                        Ok(())
-                    })
-                    .await;
                 pulse.beat();
                 self.until_stopped(tokio::time::sleep(pace.next_pause())).await;
             }
         }
-        let _ = outbox
-            .call(|outbox| {
-                outbox.give_turn_up();
-                Ok(())
-            })
-            .await;
     }
 
-    /// Publishes until something fails or the daemon is told to stop.
+    /// Publishes until something fails or the daemon is told to stop. `blocked`: a publisher that an alarm of the broker has
+    /// blocked is kept, because it will hear when the alarm is over, and never more than one.
     async fn relay_in_turn(
         &self,
         outbox: &Arc<Guarded<dyn Outbox>>,
         pulse: &Pulse,
         pace: &mut Pace,
+        blocked: &mut Option<EventPublisher>,
     ) -> Result<(), Outage> {
-        let opening = self.pulses.begin("relay connects", OPENING_TIME);
+        if let Some(alarm) = blocked.as_ref().and_then(EventPublisher::is_blocked) {
+            return Err(alarm.into_outage());
+        }
+        if let Some(unblocked) = blocked.take() {
+            unblocked.close().await;
+        }
         let opened = self.until_stopped(EventPublisher::open(&self.settings)).await;
-        drop(opening);
-        pulse.beat();
         let Some(publisher) = opened.transpose().map_err(BrokerError::into_outage)? else { return Ok(()) };
-        self.status.resume(Part::Relay, Dependency::Broker);
-        events::Relaying.emit();
+        pulse.beat();
         let relayed = self.relay_with(outbox, &publisher, pulse, pace).await;
-        publisher.close().await;
+        if publisher.is_blocked().is_some() {
+            *blocked = Some(publisher);
+        } else {
+            publisher.close().await;
+        }
         relayed
     }
 
@@ -107,7 +107,10 @@ impl App {
         pulse: &Pulse,
         pace: &mut Pace,
     ) -> Result<(), Outage> {
-        let mut relay = Relay::new(Arc::clone(outbox), publisher);
+        publisher.prove().await.map_err(BrokerError::into_outage)?;
+        self.status.resume(Part::Relay, Dependency::Broker);
+        events::Relaying.emit();
+        let relay = Relay::new(Arc::clone(outbox), publisher, &self.stop);
         let mut idle = 0;
         while !self.stop.is_cancelled() {
             pulse.beat();
@@ -143,6 +146,11 @@ impl App {
     }
 }
 
-fn ledger_down(error: DatabaseError) -> Outage {
-    error.into_outage(Dependency::Ledger)
+async fn give_turn_up(outbox: &Guarded<dyn Outbox>) {
+    let given_up = outbox.call(|outbox| {
+        outbox.give_turn_up();
+        Ok(())
+    });
+    // One that does not answer in time is abandoned with its connection, which ends the turn as well.
+    let _ = given_up.await;
 }

@@ -291,7 +291,7 @@ impl Consumer {
             }),
         };
         let source = match self.part {
-            Part::Checks => copy::source(&delivery.properties),
+            Part::Checks => copy::source_of_check(&delivery.properties),
             Part::Credits | Part::Source(_) | Part::Relay => self.source.clone(),
         };
         Delivered { token, delivery, former_delay_queue, source }

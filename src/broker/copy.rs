@@ -5,8 +5,9 @@ use crate::{domain::settlement::Destination, pipeline::ports::Forward};
 use lapin::{
     BasicProperties,
     protocol::basic::gen_properties,
-    types::{AMQPValue, FieldTable},
+    types::{AMQPValue, FieldTable, ShortString},
 };
+use std::collections::BTreeMap;
 
 /// Persistent (AMQP 0-9-1, basic.delivery-mode): a copy survives a restart of the broker.
 pub(super) const PERSISTENT: u8 = 2;
@@ -137,6 +138,27 @@ pub(super) fn checks_done(properties: &BasicProperties) -> u32 {
     counted(properties, CHECK)
 }
 
+/// The same of a check: a message that comes straight from its producer, by way of the delay queue that is bound beside the
+/// credit queue, has the credit format, whatever it says. (Our copies go through the default exchange.)
+pub(super) fn source_of_check(properties: &BasicProperties) -> Option<String> {
+    let headers = properties.headers().as_ref()?.inner();
+    let through = latest_death(headers).and_then(|death| death.inner().get("exchange"));
+    match through {
+        Some(AMQPValue::LongString(exchange)) if !exchange.as_bytes().is_empty() => None,
+        _ => source(properties),
+    }
+}
+
+/// What the broker says of the queue that a message was dead-lettered from last. The latest comes first (RabbitMQ, "Dead
+/// Letter Exchanges").
+fn latest_death(headers: &BTreeMap<ShortString, AMQPValue>) -> Option<&FieldTable> {
+    let AMQPValue::FieldArray(deaths) = headers.get("x-death")? else { return None };
+    match deaths.as_slice().first()? {
+        AMQPValue::FieldTable(death) => Some(death),
+        _ => None,
+    }
+}
+
 /// The source whose format the body has.
 pub(super) fn source(properties: &BasicProperties) -> Option<String> {
     match properties.headers().as_ref()?.inner().get(SOURCE)? {
@@ -152,10 +174,7 @@ pub(super) fn waited_in(properties: &BasicProperties) -> Option<String> {
     if headers.contains_key(SOURCE_QUEUE) || headers.contains_key(REQUEUE_ID) {
         return None;
     }
-    // The latest comes first (RabbitMQ, "Dead Letter Exchanges").
-    let AMQPValue::FieldArray(deaths) = headers.get("x-death")? else { return None };
-    let AMQPValue::FieldTable(death) = deaths.as_slice().first()? else { return None };
-    match death.inner().get("queue")? {
+    match latest_death(headers)?.inner().get("queue")? {
         AMQPValue::LongString(queue) => Some(queue.to_string()),
         _ => None,
     }

@@ -41,16 +41,15 @@ pub struct EventPublisher {
 }
 
 impl EventPublisher {
-    /// Connects, and declares the exchange of events, if that is ours to declare.
+    /// Connects. Whether the broker takes anything is found by [`EventPublisher::prove`].
     pub async fn open(settings: &Settings) -> Result<Self, BrokerError> {
         let publisher = Publisher::open_for(&settings.broker, "relay publisher").await?;
-        let topology = Topology::of_part(settings, Part::Relay);
-        let opened = Self { publisher, topology, known: Mutex::default() };
-        let ready = opened.prove().await;
-        if ready.is_err() {
-            opened.close().await;
-        }
-        ready.map(|()| opened)
+        Ok(Self { publisher, topology: Topology::of_part(settings, Part::Relay), known: Mutex::default() })
+    }
+
+    /// Whether an alarm of the broker blocks it: then it cannot even be closed, and another one would be blocked, too.
+    pub fn is_blocked(&self) -> Option<BrokerError> {
+        self.publisher.is_blocked()
     }
 
     /// Whether the broker takes messages; and that the exchange of events is there, if it is ours to declare: somebody may
@@ -68,10 +67,13 @@ impl EventPublisher {
     /// Sends messages in a window, and tells of each what became of it. An error: of none it is known.
     /// `pulse` beats before each step that waits.
     pub async fn send(&self, sendings: &[Sending<'_>], pulse: &Pulse) -> Result<Vec<Sent>, BrokerError> {
+        // After a window that was not confirmed whole.
+        self.publisher.reopen_channel().await?;
         let mut fates: Vec<Sent> = Vec::with_capacity(sendings.len());
+        let mut missing: HashMap<&str, String> = HashMap::new();
         let mut sound = Vec::with_capacity(sendings.len());
         for (index, sending) in sendings.iter().enumerate() {
-            match self.outgoing(sending, pulse).await? {
+            match self.outgoing(sending, &mut missing, pulse).await? {
                 Ok(message) => {
                     sound.push((index, message));
                     fates.push(Ok(()));
@@ -97,7 +99,11 @@ impl EventPublisher {
                     if !refused.contains_key(exchange)
                         && let Err(error) = self.send_alone(message, &mut fates[*index]).await?
                     {
-                        refused.insert(exchange, error);
+                        if concerns_the_exchange(&error) {
+                            refused.insert(exchange, error);
+                        } else {
+                            fates[*index] = Err(error);
+                        }
                     }
                     if let Some(error) = refused.get(exchange) {
                         fates[*index] = Err(error.clone());
@@ -129,14 +135,21 @@ impl EventPublisher {
     async fn outgoing<'a>(
         &self,
         sending: &Sending<'a>,
+        missing: &mut HashMap<&'a str, String>,
         pulse: &Pulse,
     ) -> Result<Result<Outgoing<'a>, String>, BrokerError> {
+        if let Some(problem) = missing.get(sending.exchange) {
+            return Ok(Err(problem.clone()));
+        }
         if let Some(problem) = self.missing(sending.exchange, pulse).await? {
+            missing.insert(sending.exchange, problem.clone());
             return Ok(Err(problem));
         }
         let Sending { exchange, routing_key, message_id, headers, body } = sending;
         let Ok(headers) = serde_json::from_str(headers) else {
-            return Ok(Err("its headers are no JSON object".into()));
+            return Ok(Err(
+                "its headers cannot be read: no JSON object, nested too deep, or with a number out of range".into(),
+            ));
         };
         let message = Outgoing::of_outbox(exchange, routing_key, body, message_id, &headers);
         Ok(message
@@ -163,4 +176,10 @@ impl EventPublisher {
             Err(Failure::Other(error)) => Err(error),
         }
     }
+}
+
+/// Whether what the broker says of one message holds for all that go to its exchange: it is not there, or may not be written
+/// to. What else it refuses (a routing key, a size) is that message's own.
+fn concerns_the_exchange(refusal: &str) -> bool {
+    ["no exchange", "access to exchange", "internal exchange"].iter().any(|words| refusal.contains(words))
 }

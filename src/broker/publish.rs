@@ -10,13 +10,16 @@ use super::{
 use crate::config::BrokerSettings;
 use futures_util::{Stream, StreamExt};
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, Event,
+    BasicProperties, Channel, Confirmation, Connection, Event, PublisherConfirm,
     options::{BasicPublishOptions, ConfirmSelectOptions},
     protocol::AMQPErrorKind,
     types::{FieldTable, ShortString},
 };
 use std::{borrow::Cow, time::SystemTime};
-use tokio::sync::{Mutex, watch};
+use tokio::{
+    sync::{Mutex, watch},
+    time::Instant,
+};
 
 /// Most publishes that wait for their confirm at a time.
 const WINDOW: usize = 500;
@@ -201,12 +204,23 @@ impl Publisher {
             let channel = usable
                 .take()
                 .ok_or_else(|| BrokerError::Lost("the publishing channel, over an earlier failure".into()))?;
-            let Ok(sent) = tokio::time::timeout(CONFIRM_TIMEOUT, send(&channel, window)).await else {
-                return Err(Unsent::Broker(BrokerError::Timeout { step: "basic.publish", after: CONFIRM_TIMEOUT }));
-            };
-            let sent = sent.map_err(Unsent::of)?;
-            *usable = Some(channel);
-            Ok(judge_each(window, sent))
+            let deadline = Instant::now() + CONFIRM_TIMEOUT;
+            let unsent = |error| Unsent::of(error, self.connection.status().connected());
+            let late = || Unsent::Broker(BrokerError::Timeout { step: "basic.publish", after: CONFIRM_TIMEOUT });
+            let begun = tokio::time::timeout_at(deadline, begin(&channel, window)).await;
+            let mut confirmations = Vec::with_capacity(window.len());
+            for confirm in begun.map_err(|_| late())?.map_err(unsent)? {
+                // One queue that does not answer is no reason to forget what the others have said.
+                confirmations.push(tokio::time::timeout_at(deadline, confirm).await.ok().transpose().map_err(unsent)?);
+            }
+            if confirmations.iter().all(Option::is_none) {
+                return Err(late());
+            }
+            // A confirm that is still to come would be taken for another's.
+            if confirmations.iter().all(Option::is_some) {
+                *usable = Some(channel);
+            }
+            Ok(judge_each(window, confirmations))
         };
         tokio::select! {
             published = publish => published,
@@ -255,9 +269,11 @@ impl From<BrokerError> for Unsent {
 }
 
 impl Unsent {
-    /// A soft error ends a channel, a hard one the connection (AMQP 0-9-1, "Reply codes").
-    fn of(error: lapin::Error) -> Self {
+    /// A soft error ends a channel, a hard one the connection (AMQP 0-9-1, "Reply codes"). It may come while others are still
+    /// being sent: they find the channel closed then.
+    fn of(error: lapin::Error, connected: bool) -> Self {
         match error.kind() {
+            lapin::ErrorKind::InvalidChannelState(..) if connected => Self::Refused(error.to_string()),
             lapin::ErrorKind::ProtocolError(amqp) if matches!(amqp.kind(), AMQPErrorKind::Soft(_)) => {
                 Self::Refused(amqp.get_message().to_string())
             }
@@ -295,6 +311,14 @@ fn window_size(messages: &[Outgoing<'_>]) -> usize {
 
 /// All publishes first, then all confirms: one round trip for the window.
 async fn send(channel: &Channel, window: &[Outgoing<'_>]) -> lapin::Result<Vec<Confirmation>> {
+    let mut confirmations = Vec::with_capacity(window.len());
+    for confirm in begin(channel, window).await? {
+        confirmations.push(confirm.await?);
+    }
+    Ok(confirmations)
+}
+
+async fn begin(channel: &Channel, window: &[Outgoing<'_>]) -> lapin::Result<Vec<PublisherConfirm>> {
     let mut pending = Vec::with_capacity(window.len());
     for message in window {
         let publishing = channel.basic_publish(
@@ -307,11 +331,7 @@ async fn send(channel: &Channel, window: &[Outgoing<'_>]) -> lapin::Result<Vec<C
         );
         pending.push(publishing.await?);
     }
-    let mut confirmations = Vec::with_capacity(pending.len());
-    for confirm in pending {
-        confirmations.push(confirm.await?);
-    }
-    Ok(confirmations)
+    Ok(pending)
 }
 
 /// An unroutable message is first returned and then confirmed (RabbitMQ, "Publisher Confirms"): a window with one is
@@ -336,18 +356,22 @@ fn judge(window: &[Outgoing<'_>], confirmations: Vec<Confirmation>) -> Result<()
 }
 
 /// The same, message by message. A message that came back is told with whichever confirm comes next: it is known by its id.
-fn judge_each(window: &[Outgoing<'_>], confirmations: Vec<Confirmation>) -> Vec<Result<(), String>> {
+fn judge_each(window: &[Outgoing<'_>], confirmations: Vec<Option<Confirmation>>) -> Vec<Result<(), String>> {
     let mut fates: Vec<Result<(), String>> = Vec::with_capacity(window.len());
     let mut returned = Vec::new();
     for confirmation in confirmations {
-        let taken = confirmation.is_ack();
-        fates.push(if taken { Ok(()) } else { Err("the broker did not take it".into()) });
-        returned.extend(confirmation.take_message());
+        fates.push(match &confirmation {
+            Some(confirmation) if confirmation.is_ack() => Ok(()),
+            Some(_) => Err("the broker did not take it".into()),
+            None => Err(format!("the broker did not confirm it within {CONFIRM_TIMEOUT:?}")),
+        });
+        returned.extend(confirmation.and_then(Confirmation::take_message));
     }
     for message in returned {
-        let id = message.delivery.properties.message_id().as_ref();
+        let delivery = &message.delivery;
+        let of = (delivery.properties.message_id().as_ref(), &delivery.exchange, &delivery.routing_key);
         for (sent, fate) in window.iter().zip(&mut fates) {
-            if sent.properties.message_id().as_ref() == id {
+            if (sent.properties.message_id().as_ref(), &sent.exchange, &sent.routing_key) == of {
                 *fate = Err(format!("it reached no queue: {}", message.reply_text));
             }
         }

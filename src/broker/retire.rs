@@ -31,7 +31,7 @@ impl Topology {
     ) -> Result<(), BrokerError> {
         let back_to = self.goes_back_to(settings, queue)?;
         let (connection, _) = connect(&settings.broker, "topology").await?;
-        let retired = self.retire_on(&connection, (queue, back_to), &mut waiting).await;
+        let retired = self.retire_on(&connection, settings, (queue, back_to), &mut waiting).await;
         declare::close(&connection).await;
         retired
     }
@@ -69,6 +69,7 @@ impl Topology {
     async fn retire_on(
         &self,
         connection: &Connection,
+        settings: &Settings,
         place: (&str, &str),
         waiting: &mut impl FnMut(u32),
     ) -> Result<(), BrokerError> {
@@ -76,7 +77,9 @@ impl Topology {
         let mut messages = Self::look(&channel, place).await?;
         let queue = place.0;
         // What is configured now must be bound before: another daemon's older configuration may have unbound it.
-        self.bind_on(&channel, true).await?;
+        let ours =
+            self.bindings.iter().filter(|binding| binding.declare || binding.exchange == settings.broker.exchange);
+        Self { bindings: ours.cloned().collect(), ..Self::default() }.bind_on(&channel, true).await?;
         // Wherever points messages come from it may be bound; one that is not there is as good.
         for Binding { exchange, key, declare, .. } in &self.bindings {
             let (exchange, queue, key) = (exchange.clone(), queue.to_owned(), key.clone());

@@ -3,7 +3,7 @@
 use super::{
     CompensationSettings, HttpSourceSettings, PayStatusSettings, SourceWord, SqlSourceSettings, UnpaidWord,
     read::{delays, is_pem, masked, number},
-    setting::{Setting, Text, Words},
+    setting::{Setting, Text, Words, shown},
     source::Reader,
 };
 use crate::{
@@ -117,7 +117,10 @@ fn values(reader: &mut Reader, section: &str, used: bool) -> StatusValues {
     if let Some(word) = values.ambiguous() {
         reader.fault(
             &key,
-            format!("{word:?} is given twice; each value must stand in one of paid, pending and closed, once"),
+            format!(
+                "{} is given twice; each value must stand in one of paid, pending and closed, once",
+                shown(&format!("{word:?}"))
+            ),
         );
     }
     values
@@ -222,12 +225,13 @@ fn sql(
 fn rule(reader: &mut Reader, has_points: bool, has_amount: bool, max_points: i64) -> Option<Rule> {
     let key = |name: &str| format!("pay_status.sql.{name}");
     let rate: Option<Text> = reader.optional(&key("points_per_unit"));
-    let range = format!("a whole number from 0 to {max_points} (message.max_points)");
     let mut bound = |name: &str, least: i64| {
         let bound: i64 = reader.optional(&key(name))?;
         let fits = (least..=max_points).contains(&bound);
         if !fits {
-            reader.fault(&key(name), format!("given {bound}; must be {range}"));
+            let text =
+                format!("given {bound}; must be a whole number from {least} to {max_points} (message.max_points)");
+            reader.fault(&key(name), text);
         }
         fits.then_some(bound)
     };
@@ -255,7 +259,7 @@ fn rule(reader: &mut Reader, has_points: bool, has_amount: bool, max_points: i64
                 None
             }
             Err(error) => {
-                reader.fault(&key("points_per_unit"), format!("given {rate:?}; {error}"));
+                reader.fault(&key("points_per_unit"), format!("given {}; {error}", shown(&format!("{rate:?}"))));
                 None
             }
         };

@@ -93,13 +93,19 @@ impl Setting for Vec<String> {
     fn read(raw: &Raw) -> Option<Self> {
         let value = match raw {
             Raw::Toml(value) => value.clone(),
-            Raw::Text(text) => toml::from_str::<toml::Table>(&format!("list = {text}")).ok()?.remove("list")?,
+            Raw::Text(text) => of_toml(text)?,
         };
         value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
     }
     fn show(&self) -> Value {
         Value::Array(self.iter().map(Setting::show).collect())
     }
+}
+
+/// A value in TOML syntax, and nothing behind it.
+fn of_toml(text: &str) -> Option<Value> {
+    let mut table = toml::from_str::<toml::Table>(&format!("list = {text}")).ok()?;
+    if table.len() == 1 { table.remove("list") } else { None }
 }
 
 /// An exact decimal, which may be written as a whole number: a floating-point number would not be exact.
@@ -130,7 +136,7 @@ impl Setting for Words {
     fn read(raw: &Raw) -> Option<Self> {
         let value = match raw {
             Raw::Toml(value) => value.clone(),
-            Raw::Text(text) => toml::from_str::<toml::Table>(&format!("list = {text}")).ok()?.remove("list")?,
+            Raw::Text(text) => of_toml(text)?,
         };
         let word = |item: &Value| match item {
             Value::String(text) => Some(text.clone()),

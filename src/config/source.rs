@@ -2,11 +2,7 @@
 //! kept with its place, so that all of them are told at once.
 
 use super::setting::{Lines, Raw, Setting, shown};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 use toml::{
     Value,
     de::{DeArray, DeTable, DeValue},
@@ -70,8 +66,8 @@ const MOST_SECTIONS: usize = 100;
 /// Settings on their way from text to types. Each key is taken once; what is left over is unknown.
 pub(super) struct Reader {
     given: BTreeMap<String, Given>,
-    /// The sections of lists, as in `source.0`.
-    numbered: BTreeSet<String>,
+    /// The sections of lists, as in `source.0`, and where each begins.
+    numbered: BTreeMap<String, Origin>,
     known: Vec<String>,
     effective: BTreeMap<String, Value>,
     faults: Vec<Fault>,
@@ -82,7 +78,7 @@ impl Reader {
     pub(super) fn new(file: Option<(&str, &str)>, environment: impl IntoIterator<Item = (String, String)>) -> Self {
         let mut reader = Self {
             given: BTreeMap::new(),
-            numbered: BTreeSet::new(),
+            numbered: BTreeMap::new(),
             known: Vec::new(),
             effective: BTreeMap::new(),
             faults: Vec::new(),
@@ -142,7 +138,7 @@ impl Reader {
                 DeValue::Array(items) if prefix.is_empty() && are_tables(items) => {
                     for (number, item) in items.iter().enumerate() {
                         if let DeValue::Table(inner) = item.get_ref() {
-                            self.numbered.insert(format!("{path}.{number}"));
+                            self.numbered.insert(format!("{path}.{number}"), origin(item.span().start));
                             self.flatten(inner, &format!("{path}.{number}."), origin);
                         }
                     }
@@ -163,7 +159,7 @@ impl Reader {
 
     /// A fault of a key that was taken, or of a combination.
     pub(super) fn fault(&mut self, key: &str, text: impl fmt::Display) {
-        let origin = self.given.get(key).map_or(Origin::Whole, |given| given.origin.clone());
+        let origin = self.origin_of(key);
         self.fault_at(origin, format!("{key}: {text}"));
     }
 
@@ -174,12 +170,24 @@ impl Reader {
 
     /// How many sections a list has: `[[list]]` in the file, and whatever the environment adds to them.
     pub(super) fn sections(&self, list: &str) -> usize {
-        let keys = self.numbered.iter().chain(self.given.keys());
+        let keys = self.numbered.keys().chain(self.given.keys());
         let number = |key: &String| {
             let rest = key.strip_prefix(list)?.strip_prefix('.')?;
             rest.split('.').next()?.parse::<usize>().ok().filter(|number| *number < MOST_SECTIONS)
         };
         keys.filter_map(number).max().map_or(0, |last| last + 1)
+    }
+
+    /// Whether anything is given of a section of a list.
+    pub(super) fn has_section(&self, section: &str) -> bool {
+        let prefix = format!("{section}.");
+        self.numbered.contains_key(section) || self.given.keys().any(|key| key.starts_with(&prefix))
+    }
+
+    /// Where a key is given, or where its section of a list begins.
+    fn origin_of(&self, key: &str) -> Origin {
+        let of_section = || self.numbered.get(key.rsplit_once('.')?.0).cloned();
+        self.given.get(key).map(|given| given.origin.clone()).or_else(of_section).unwrap_or(Origin::Whole)
     }
 
     /// A setting that may be absent.
@@ -265,7 +273,14 @@ impl Reader {
             if self.known.contains(key) || (is_section && empty) {
                 continue;
             }
-            let text = if is_section {
+            let of_list =
+                key.strip_prefix("source.").is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()));
+            let numbered = key.strip_prefix("source.").is_some_and(|rest| rest.parse::<usize>().is_ok());
+            let text = if of_list || numbered || key == "source" {
+                format!(
+                    "{key}: unknown key; sections of this name are written [[source]] (in the environment POINTSD_SOURCE__0__NAME)"
+                )
+            } else if is_section {
                 format!("{key}: is a section; must be written as [{key}] with its keys below")
             } else {
                 let sections = self.known.iter().filter_map(|known| known.rsplit_once('.').map(|(section, _)| section));
@@ -276,6 +291,18 @@ impl Reader {
                 format!("{key}: unknown key{hint}")
             };
             self.faults.push(Fault { origin: given.origin.clone(), text });
+        }
+        for (section, origin) in &self.numbered {
+            let (list, number) = section.rsplit_once('.').unwrap_or((section, ""));
+            let known = self.known.iter().any(|known| known.starts_with(&format!("{section}.")));
+            if !known {
+                let text = if number.parse::<usize>().is_ok_and(|number| number >= MOST_SECTIONS) {
+                    format!("[[{list}]]: there are more than {MOST_SECTIONS} of them")
+                } else {
+                    format!("[[{list}]]: unknown section")
+                };
+                self.faults.push(Fault { origin: origin.clone(), text });
+            }
         }
         self.faults.sort();
         self.faults.dedup();

@@ -3,7 +3,7 @@
 use super::{
     BrokerSettings, CompensationSettings, ExchangeType, FormatWord, PayStatusSettings, SourceKind, SourceSettings,
     read::{delays, name},
-    setting::{Setting, Words},
+    setting::{Setting, Words, shown},
     source::Reader,
 };
 use crate::{
@@ -34,6 +34,12 @@ pub(super) fn all(reader: &mut Reader, context: &Context<'_>) -> Option<Vec<Sour
     // The delays of all policies stand one after the other.
     let mut delays = context.compensation.policy.delays().len();
     for number in 0..reader.sections("source") {
+        if !reader.has_section(&format!("source.{number}")) {
+            let text = "is missing, but one with a higher number is given; must be numbered from 0, without a gap";
+            reader.fault(&format!("source.{number}"), text);
+            whole = false;
+            continue;
+        }
         let source = one(reader, number, context, delays);
         if let Some(SourceKind::Notification(Source { meaning: Meaning::Begun, policy, .. })) =
             source.as_ref().map(|source| &source.kind)
@@ -221,7 +227,11 @@ fn looks_up(reader: &mut Reader, key: &str, context: &Context<'_>, mark_paid: bo
             return reader.fault(key, text);
         }
     };
-    if sql.valuation.is_none() {
+    // What is wrong with a column that is given is told already.
+    let columns =
+        |names: [&str; 2], reader: &Reader| names.iter().any(|name| reader.is_given(&format!("pay_status.sql.{name}")));
+    let given = columns(["points_column", "amount_column"], reader);
+    if sql.valuation.is_none() && !given {
         reader.fault(
             key,
             "needs to know whom to credit and how much: [pay_status.sql] must have user_column, and points_column or \
@@ -235,6 +245,10 @@ fn looks_up(reader: &mut Reader, key: &str, context: &Context<'_>, mark_paid: bo
             reader.fault(&format!("pay_status.sql.{name}"), text);
         }
     };
+    if expire && matches!(context.pay_status, Some(PayStatusSettings::SqlThenHttp(..))) {
+        let key = key.replace(".format", ".expire");
+        reader.fault(&key, "needs pay_status.source = \"sql\": what a gateway says does not close the payment's row");
+    }
     if mark_paid || expire {
         needed(&sql.values.pending, "pending", reader);
     }
@@ -275,16 +289,18 @@ fn distinct(reader: &mut Reader, sources: &[(usize, SourceSettings)], context: &
             );
         }
         names.push(&source.name);
-        if taken.contains(&source.queue) {
-            let text = format!("given {:?}, which is another queue's name; must be a queue of its own", source.queue);
-            reader.fault(&key("queue"), text);
-        }
-        taken.push(source.queue.clone());
-        for delay in context.retry.delays() {
-            let name = retry_queue(&source.queue, delay);
+        let retries = context.retry.delays().iter().map(|delay| retry_queue(&source.queue, delay));
+        for name in std::iter::once(source.queue.clone()).chain(retries) {
             if name.len() > 255 {
                 let text =
-                    format!("is too long for the name of its delay queue {name}; that must have at most 255 bytes");
+                    format!("is too long for the name of a delay queue, {name}; that must have at most 255 bytes");
+                reader.fault(&key("queue"), text);
+                break;
+            }
+            if taken.contains(&name) {
+                let given = shown(&format!("{name:?}"));
+                let text =
+                    format!("needs the queue {given}, which is another queue's name; must be a queue of its own");
                 reader.fault(&key("queue"), text);
                 break;
             }
@@ -296,7 +312,7 @@ fn distinct(reader: &mut Reader, sources: &[(usize, SourceSettings)], context: &
                 format!(
                     "given {:?}; exchange {} is configured elsewhere as {:?}; must be the same",
                     source.exchange_type.as_str(),
-                    source.exchange,
+                    shown(&source.exchange),
                     other.as_str()
                 ),
             ),

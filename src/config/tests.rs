@@ -296,3 +296,140 @@ fn a_payment_source_that_is_not_whole_or_not_used_is_told() {
         assert!(told.len() == 1 && told[0].contains(fault), "{wrong}: {told:?}");
     }
 }
+
+/// `[pay_status.sql]` with which notifications can be looked up.
+const SHOP: &str = "[pay_status]\nsource = \"sql\"\n[pay_status.sql]\ntable = \"t\"\nid_column = \"id\"\nstatus_column = \"s\"\n\
+                    user_column = \"u\"\npoints_column = \"p\"\npaid = [1]\npending = [0]\nclosed = [2]\n";
+
+fn with_source(shop: &str, source: &str) -> String {
+    format!(
+        "{shop}[[source]]\nname = \"shop\"\nexchange = \"pay\"\nrouting_key = \"k\"\nqueue = \"q\"\nformat = \"payment_id\"\n{source}\n"
+    )
+}
+
+#[test]
+fn sources_are_read_from_the_file_and_from_the_environment() {
+    let text = with_source(SHOP, "expire = true\nfirst = \"15m\"\ndelays = []");
+    let read = read_with(
+        &text,
+        &[
+            ("POINTSD_SOURCE__0__QUEUE", "other"),
+            ("POINTSD_BROKER__DECLARE", "false"),
+            ("POINTSD_EVENTS__ENABLED", "true"),
+        ],
+    )
+    .unwrap();
+    let source = &read.sources[0];
+    assert_eq!((source.name.as_str(), source.queue.as_str(), source.declare), ("shop", "other", false));
+    assert_eq!(read.events.exchange.as_deref(), Some("points.events"));
+    let delays: Vec<String> = read.check_delays().iter().map(|delay| delay.as_str().to_owned()).collect();
+    assert_eq!(delays, ["30s", "1m", "5m", "30m", "2h", "12h", "15m"]);
+    let SourceKind::Notification(notification) = &source.kind else { panic!("a notification") };
+    assert_eq!(notification.policy.beginning().index(), 6, "its own delays stand behind the others");
+    let shown = read.effective_toml();
+    assert!(shown.contains("[[source]]") && shown.contains("first = \"15m\""), "{shown}");
+    assert_eq!(
+        settings(&shown.replace("***", "guest")).unwrap().effective_toml(),
+        shown,
+        "what is shown can be read again"
+    );
+}
+
+#[test]
+fn what_is_wrong_with_a_source_is_told() {
+    let both = "points_column = \"p\"\namount_column = \"a\"\n";
+    for (text, fault) in [
+        (with_source("", ""), "source.0.format: needs the payment's own record: pay_status.source must be"),
+        (
+            with_source(&SHOP.replace("points_column = \"p\"\n", ""), ""),
+            "source.0.format: needs to know whom to credit and how much",
+        ),
+        (with_source(SHOP, "mark_paid = true\nexpire = true"), "source.0.expire: given together with mark_paid"),
+        (
+            with_source(&SHOP.replace("pending = [0]", ""), "mark_paid = true"),
+            "pay_status.sql.pending: must have at least one",
+        ),
+        (
+            with_source(&SHOP.replace("closed = [2]", ""), "expire = true"),
+            "pay_status.sql.closed: must have at least one",
+        ),
+        (with_source(SHOP, "first = \"1s\""), "source.0.first: is used only with expire = true"),
+        (
+            with_source(SHOP, "message_types = [\"x\"]"),
+            "source.0.message_types: is used only with format = \"pay_notify\"",
+        ),
+        (
+            with_source(SHOP, "").replace("\"payment_id\"", "\"pay_notify\""),
+            "source.0.business_types: must have at least one value, as in [\"60201\"]",
+        ),
+        (
+            with_source(SHOP, "mark_paid = false").replace("\"payment_id\"", "\"credit\""),
+            "source.0.mark_paid: is used only with format = \"payment_id\" or \"pay_notify\"",
+        ),
+        (
+            with_source(SHOP, "").replace("\"shop\"", "\"credit\""),
+            "source.0.name: given \"credit\", which means something else",
+        ),
+        (with_source(SHOP, "").replace("\"shop\"", "\"a b\""), "source.0.name: must be 1 to 64 letters"),
+        (
+            with_source(SHOP, "").replace("\"q\"", "\"points.credit\""),
+            "source.0.queue: needs the queue \"points.credit\", which is another",
+        ),
+        (
+            with_source(SHOP, "").replace("\"pay\"", "\"points\"") + "exchange_type = \"topic\"",
+            "source.0.exchange_type: given \"topic\"; exchange points is",
+        ),
+        (with_source(SHOP, "[[source]]\nname = \"shop\""), "source.1.queue: is missing"),
+        (with_source(SHOP, "typo = 1"), "source.0.typo: unknown key"),
+        (
+            SHOP.to_owned() + "[source]\nname = \"x\"",
+            "source.name: unknown key; sections of this name are written [[source]]",
+        ),
+        (
+            SHOP.replace("points_column = \"p\"\n", both),
+            "pay_status.sql.amount_column: given together with points_column",
+        ),
+        (
+            SHOP.replace("points_column = \"p\"", "amount_column = \"a\""),
+            "pay_status.sql.points_per_unit: is missing; must be given with amount_column",
+        ),
+        (
+            SHOP.replace("points_column = \"p\"", "amount_column = \"a\"\npoints_per_unit = 0.01"),
+            "pay_status.sql.points_per_unit: given 0.01; must be a decimal as a text",
+        ),
+        (
+            SHOP.replace("points_column = \"p\"", "amount_column = \"a\"\npoints_per_unit = \"-1\""),
+            "pay_status.sql.points_per_unit: given \"-1\"; is negative",
+        ),
+        (
+            SHOP.replace("points_column = \"p\"", "amount_column = \"a\"\npoints_per_unit = \"1\"\nmin = 5\nmax = 4"),
+            "pay_status.sql.min: given 5; must be at most max",
+        ),
+        (SHOP.to_owned() + "min = 5", "pay_status.sql.min: is used only with amount_column"),
+        (
+            SHOP.replace("user_column = \"u\"\n", ""),
+            "pay_status.sql.user_column: is missing; must be given with points_column or amount_column",
+        ),
+        ("[events]\nenabled = true\nexchange = \"points\"".to_owned(), "events.exchange: is broker.exchange"),
+        ("[[sources]]".to_owned(), "pointsd.toml:1: [[sources]]: unknown section"),
+        (
+            with_source(SHOP, "").replace("\"q\"", "\"points.dead.retry.1s\"")
+                + "[broker]\ndead_queue = \"x\"\ncredit_queue = \"points.dead\"",
+            "source.0.queue: needs the queue \"points.dead.retry.1s\"",
+        ),
+        (with_source(SHOP, "[[source]]\nname = \"b\""), "pointsd.toml:18: source.1.queue: is missing"),
+    ] {
+        let told = faults(settings(&text));
+        assert!(told.iter().any(|told| told.contains(fault)), "{fault}: {told:#?}");
+    }
+    let gap = faults(read_with(&with_source(SHOP, ""), &[("POINTSD_SOURCE__2__NAME", "x")]));
+    assert!(
+        gap.iter().any(|told| told.contains("source.1: is missing, but one with a higher number is given")),
+        "{gap:#?}"
+    );
+    let secret = faults(settings(&with_source(
+        &SHOP.replace("points_column = \"p\"", "amount_column = \"p\"\npoints_per_unit = \"amqp://u:s3cret@h\""),
+        "",
+    )));
+    assert!(secret.iter().all(|told| !told.contains("s3cret")), "{secret:#?}");
+}

@@ -140,7 +140,8 @@ pub fn possible() -> Vec<(PaymentStatus, CheckStep)> {
 }
 
 /// What the ledger is told of a payment that is certain by now. What else the source may say leaves the ledger alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// In the order in which they win over one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Finding {
     /// It is paid.
     Paid,
@@ -225,8 +226,10 @@ impl Check {
         Self { payment_id: credit.payment_id.clone(), claim: Some(credit.into()), finding, closing: None }
     }
 
-    /// Of another message of the same payment, what this one does not say itself.
+    /// Of another message of the same payment, what this one does not say itself. What was found last is not known: that it is
+    /// paid wins, then that it is closed.
     pub fn take_over(&mut self, other: &Self) {
+        self.finding = self.finding.min(other.finding);
         self.claim = self.claim.take().or_else(|| other.claim.clone());
         self.closing = self.closing.take().or_else(|| other.closing.clone());
     }

@@ -123,6 +123,10 @@ impl<M> Asked<M> {
         }
         // A gateway may have heard of it before the row was committed from which it is credited.
         if payment.status == PaymentStatus::Paid && payment.worth.is_none() {
+            if self.turn.used_up {
+                let error = "it is paid at the gateway, but no record of it has come".into();
+                return Err(CheckOutcome::Parked { status: payment.status, reason: Reason::Expired, error });
+            }
             payment.status = PaymentStatus::Unknown;
         }
         let status = payment.status;

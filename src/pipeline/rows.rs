@@ -7,7 +7,16 @@ use super::{
     ports::{BatchError, Message, Outage, PaymentSource, RowStatus},
     stages::{Fate, Progress, Turn, Work, through},
 };
-use crate::domain::{check::CheckOutcome, ids::PaymentId, settlement::Reason, source::Meaning, status::PaymentStatus};
+use crate::{
+    domain::{
+        check::CheckOutcome,
+        ids::PaymentId,
+        settlement::Reason,
+        source::{Meaning, Source},
+        status::PaymentStatus,
+    },
+    observe::status::Part,
+};
 use async_trait::async_trait;
 use std::sync::Arc;
 
@@ -68,6 +77,16 @@ impl CheckPipeline {
             }
         }
         looked
+    }
+
+    /// Whether the payment source works for what is asked of it here: where rows are to be set, setting them, too.
+    pub async fn probe_source(&self) -> Result<(), Outage> {
+        let sets = |source: &Source| match (self.part, source.meaning) {
+            (Part::Checks, Meaning::Paid | Meaning::Begun) => true,
+            (Part::Source(name), Meaning::Paid) => source.name == name,
+            _ => false,
+        };
+        if self.sources.iter().any(sets) { self.source.probe_set().await } else { self.source.probe().await }
     }
 
     async fn set<M: Message>(

@@ -46,6 +46,8 @@ suite!(
     a_check_out_of_range_leaves_no_trace,
     a_check_that_nobody_waits_for_any_more_is_not_committed,
     credits_that_no_check_has_found_paid_are_counted_and_listed,
+    a_check_without_a_claim_leaves_nothing_where_nothing_stands,
+    what_is_rolled_back_is_not_made_known,
 );
 
 fn credit(payment: &str, user: &str, points: i64) -> Credit {
@@ -525,4 +527,56 @@ fn reading_makes_no_ledger(kind: Kind) {
         assert!(error.to_string().contains("there is no ledger"), "{error}");
         assert!(!missing.exists());
     }
+}
+
+fn a_check_without_a_claim_leaves_nothing_where_nothing_stands(kind: Kind) {
+    let (_place, ledger) = ledger(kind);
+    ledger.credit(&[credit("b", "u", 20), credit("d", "u", 5)]).unwrap();
+    let looked_up = |payment: &str, finding| Check { claim: Option::None, ..check(payment, "nobody", 1, finding) };
+    // Beside one that has a claim, in one batch and one order.
+    let batch = [
+        looked_up("a", Finding::Closed),
+        looked_up("b", Finding::Closed),
+        check("c", "v", 7, Finding::Paid),
+        looked_up("d", Finding::Paid),
+        looked_up("e", Finding::Paid),
+        looked_up("f", Finding::Expired),
+    ];
+    use CheckStep::{LateCredit, None, Reverse, Verify};
+    let expected = [(None, 0), (Reverse, 20), (LateCredit, 7), (Verify, 5), (None, 0), (None, 0)];
+    assert_eq!(steps(&*ledger, &batch), expected);
+    for payment in ["a", "e", "f"] {
+        assert_eq!(ledger.payment(payment).unwrap(), Option::None, "{payment}");
+    }
+    assert_eq!((ledger.balance("u").unwrap(), ledger.balance("v").unwrap()), (5, 7));
+    assert_eq!(ledger.verify().unwrap().violations, 0);
+}
+
+fn what_is_rolled_back_is_not_made_known(kind: Kind) {
+    let (place, quiet) = ledger(kind);
+    let options = pointsd::ledger::Options {
+        pool_size: 1,
+        timeout: Duration::from_secs(10),
+        access: pointsd::ledger::Access::Write,
+        events: Some("events".into()),
+    };
+    let ledger = pointsd::ledger::open(&place.parsed(), &options);
+    let outbox = pointsd::ledger::open_outbox(&place.parsed(), Duration::from_secs(10));
+    quiet.credit(&[credit("quiet", "u", 1)]).unwrap();
+    place.execute(&format!("UPDATE points_balances SET balance = {} WHERE user_id = 'u'", MAX_BALANCE - 5));
+    ledger.credit(&[credit("first", "v", 1), credit("too-much", "u", 10)]).unwrap_err();
+    ledger.check(&[check("late", "u", 10, Finding::Paid)], OnUnpaid::Reverse, later()).unwrap_err();
+    let past = Instant::now();
+    ledger.check(&[check("quiet", "u", 1, Finding::Closed)], OnUnpaid::Reverse, past).unwrap_err();
+    assert_eq!(outbox.summary().unwrap().rows, 0, "nothing of it was committed");
+    // A duplicate makes nothing known either, and neither does a void.
+    let verdicts = ledger.credit(&[credit("first", "v", 1), credit("first", "v", 1), credit("quiet", "u", 1)]).unwrap();
+    assert_eq!(verdicts, [Verdict::Credited, Verdict::Duplicate, Verdict::Duplicate]);
+    let checks = [check("first", "v", 1, Finding::Closed), check("never", "w", 3, Finding::Expired)];
+    assert_eq!(steps(&*ledger, &checks), [(CheckStep::Reverse, 1), (CheckStep::Void, 3)]);
+    assert!(outbox.take_turn().unwrap());
+    let keys: Vec<(Option<String>, String)> =
+        outbox.fresh(100).unwrap().into_iter().map(|row| (row.key, row.routing_key)).collect();
+    let of = |key: &str, kind: &str| (Some(key.to_owned()), kind.to_owned());
+    assert_eq!(keys, [of("first", "points.credited"), of("first", "points.reversed")]);
 }

@@ -14,6 +14,7 @@ use crate::{
 };
 use lapin::{BasicProperties, ExchangeKind, types::AMQPValue};
 use serde_json::Value;
+use std::time::Duration;
 
 /// One of the examples, set up between servers of the tests: a virtual host, a ledger and a shop's database of its own.
 pub struct Example {
@@ -439,5 +440,45 @@ fn notifications_pause_while_the_payment_table_is_down_and_credits_go_on() {
     let dead = example.dead();
     assert_eq!(dead[0].2, "amount_column \"amount\" is not in the payment table", "{dead:?}");
     wait_for_settled(&daemon, "trade", "duplicate", 1.0);
+    daemon.stop();
+}
+
+#[test]
+fn a_table_that_may_only_be_read_pauses_what_must_mark_payments_and_loses_nothing() {
+    let shop = "CREATE TABLE pay_order (biz_order_no bigint PRIMARY KEY, status integer NOT NULL, biz_user_id bigint, \
+                amount numeric); CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$; \
+                CREATE TRIGGER no BEFORE UPDATE ON pay_order FOR EACH STATEMENT EXECUTE FUNCTION no()";
+    let example = example("direct-notification", Kind::Sqlite, shop, false);
+    example.sql("INSERT INTO pay_order VALUES (1, 1, 11, 10), (2, 3, 12, 20)");
+    let daemon = example.start();
+    example.notify(&[b"1", b"2"]);
+    daemon.wait_for("the source pauses", |daemon| {
+        daemon.get("/readyz")?.1.contains("source trade paused: pay_status").then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(5));
+    let log = daemon.log();
+    assert_eq!(log.matches("resumed dependency=\"pay_status\"").count(), 0, "it stays paused: {log}");
+    example.sql("DROP TRIGGER no ON pay_order");
+    example.wait_for_points(&daemon, "11", 10);
+    example.wait_for_points(&daemon, "12", 20);
+    assert_eq!(example.client.ready(&example.setup.dead_queue), Some(0));
+    daemon.stop();
+}
+
+#[test]
+fn a_points_message_does_not_escape_its_check_by_a_header() {
+    let example = example(
+        "direct-notification",
+        Kind::Sqlite,
+        "CREATE TABLE pay_order (biz_order_no bigint PRIMARY KEY, status integer NOT NULL, biz_user_id bigint, amount numeric)",
+        false,
+    );
+    example.sql("INSERT INTO pay_order VALUES (1, 2, 11, 10)");
+    let daemon = example.start();
+    let mut headers = lapin::types::FieldTable::default();
+    headers.insert("x-pointsd-source".into(), AMQPValue::LongString("trade".into()));
+    let properties = BasicProperties::default().with_headers(headers);
+    example.client.publish("points", "points.credit", [(crate::compensation::body(1, "11", 10), properties)]);
+    daemon.wait_for("it is reversed", |_| (state(&example.setup, 1) == is("reversed", false)).then_some(()));
     daemon.stop();
 }

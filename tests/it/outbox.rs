@@ -400,3 +400,152 @@ fn two_daemons_relay_a_hundred_thousand_rows_one_after_the_other() {
         daemon.stop();
     }
 }
+
+#[test]
+fn what_the_broker_refuses_is_held_alone_however_much_is_on_its_way() {
+    for kind in [Kind::Postgres, Kind::Sqlite] {
+        let place = Place::new(kind);
+        let (setup, exchange) = setup(&rabbit::shared().url(), &place, "");
+        let daemon = start(&setup);
+        let client = Client::connect(&rabbit::shared().url());
+        let queue = listen(&client, &exchange);
+        let forbidden = unique("forbidden");
+        client.declare_internal_exchange(&forbidden);
+        // Every hundredth of them ends the channel.
+        let row = |n: u32| {
+            let exchange = if n % 100 == 3 { &forbidden } else { &exchange };
+            insert(exchange, &format!("k{n}"), &format!("k{n}/{n}"), &"x".repeat(500))
+        };
+        let rows: Vec<String> = (0..1200).map(row).collect();
+        place.execute(&format!("BEGIN; {}; COMMIT", rows.join("; ")));
+        let mut heard = Heard::default();
+        daemon.wait_for("the others come", |_| {
+            heard.hear(&client, &queue);
+            heard.seen.len().ge(&1188).then_some(())
+        });
+        let report = eventually("the refused ones are held", || {
+            let report = setup.json(&["outbox", "list", "--held", "--json"]);
+            (report["held"] == 12 && report["rows"] == 12).then_some(report)
+        });
+        assert!(report["messages"][0]["last_error"].as_str().unwrap().contains("internal exchange"), "{report}");
+        daemon.stop();
+    }
+}
+
+#[test]
+fn rows_of_other_programs_that_are_odd_hold_up_nobody() {
+    for kind in [Kind::Postgres, Kind::Sqlite] {
+        let place = Place::new(kind);
+        let (setup, exchange) = setup(&rabbit::shared().url(), &place, "");
+        let daemon = start(&setup);
+        let client = Client::connect(&rabbit::shared().url());
+        let queue = listen(&client, &exchange);
+        let lonely = unique("lonely");
+        client.declare_exchange(&lonely, ExchangeKind::Topic);
+        let mut rows = vec![
+            // One id for two messages, one of which reaches nobody.
+            insert(&lonely, "a", "twice", "{}"),
+            insert(&exchange, "b", "twice", "{}"),
+            // No key at all, and the database's own id.
+            format!(
+                "INSERT INTO points_outbox (exchange, routing_key, body) VALUES ('{exchange}', 'bare', 'not json')"
+            ),
+        ];
+        let mut held = 1;
+        if kind == Kind::Sqlite {
+            // SQLite takes any bytes for a text.
+            rows.push(format!("INSERT INTO points_outbox (exchange, routing_key, key, body) VALUES ('{exchange}', CAST(x'ff' AS TEXT), 'c', '')"));
+            held += 1;
+        }
+        rows.push(insert(&exchange, "d", "last", "{}"));
+        place.execute(&format!("BEGIN; {}; COMMIT", rows.join("; ")));
+        let mut ids = Vec::new();
+        daemon.wait_for("the sound ones come", |_| {
+            ids.extend(
+                client
+                    .drain(&queue)
+                    .iter()
+                    .map(|message| message.delivery.properties.message_id().as_ref().unwrap().to_string()),
+            );
+            ids.len().ge(&3).then_some(())
+        });
+        assert_eq!((ids[0].as_str(), ids[2].as_str()), ("twice", "last"));
+        assert!(ids[1].len() >= 32, "an id of its own: {}", ids[1]);
+        eventually("the others are held", || {
+            let report = setup.json(&["outbox", "list", "--held", "--json"]);
+            (report["held"] == held && report["rows"] == held).then_some(())
+        });
+        std::thread::sleep(Duration::from_millis(2500));
+        assert!(client.take(&queue).is_none(), "what was delivered does not come again");
+        for (column, value) in
+            [("exchange", "x".repeat(256)), ("headers", "[]".into()), ("body", "x".repeat(1_048_577))]
+        {
+            let columns = if column == "exchange" { "body" } else { "exchange" };
+            let extra = if column == "headers" { ", body) VALUES ('[]', 'e', 'b')" } else { ") VALUES ('VALUE', 'e')" };
+            let sql = format!("INSERT INTO points_outbox ({column}, {columns}{}", extra.replace("VALUE", &value));
+            let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| place.execute(&sql)));
+            assert!(refused.is_err(), "{column}: the writer is told");
+        }
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_transaction_that_took_its_ids_early_and_commits_late_is_published_all_the_same() {
+    use diesel::{Connection, PgConnection, connection::SimpleConnection};
+    let place = Place::new(Kind::Postgres);
+    let (setup, exchange) = setup(&rabbit::shared().url(), &place, "");
+    let daemon = start(&setup);
+    let client = Client::connect(&rabbit::shared().url());
+    let queue = listen(&client, &exchange);
+    let mut early = PgConnection::establish(&place.url).unwrap();
+    early.batch_execute(&format!("BEGIN; {}", insert(&exchange, "a", "a/1", "{}"))).unwrap();
+    // Others never stop meanwhile.
+    let mut heard = Heard::default();
+    for n in 2..200 {
+        place.execute(&insert(&exchange, "b", &format!("b/{n}"), "{}"));
+        if n == 100 {
+            early.batch_execute("COMMIT").unwrap();
+        }
+        heard.hear(&client, &queue);
+        if n == 199 {
+            daemon.wait_for("all are heard", |_| {
+                heard.hear(&client, &queue);
+                heard.seen.len().eq(&199).then_some(())
+            });
+        }
+    }
+    heard.assert_in_order();
+    daemon.stop();
+}
+
+#[test]
+fn a_key_with_thousands_of_rows_behind_an_undeliverable_one_keeps_its_order() {
+    const ROWS: u64 = 4000;
+    let place = Place::new(Kind::Postgres);
+    let (setup, exchange) = setup(&rabbit::shared().url(), &place, "");
+    let daemon = start(&setup);
+    let client = Client::connect(&rabbit::shared().url());
+    let queue = listen(&client, &exchange);
+    let lonely = unique("lonely");
+    client.declare_exchange(&lonely, ExchangeKind::Topic);
+    place.execute(&format!(
+        "BEGIN; {}; INSERT INTO points_outbox (exchange, routing_key, key, message_id, body) \
+         SELECT '{exchange}', 'r', 'hot', 'hot/' || n, '{{}}' FROM generate_series(1, {ROWS}) AS n; COMMIT",
+        insert(&lonely, "hot", "head", "{}")
+    ));
+    eventually("all of them wait", || {
+        (setup.json(&["outbox", "list", "--limit", "0", "--json"])["held"] == ROWS + 1).then_some(())
+    });
+    assert!(client.take(&queue).is_none());
+    client.declare_queue(&format!("{lonely}.q"), &[]);
+    client.bind(&format!("{lonely}.q"), &lonely, "#");
+    assert!(setup.run(&["outbox", "retry", "--all"]).status.success());
+    let mut heard = Heard::default();
+    daemon.wait_for("all of them come", |_| {
+        heard.hear(&client, &queue);
+        (heard.seen.len() as u64).eq(&ROWS).then_some(())
+    });
+    heard.assert_in_order();
+    daemon.stop();
+}

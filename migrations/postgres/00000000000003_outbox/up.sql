@@ -13,7 +13,7 @@ CREATE TABLE points_outbox (
     headers     jsonb NOT NULL DEFAULT '{}'
                 CONSTRAINT points_outbox_headers CHECK (jsonb_typeof(headers) = 'object'),
     body        text NOT NULL CONSTRAINT points_outbox_body CHECK (octet_length(body) <= 1048576),
-    created_at  timestamptz NOT NULL DEFAULT now(),
+    created_at  timestamptz NOT NULL DEFAULT now() CONSTRAINT points_outbox_created_at CHECK (isfinite(created_at)),
     attempts    integer NOT NULL DEFAULT 0,
     next_try_at timestamptz,
     last_error  text

@@ -13,7 +13,8 @@ CREATE TABLE points_outbox (
     headers     TEXT NOT NULL DEFAULT '{}'
                 CONSTRAINT points_outbox_headers CHECK (json_valid(headers) AND json_type(headers) = 'object'),
     body        TEXT NOT NULL CONSTRAINT points_outbox_body CHECK (length(CAST(body AS BLOB)) <= 1048576),
-    created_at  TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    created_at  TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+                CONSTRAINT points_outbox_created_at CHECK (julianday(created_at) IS NOT NULL),
     attempts    INTEGER NOT NULL DEFAULT 0,
     next_try_at TEXT,
     last_error  TEXT

@@ -21,6 +21,27 @@ const MOST_BYTES: i64 = 8 * 1024 * 1024;
 /// Rows are counted so far.
 const MOST_COUNTED: i64 = 1_000_000;
 
+/// What a person changes is changed so many rows at a time, so that the relay never waits for long.
+const AT_A_TIME: usize = 1000;
+
+/// The last row that is there.
+#[derive(diesel::QueryableByName)]
+struct Last {
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    last: i64,
+}
+
+/// Repeats a bounded change until there is nothing left to change; how many rows it was.
+fn bit_by_bit(mut change: impl FnMut() -> Result<usize, DatabaseError>) -> Result<usize, DatabaseError> {
+    let mut changed = 0;
+    loop {
+        match change()? {
+            0 => return Ok(changed),
+            some => changed += some,
+        }
+    }
+}
+
 /// Which rows a person means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Chosen {
@@ -40,8 +61,8 @@ pub trait Outbox: Send + Sync {
     /// Lets another relay have the turn.
     fn give_turn_up(&self);
 
-    /// The next rows that were never tried, after this id, in order. Only with the turn.
-    fn fresh(&self, after: i64, most: i64) -> Result<Vec<Row>, DatabaseError>;
+    /// The next rows that were never tried, in order. Only with the turn.
+    fn fresh(&self, most: i64) -> Result<Vec<Row>, DatabaseError>;
 
     /// Held rows that are to be tried again now, in order. Only with the turn.
     fn due(&self, most: i64) -> Result<Vec<Row>, DatabaseError>;

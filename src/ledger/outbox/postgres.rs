@@ -1,7 +1,7 @@
 //! The outbox in PostgreSQL. The turn is an advisory lock of the session: it ends with the connection, however the relay
 //! dies.
 
-use super::{Chosen, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trouble};
+use super::{AT_A_TIME, Chosen, Last, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trouble, bit_by_bit};
 use crate::{
     database::{DatabaseError, postgres::Server},
     ledger::announce::Announcements,
@@ -67,14 +67,15 @@ impl PostgresOutbox {
     }
 }
 
-/// Rows in order, each with the first held row of its key that stands before it.
+/// Rows in order, each with the held row of its key that stands next before it.
 fn rows(which: &str, order: &str) -> String {
     format!(
-        "SELECT page.id, page.message_id, page.exchange, page.routing_key, page.key, page.headers::text AS headers, page.body, \
+        "SELECT page.id, page.message_id, page.exchange, page.routing_key, page.key, page.headers::text AS headers, convert_to(page.body, 'UTF8') AS body, \
                 page.attempts, page.behind_id, \
-                extract(epoch FROM b.next_try_at - now())::double precision AS behind_seconds \
+                extract(epoch FROM b.next_try_at - now())::double precision AS behind_seconds, \
+                NULL::text AS problem \
            FROM (SELECT *, sum(octet_length(body)) OVER (ORDER BY id) - octet_length(body) AS bytes_before \
-                   FROM (SELECT o.*, (SELECT min(h.id) FROM points_outbox AS h \
+                   FROM (SELECT o.*, (SELECT max(h.id) FROM points_outbox AS h \
                                        WHERE h.key = o.key AND h.id < o.id AND h.next_try_at IS NOT NULL) AS behind_id \
                            FROM points_outbox AS o WHERE {which} ORDER BY {order} LIMIT $1) AS picked) AS page \
            LEFT JOIN points_outbox AS b ON b.id = page.behind_id \
@@ -101,11 +102,9 @@ impl Outbox for PostgresOutbox {
         *self.session.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn fresh(&self, after: i64, most: i64) -> Result<Vec<Row>, DatabaseError> {
-        let query = rows("o.next_try_at IS NULL AND o.id > $2", "o.id");
-        self.in_turn(|connection| {
-            Ok(sql_query(query).bind::<BigInt, _>(most).bind::<BigInt, _>(after).load(connection)?)
-        })
+    fn fresh(&self, most: i64) -> Result<Vec<Row>, DatabaseError> {
+        let query = rows("o.next_try_at IS NULL", "o.id");
+        self.in_turn(|connection| Ok(sql_query(query).bind::<BigInt, _>(most).load(connection)?))
     }
 
     fn due(&self, most: i64) -> Result<Vec<Row>, DatabaseError> {
@@ -163,28 +162,48 @@ impl Outbox for PostgresOutbox {
     }
 
     fn retry(&self, chosen: &Chosen) -> Result<usize, DatabaseError> {
+        let (which, ids) = match chosen {
+            Chosen::All | Chosen::Held => ("TRUE OR id = ANY ($2)", &[][..]),
+            Chosen::Ids(ids) => {
+                ("id = ANY ($2) OR key IN (SELECT key FROM points_outbox WHERE id = ANY ($2))", &ids[..])
+            }
+        };
         let connection = &mut self.server.fresh_unlimited()?;
-        let update = "UPDATE points_outbox SET next_try_at = now() WHERE next_try_at IS NOT NULL";
-        Ok(match chosen {
-            Chosen::All | Chosen::Held => sql_query(update).execute(connection)?,
-            Chosen::Ids(ids) => sql_query(format!(
-                "{update} AND (id = ANY ($1) OR key IN (SELECT key FROM points_outbox WHERE id = ANY ($1)))"
-            ))
-            .bind::<Array<BigInt>, _>(ids)
-            .execute(connection)?,
+        let now: Now = sql_query("SELECT now()::text AS now").get_result(connection)?;
+        let update = format!(
+            "UPDATE points_outbox SET next_try_at = $1::timestamptz WHERE id IN \
+                 (SELECT id FROM points_outbox WHERE next_try_at > $1::timestamptz AND ({which}) LIMIT {AT_A_TIME})"
+        );
+        bit_by_bit(|| {
+            let update = sql_query(&update).bind::<Text, _>(&now.now).bind::<Array<BigInt>, _>(ids);
+            Ok(update.execute(connection)?)
         })
     }
 
     fn drop_rows(&self, chosen: &Chosen) -> Result<usize, DatabaseError> {
+        let (which, ids) = match chosen {
+            Chosen::All => ("TRUE OR id = ANY ($2)", &[][..]),
+            Chosen::Held => ("next_try_at IS NOT NULL OR id = ANY ($2)", &[][..]),
+            Chosen::Ids(ids) => ("id = ANY ($2)", &ids[..]),
+        };
         let connection = &mut self.server.fresh_unlimited()?;
-        Ok(match chosen {
-            Chosen::All => sql_query("DELETE FROM points_outbox").execute(connection)?,
-            Chosen::Held => sql_query("DELETE FROM points_outbox WHERE next_try_at IS NOT NULL").execute(connection)?,
-            Chosen::Ids(ids) => sql_query("DELETE FROM points_outbox WHERE id = ANY ($1)")
-                .bind::<Array<BigInt>, _>(ids)
-                .execute(connection)?,
+        // What comes meanwhile is not meant.
+        let last: Last = sql_query("SELECT coalesce(max(id), 0) AS last FROM points_outbox").get_result(connection)?;
+        let delete = format!(
+            "DELETE FROM points_outbox WHERE id IN \
+                 (SELECT id FROM points_outbox WHERE id <= $1 AND ({which}) ORDER BY id LIMIT {AT_A_TIME})"
+        );
+        bit_by_bit(|| {
+            let delete = sql_query(&delete).bind::<BigInt, _>(last.last).bind::<Array<BigInt>, _>(ids);
+            Ok(delete.execute(connection)?)
         })
     }
+}
+
+#[derive(diesel::QueryableByName)]
+struct Now {
+    #[diesel(sql_type = Text)]
+    now: String,
 }
 
 /// Writes announcements, within the transaction of what they tell.

@@ -1,6 +1,6 @@
 //! What stands in the outbox, and what becomes of it.
 
-use diesel::sql_types::{BigInt, Double, Integer, Nullable, Text};
+use diesel::sql_types::{BigInt, Binary, Double, Integer, Nullable, Text};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -26,17 +26,20 @@ pub struct Row {
     #[diesel(sql_type = Text)]
     pub headers: String,
     /// As it is sent.
-    #[diesel(sql_type = Text)]
-    pub body: String,
+    #[diesel(sql_type = Binary)]
+    pub body: Vec<u8>,
     /// How often it could not be delivered.
     #[diesel(sql_type = Integer)]
     pub attempts: i32,
-    /// The first held row of its key that stands before it, which it must not overtake.
+    /// The held row of its key that stands next before it, which it must not overtake.
     #[diesel(sql_type = Nullable<BigInt>)]
     pub behind_id: Option<i64>,
     /// In how many seconds that one is tried again.
     #[diesel(sql_type = Nullable<Double>)]
     pub behind_seconds: Option<f64>,
+    /// Why it cannot be published, if its text is none.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub problem: Option<String>,
 }
 
 /// A row that is not delivered now.

@@ -1,6 +1,6 @@
 //! The outbox in a SQLite file. One daemon writes a file (its lock says so), so its relay always has the turn.
 
-use super::{Chosen, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trouble};
+use super::{AT_A_TIME, Chosen, Last, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trouble, bit_by_bit};
 use crate::{
     database::{
         DatabaseError,
@@ -15,7 +15,7 @@ use diesel::{
     QueryResult, RunQueryDsl, SqliteConnection,
     r2d2::ConnectionManager,
     sql_query,
-    sql_types::{BigInt, Bool, Nullable, Text},
+    sql_types::{BigInt, Binary, Bool, Double, Integer, Nullable, Text},
 };
 use jiff::Timestamp;
 use std::{path::Path, sync::PoisonError, time::Duration};
@@ -44,18 +44,107 @@ impl SqliteOutbox {
     }
 }
 
-/// Rows in order, each with the first held row of its key that stands before it.
+/// Rows in order, each with the held row of its key that stands next before it.
 fn rows(which: &str, order: &str) -> String {
     format!(
-        "SELECT page.id, page.message_id, page.exchange, page.routing_key, page.key, page.headers, page.body, \
+        "SELECT page.id, CAST(page.message_id AS BLOB) AS message_id, CAST(page.exchange AS BLOB) AS exchange, \
+                CAST(page.routing_key AS BLOB) AS routing_key, CAST(page.key AS BLOB) AS key, \
+                CAST(page.headers AS BLOB) AS headers, CAST(page.body AS BLOB) AS body, \
                 page.attempts, page.behind_id, (julianday(b.next_try_at) - julianday(?1)) * 86400.0 AS behind_seconds \
            FROM (SELECT *, sum(octet_length(body)) OVER (ORDER BY id) - octet_length(body) AS bytes_before \
-                   FROM (SELECT o.*, (SELECT min(h.id) FROM points_outbox AS h \
+                   FROM (SELECT o.*, (SELECT max(h.id) FROM points_outbox AS h \
                                        WHERE h.key = o.key AND h.id < o.id AND h.next_try_at IS NOT NULL) AS behind_id \
                            FROM points_outbox AS o WHERE {which} ORDER BY {order} LIMIT ?2) AS picked) AS page \
            LEFT JOIN points_outbox AS b ON b.id = page.behind_id \
           WHERE page.bytes_before <= {MOST_BYTES} ORDER BY page.id"
     )
+}
+
+/// A row as it stands in the file: SQLite keeps any bytes as text, and one such row must not keep the others from being read.
+#[derive(diesel::QueryableByName)]
+struct Bytes {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = Binary)]
+    message_id: Vec<u8>,
+    #[diesel(sql_type = Binary)]
+    exchange: Vec<u8>,
+    #[diesel(sql_type = Binary)]
+    routing_key: Vec<u8>,
+    #[diesel(sql_type = Nullable<Binary>)]
+    key: Option<Vec<u8>>,
+    #[diesel(sql_type = Binary)]
+    headers: Vec<u8>,
+    #[diesel(sql_type = Binary)]
+    body: Vec<u8>,
+    #[diesel(sql_type = Integer)]
+    attempts: i32,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    behind_id: Option<i64>,
+    #[diesel(sql_type = Nullable<Double>)]
+    behind_seconds: Option<f64>,
+}
+
+impl From<Bytes> for Row {
+    fn from(bytes: Bytes) -> Self {
+        let mut problem = None;
+        let mut text = |column: &str, bytes: &[u8]| {
+            if std::str::from_utf8(bytes).is_err() {
+                problem = Some(format!("its {column} is no UTF-8"));
+            }
+            String::from_utf8_lossy(bytes).into_owned()
+        };
+        let message_id = text("message_id", &bytes.message_id);
+        let (exchange, routing_key) = (text("exchange", &bytes.exchange), text("routing_key", &bytes.routing_key));
+        let (key, headers) = (bytes.key.as_deref().map(|key| text("key", key)), text("headers", &bytes.headers));
+        let Bytes { id, body, attempts, behind_id, behind_seconds, .. } = bytes;
+        Self { id, message_id, exchange, routing_key, key, headers, body, attempts, behind_id, behind_seconds, problem }
+    }
+}
+
+/// The same for a person to look at.
+#[derive(diesel::QueryableByName)]
+struct ListedBytes {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = Binary)]
+    message_id: Vec<u8>,
+    #[diesel(sql_type = Binary)]
+    exchange: Vec<u8>,
+    #[diesel(sql_type = Binary)]
+    routing_key: Vec<u8>,
+    #[diesel(sql_type = Nullable<Binary>)]
+    key: Option<Vec<u8>>,
+    #[diesel(sql_type = Integer)]
+    body_bytes: i32,
+    #[diesel(sql_type = Integer)]
+    attempts: i32,
+    #[diesel(sql_type = Nullable<Text>)]
+    last_error: Option<String>,
+    #[diesel(sql_type = Text)]
+    created_at: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    next_try_at: Option<String>,
+}
+
+impl From<ListedBytes> for Listed {
+    fn from(bytes: ListedBytes) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        let ListedBytes { id, message_id, exchange, routing_key, key, .. } = bytes;
+        let ListedBytes { body_bytes, attempts, last_error, created_at, next_try_at, .. } = bytes;
+        Self {
+            id,
+            message_id: text(message_id),
+            exchange: text(exchange),
+            routing_key: text(routing_key),
+            key: key.map(text),
+            body_bytes,
+            attempts,
+            last_error,
+            created_at,
+            next_try_at,
+        }
+    }
 }
 
 fn now() -> String {
@@ -73,17 +162,18 @@ impl Outbox for SqliteOutbox {
 
     fn give_turn_up(&self) {}
 
-    fn fresh(&self, after: i64, most: i64) -> Result<Vec<Row>, DatabaseError> {
-        let query = rows("o.next_try_at IS NULL AND o.id > ?3", "o.id");
+    fn fresh(&self, most: i64) -> Result<Vec<Row>, DatabaseError> {
+        let query = rows("o.next_try_at IS NULL", "o.id");
         let connection = &mut *self.pooled()?;
-        let query = sql_query(query).bind::<Text, _>(now()).bind::<BigInt, _>(most).bind::<BigInt, _>(after);
-        Ok(query.load(connection)?)
+        let rows: Vec<Bytes> = sql_query(query).bind::<Text, _>(now()).bind::<BigInt, _>(most).load(connection)?;
+        Ok(rows.into_iter().map(Row::from).collect())
     }
 
     fn due(&self, most: i64) -> Result<Vec<Row>, DatabaseError> {
         let query = rows("o.next_try_at <= ?1", "o.next_try_at, o.id");
         let connection = &mut *self.pooled()?;
-        Ok(sql_query(query).bind::<Text, _>(now()).bind::<BigInt, _>(most).load(connection)?)
+        let rows: Vec<Bytes> = sql_query(query).bind::<Text, _>(now()).bind::<BigInt, _>(most).load(connection)?;
+        Ok(rows.into_iter().map(Row::from).collect())
     }
 
     fn delete(&self, ids: &[i64]) -> Result<(), DatabaseError> {
@@ -127,37 +217,46 @@ impl Outbox for SqliteOutbox {
     }
 
     fn list(&self, held: bool, most: i64) -> Result<Vec<Listed>, DatabaseError> {
-        let query = "SELECT id, message_id, exchange, routing_key, key, octet_length(body) AS body_bytes, attempts, \
-                            last_error, created_at, next_try_at \
+        let query = "SELECT id, CAST(message_id AS BLOB) AS message_id, CAST(exchange AS BLOB) AS exchange, \
+                            CAST(routing_key AS BLOB) AS routing_key, CAST(key AS BLOB) AS key, \
+                            octet_length(body) AS body_bytes, attempts, last_error, created_at, next_try_at \
                        FROM points_outbox WHERE next_try_at IS NOT NULL OR NOT ?1 ORDER BY id LIMIT ?2";
         let connection = &mut self.fresh_connection()?;
-        Ok(sql_query(query).bind::<Bool, _>(held).bind::<BigInt, _>(most).load(connection)?)
+        let rows: Vec<ListedBytes> = sql_query(query).bind::<Bool, _>(held).bind::<BigInt, _>(most).load(connection)?;
+        Ok(rows.into_iter().map(Listed::from).collect())
     }
 
     fn retry(&self, chosen: &Chosen) -> Result<usize, DatabaseError> {
-        let connection = &mut self.fresh_connection()?;
-        let update = "UPDATE points_outbox SET next_try_at = ?1 WHERE next_try_at IS NOT NULL";
-        Ok(match chosen {
-            Chosen::All | Chosen::Held => sql_query(update).bind::<Text, _>(now()).execute(connection)?,
-            Chosen::Ids(ids) => sql_query(format!(
-                "{update} AND (id IN (SELECT value FROM json_each(?2)) OR key IN \
-                     (SELECT key FROM points_outbox WHERE id IN (SELECT value FROM json_each(?2))))"
-            ))
-            .bind::<Text, _>(now())
-            .bind::<Text, _>(json(ids))
-            .execute(connection)?,
-        })
+        let of_ids = "id IN (SELECT value FROM json_each(?2))";
+        let (which, ids) = match chosen {
+            Chosen::All | Chosen::Held => (format!("TRUE OR {of_ids}"), &[][..]),
+            Chosen::Ids(ids) => {
+                (format!("{of_ids} OR key IN (SELECT key FROM points_outbox WHERE {of_ids})"), &ids[..])
+            }
+        };
+        let (connection, now, ids) = (&mut self.fresh_connection()?, now(), json(ids));
+        let update = format!(
+            "UPDATE points_outbox SET next_try_at = ?1 WHERE id IN \
+                 (SELECT id FROM points_outbox WHERE next_try_at > ?1 AND ({which}) LIMIT {AT_A_TIME})"
+        );
+        bit_by_bit(|| Ok(sql_query(&update).bind::<Text, _>(&now).bind::<Text, _>(&ids).execute(connection)?))
     }
 
     fn drop_rows(&self, chosen: &Chosen) -> Result<usize, DatabaseError> {
-        let connection = &mut self.fresh_connection()?;
-        Ok(match chosen {
-            Chosen::All => sql_query("DELETE FROM points_outbox").execute(connection)?,
-            Chosen::Held => sql_query("DELETE FROM points_outbox WHERE next_try_at IS NOT NULL").execute(connection)?,
-            Chosen::Ids(ids) => sql_query("DELETE FROM points_outbox WHERE id IN (SELECT value FROM json_each(?))")
-                .bind::<Text, _>(json(ids))
-                .execute(connection)?,
-        })
+        let of_ids = "id IN (SELECT value FROM json_each(?2))";
+        let (which, ids) = match chosen {
+            Chosen::All => (format!("TRUE OR {of_ids}"), &[][..]),
+            Chosen::Held => (format!("next_try_at IS NOT NULL OR {of_ids}"), &[][..]),
+            Chosen::Ids(ids) => (of_ids.to_owned(), &ids[..]),
+        };
+        let (connection, ids) = (&mut self.fresh_connection()?, json(ids));
+        // What comes meanwhile is not meant.
+        let last: Last = sql_query("SELECT coalesce(max(id), 0) AS last FROM points_outbox").get_result(connection)?;
+        let delete = format!(
+            "DELETE FROM points_outbox WHERE id IN \
+                 (SELECT id FROM points_outbox WHERE id <= ?1 AND ({which}) ORDER BY id LIMIT {AT_A_TIME})"
+        );
+        bit_by_bit(|| Ok(sql_query(&delete).bind::<BigInt, _>(last.last).bind::<Text, _>(&ids).execute(connection)?))
     }
 }
 

@@ -14,17 +14,19 @@ use diesel::{
     query_dsl::methods::LoadQuery,
     sql_types::{Array, BigInt, Bool, Text},
 };
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// Within a transaction: finds and locks, decides, writes.
 pub(super) fn check(connection: &mut PgConnection, checks: &[Check], on_unpaid: OnUnpaid) -> QueryResult<Vec<Checked>> {
-    let inserted: HashSet<String> = TakeRows::new(checks).load(connection)?;
+    // By payment id, whether the row is new. What is not among them was not there when the others were taken, and is left
+    // alone: a row that has come since is not locked.
+    let taken: HashMap<String, bool> = TakeRows::new(checks).load(connection)?;
     let mut found = ReadRows::new(checks).load(connection)?;
     let checked: Vec<Checked> = checks
         .iter()
         .map(|check| {
             let payment_id = check.payment_id.as_str();
-            let found = found.remove(payment_id).filter(|_| !inserted.contains(payment_id));
+            let found = found.remove(payment_id).filter(|_| taken.get(payment_id) == Some(&false));
             changes::decide(check, found, on_unpaid)
         })
         .collect();
@@ -54,9 +56,9 @@ impl<'a> TakeRows<'a> {
         }
     }
 
-    /// The payment ids that were new.
-    fn load(&self, connection: &mut PgConnection) -> QueryResult<HashSet<String>> {
-        <&Self as LoadQuery<'_, PgConnection, String>>::internal_load(self, connection)?.collect()
+    /// The payment ids of the rows that are held now, and whether each was new.
+    fn load(&self, connection: &mut PgConnection) -> QueryResult<HashMap<String, bool>> {
+        <&Self as LoadQuery<'_, PgConnection, (String, bool)>>::internal_load(self, connection)?.collect()
     }
 }
 
@@ -66,14 +68,14 @@ impl QueryId for TakeRows<'_> {
 }
 
 impl Query for TakeRows<'_> {
-    type SqlType = Text;
+    type SqlType = (Text, Bool);
 }
 
 impl RunQueryDsl<PgConnection> for &TakeRows<'_> {}
 
 impl QueryFragment<Pg> for TakeRows<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        out.push_sql("INSERT INTO points_credits AS c (payment_id, user_id, points) SELECT t.* FROM unnest(");
+        out.push_sql("WITH picked AS MATERIALIZED (SELECT t.* FROM unnest(");
         out.push_bind_param::<Array<Text>, _>(&self.payments)?;
         out.push_sql(", ");
         out.push_bind_param::<Array<Text>, _>(&self.users)?;
@@ -82,8 +84,11 @@ impl QueryFragment<Pg> for TakeRows<'_> {
         // An existing row is locked before the condition is looked at, and not written (PostgreSQL, "INSERT").
         out.push_sql(
             ") AS t (payment_id, user_id, points) \
-             WHERE t.user_id <> '' OR EXISTS (SELECT 1 FROM points_credits AS e WHERE e.payment_id = t.payment_id) \
-             ON CONFLICT (payment_id) DO UPDATE SET points = c.points WHERE false RETURNING payment_id",
+             WHERE t.user_id <> '' OR EXISTS (SELECT 1 FROM points_credits AS e WHERE e.payment_id = t.payment_id)\
+             ), inserted AS (\
+                INSERT INTO points_credits AS c (payment_id, user_id, points) SELECT * FROM picked \
+                ON CONFLICT (payment_id) DO UPDATE SET points = c.points WHERE false RETURNING payment_id\
+             ) SELECT p.payment_id, i.payment_id IS NOT NULL FROM picked AS p LEFT JOIN inserted AS i USING (payment_id)",
         );
         Ok(())
     }

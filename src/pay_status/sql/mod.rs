@@ -274,8 +274,8 @@ impl PaymentSource for SqlSource {
     }
 
     fn longest(&self) -> Duration {
-        // A probe may take two queries.
-        self.timeout * 2
+        // A probe may take an update and two queries.
+        self.timeout * 3
     }
 }
 

@@ -79,6 +79,14 @@ impl Client {
         self.wait(self.channel.exchange_declare(name.into(), kind, options, FieldTable::default())).unwrap();
     }
 
+    /// One that nobody may publish to: whoever tries loses the channel.
+    pub fn declare_internal_exchange(&self, name: &str) {
+        let options =
+            ExchangeDeclareOptions { passive: false, durable: true, auto_delete: false, internal: true, nowait: false };
+        self.wait(self.channel.exchange_declare(name.into(), ExchangeKind::Topic, options, FieldTable::default()))
+            .unwrap();
+    }
+
     pub fn bind(&self, queue: &str, exchange: &str, key: &str) {
         let options = QueueBindOptions { nowait: false };
         let bind = self.channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default());
