@@ -24,21 +24,22 @@ const MOST_COUNTED: i64 = 1_000_000;
 /// What a person changes is changed so many rows at a time, so that the relay never waits for long.
 const AT_A_TIME: usize = 1000;
 
-/// The last row that is there.
+/// A row's id.
 #[derive(diesel::QueryableByName)]
-struct Last {
+struct Id {
     #[diesel(sql_type = diesel::sql_types::BigInt)]
-    last: i64,
+    id: i64,
 }
 
-/// Repeats a bounded change until there is nothing left to change; how many rows it was.
-fn bit_by_bit(mut change: impl FnMut() -> Result<usize, DatabaseError>) -> Result<usize, DatabaseError> {
-    let mut changed = 0;
+/// Repeats a bounded change, each time of the rows behind the last one that was changed, until there is nothing left; how many
+/// rows it was. A row that the relay changes meanwhile is not changed twice.
+fn bit_by_bit(mut change: impl FnMut(i64) -> Result<Vec<Id>, DatabaseError>) -> Result<usize, DatabaseError> {
+    let (mut changed, mut after) = (0, i64::MIN);
     loop {
-        match change()? {
-            0 => return Ok(changed),
-            some => changed += some,
-        }
+        let some = change(after)?;
+        let Some(last) = some.iter().map(|row| row.id).max() else { return Ok(changed) };
+        changed += some.len();
+        after = last;
     }
 }
 

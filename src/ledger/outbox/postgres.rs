@@ -1,7 +1,7 @@
 //! The outbox in PostgreSQL. The turn is an advisory lock of the session: it ends with the connection, however the relay
 //! dies.
 
-use super::{AT_A_TIME, Chosen, Last, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trouble, bit_by_bit};
+use super::{AT_A_TIME, Chosen, Id, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trouble, bit_by_bit};
 use crate::{
     database::{DatabaseError, postgres::Server},
     ledger::announce::Announcements,
@@ -172,11 +172,12 @@ impl Outbox for PostgresOutbox {
         let now: Now = sql_query("SELECT now()::text AS now").get_result(connection)?;
         let update = format!(
             "UPDATE points_outbox SET next_try_at = $1::timestamptz WHERE id IN \
-                 (SELECT id FROM points_outbox WHERE next_try_at > $1::timestamptz AND ({which}) LIMIT {AT_A_TIME})"
+                 (SELECT id FROM points_outbox \
+                   WHERE next_try_at > $1::timestamptz AND id > $3 AND ({which}) ORDER BY id LIMIT {AT_A_TIME}) RETURNING id"
         );
-        bit_by_bit(|| {
+        bit_by_bit(|after| {
             let update = sql_query(&update).bind::<Text, _>(&now.now).bind::<Array<BigInt>, _>(ids);
-            Ok(update.execute(connection)?)
+            Ok(update.bind::<BigInt, _>(after).load(connection)?)
         })
     }
 
@@ -188,14 +189,14 @@ impl Outbox for PostgresOutbox {
         };
         let connection = &mut self.server.fresh_unlimited()?;
         // What comes meanwhile is not meant.
-        let last: Last = sql_query("SELECT coalesce(max(id), 0) AS last FROM points_outbox").get_result(connection)?;
+        let last: Id = sql_query("SELECT coalesce(max(id), 0) AS id FROM points_outbox").get_result(connection)?;
         let delete = format!(
             "DELETE FROM points_outbox WHERE id IN \
-                 (SELECT id FROM points_outbox WHERE id <= $1 AND ({which}) ORDER BY id LIMIT {AT_A_TIME})"
+                 (SELECT id FROM points_outbox WHERE id <= $1 AND id > $3 AND ({which}) ORDER BY id LIMIT {AT_A_TIME}) RETURNING id"
         );
-        bit_by_bit(|| {
-            let delete = sql_query(&delete).bind::<BigInt, _>(last.last).bind::<Array<BigInt>, _>(ids);
-            Ok(delete.execute(connection)?)
+        bit_by_bit(|after| {
+            let delete = sql_query(&delete).bind::<BigInt, _>(last.id).bind::<Array<BigInt>, _>(ids);
+            Ok(delete.bind::<BigInt, _>(after).load(connection)?)
         })
     }
 }

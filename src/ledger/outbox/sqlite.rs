@@ -1,6 +1,6 @@
 //! The outbox in a SQLite file. One daemon writes a file (its lock says so), so its relay always has the turn.
 
-use super::{AT_A_TIME, Chosen, Last, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trouble, bit_by_bit};
+use super::{AT_A_TIME, Chosen, Id, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trouble, bit_by_bit};
 use crate::{
     database::{
         DatabaseError,
@@ -237,9 +237,13 @@ impl Outbox for SqliteOutbox {
         let (connection, now, ids) = (&mut self.fresh_connection()?, now(), json(ids));
         let update = format!(
             "UPDATE points_outbox SET next_try_at = ?1 WHERE id IN \
-                 (SELECT id FROM points_outbox WHERE next_try_at > ?1 AND ({which}) LIMIT {AT_A_TIME})"
+                 (SELECT id FROM points_outbox \
+                   WHERE next_try_at > ?1 AND id > ?3 AND ({which}) ORDER BY id LIMIT {AT_A_TIME}) RETURNING id"
         );
-        bit_by_bit(|| Ok(sql_query(&update).bind::<Text, _>(&now).bind::<Text, _>(&ids).execute(connection)?))
+        bit_by_bit(|after| {
+            let update = sql_query(&update).bind::<Text, _>(&now).bind::<Text, _>(&ids);
+            Ok(update.bind::<BigInt, _>(after).load(connection)?)
+        })
     }
 
     fn drop_rows(&self, chosen: &Chosen) -> Result<usize, DatabaseError> {
@@ -251,12 +255,15 @@ impl Outbox for SqliteOutbox {
         };
         let (connection, ids) = (&mut self.fresh_connection()?, json(ids));
         // What comes meanwhile is not meant.
-        let last: Last = sql_query("SELECT coalesce(max(id), 0) AS last FROM points_outbox").get_result(connection)?;
+        let last: Id = sql_query("SELECT coalesce(max(id), 0) AS id FROM points_outbox").get_result(connection)?;
         let delete = format!(
             "DELETE FROM points_outbox WHERE id IN \
-                 (SELECT id FROM points_outbox WHERE id <= ?1 AND ({which}) ORDER BY id LIMIT {AT_A_TIME})"
+                 (SELECT id FROM points_outbox WHERE id <= ?1 AND id > ?3 AND ({which}) ORDER BY id LIMIT {AT_A_TIME}) RETURNING id"
         );
-        bit_by_bit(|| Ok(sql_query(&delete).bind::<BigInt, _>(last.last).bind::<Text, _>(&ids).execute(connection)?))
+        bit_by_bit(|after| {
+            let delete = sql_query(&delete).bind::<BigInt, _>(last.id).bind::<Text, _>(&ids);
+            Ok(delete.bind::<BigInt, _>(after).load(connection)?)
+        })
     }
 }
 
