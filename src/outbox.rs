@@ -4,7 +4,7 @@
 //! message id. No transaction is open while publishing.
 
 use crate::{
-    broker::{BrokerError, EventPublisher, Sending},
+    broker::{EventPublisher, Sending},
     database::{DatabaseError, Guarded},
     ledger::{Outbox, Row, Trouble},
     observe::{events, pulse::Pulse},
@@ -45,9 +45,11 @@ impl<'a> Relay<'a> {
     /// New rows are read from the beginning each time: what was read before is deleted or held by then, and a transaction that
     /// took its ids early may commit them late.
     pub async fn step(&self, pulse: &Pulse) -> Result<bool, Outage> {
+        pulse.beat();
         let due = self.call(|outbox| outbox.due(READ)).await?;
         let tried_again = !due.is_empty();
         self.relay(due, pulse).await?;
+        pulse.beat();
         let fresh = self.call(|outbox| outbox.fresh(READ)).await?;
         let came = !fresh.is_empty();
         self.relay(fresh, pulse).await?;
@@ -63,12 +65,24 @@ impl<'a> Relay<'a> {
 
     /// Window by window: publish, confirm, delete. What could not be delivered is held, and with it the later rows of its key.
     async fn relay(&self, rows: Vec<Row>, pulse: &Pulse) -> Result<(), Outage> {
-        let mut way = Way::of(rows);
         let mut held = Held::default();
+        for row in &rows {
+            if let Some(problem) = &row.problem {
+                held.count(row, problem);
+            }
+        }
+        let mut way = Way::of(rows);
+        let mut lost = None;
         while let Some(window) = way.next_window().filter(|_| !self.stop.is_cancelled()) {
             pulse.beat();
             let sendings: Vec<Sending<'_>> = window.iter().map(sending).collect();
-            let fates = self.publisher.send(&sendings, pulse).await.map_err(BrokerError::into_outage)?;
+            let fates = match self.publisher.send(&sendings, pulse).await {
+                Ok(fates) => fates,
+                Err(error) => {
+                    lost = Some(error.into_outage());
+                    break;
+                }
+            };
             let mut delivered = Vec::with_capacity(window.len());
             for (row, fate) in window.iter().zip(fates) {
                 match fate {
@@ -85,11 +99,11 @@ impl<'a> Relay<'a> {
         }
         held.tell();
         let troubles = way.troubles;
-        if troubles.is_empty() {
-            return Ok(());
+        if !troubles.is_empty() {
+            pulse.beat();
+            self.call(move |outbox| outbox.hold(&troubles)).await?;
         }
-        pulse.beat();
-        self.call(move |outbox| outbox.hold(&troubles)).await
+        lost.map_or(Ok(()), Err)
     }
 }
 
@@ -150,7 +164,8 @@ impl Way {
             match row.behind_id.filter(|id| !here.contains(id)) {
                 // The one before it is not among these, which are in order.
                 Some(_) => {
-                    let seconds = row.behind_seconds.unwrap_or_default().clamp(0.0, 86_400.0);
+                    // Never at once: it is looked at again with the one before it.
+                    let seconds = row.behind_seconds.unwrap_or_default().clamp(0.1, 86_400.0);
                     way.wait(&row, Duration::from_secs_f64(seconds));
                 }
                 None => way.rows.push_back(row),

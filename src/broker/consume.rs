@@ -43,7 +43,7 @@ pub struct Delivered {
     token: Token,
     delivery: Delivery,
     former_delay_queue: Option<String>,
-    source: Option<String>,
+    source: Option<Arc<str>>,
 }
 
 impl Message for Delivered {
@@ -97,7 +97,7 @@ pub struct Consumer {
     check_delay_queues: Vec<String>,
     dead_queue: String,
     /// The value of `x-pointsd-source` on copies.
-    source: Option<String>,
+    source: Option<Arc<str>>,
     stream: tokio::sync::Mutex<Stream>,
     tracker: Mutex<Tracker>,
     /// Held while an acknowledgement is sent, so that prefixes leave in rising order.
@@ -215,7 +215,7 @@ impl Sessions {
             part: self.part,
             retry_queues: self.retry.delays().iter().map(|delay| retry_queue(&queue, delay)).collect(),
             check_delay_queues: self.check_delays.iter().map(check_delay_queue).collect(),
-            source: self.source.clone(),
+            source: self.source.as_deref().map(Arc::from),
             queue,
             dead_queue: settings.dead_queue.clone(),
             stream: tokio::sync::Mutex::new(Stream { consumer, ended: None }),
@@ -291,7 +291,7 @@ impl Consumer {
             }),
         };
         let source = match self.part {
-            Part::Checks => copy::source_of_check(&delivery.properties),
+            Part::Checks => copy::source_of_check(&delivery.properties).map(Arc::from),
             Part::Credits | Part::Source(_) | Part::Relay => self.source.clone(),
         };
         Delivered { token, delivery, former_delay_queue, source }
@@ -383,7 +383,7 @@ impl<O: Send + 'static> Deliveries<O> for Consumer {
             .iter()
             .map(|copy| {
                 let original = &copy.message.delivery;
-                let marks = Marks::of(copy, &self.queue, self.source.as_deref(), &now);
+                let marks = Marks::of(copy, &self.queue, copy.message.source(), &now);
                 let properties = copy::copied(&original.properties, &marks, &mut frame);
                 Outgoing::to_queue(self.queue_of(copy.to), &original.data, properties)
             })

@@ -38,7 +38,7 @@ pub(super) const REQUEUE_ID: &str = "x-pointsd-requeue-id";
 pub(super) const TRUNCATED: &str = "x-pointsd-truncated";
 
 /// Our headers that a message keeps wherever it goes, also where foreign ones do not fit.
-const CARRIED: [&str; 6] = [ATTEMPT, CHECK, SOURCE, FIRST_FAILED_AT, REQUEUE_ID, TRUNCATED];
+const CARRIED: [&str; 5] = [ATTEMPT, CHECK, FIRST_FAILED_AT, REQUEUE_ID, TRUNCATED];
 
 /// Headers that the broker acts on: a kept `x-death` lets it drop the copy as a cycle, `CC` and `BCC` route it again.
 pub(super) fn is_brokers(name: &str) -> bool {
@@ -61,7 +61,7 @@ fn is_of_one_stay(name: &str) -> bool {
 /// What a copy says of the failure.
 pub(super) struct Marks<'a> {
     pub(super) source_queue: &'a str,
-    /// The source of notifications that the queue belongs to.
+    /// The source of notifications whose format the body has: what we know of it, never what somebody has written.
     pub(super) source: Option<&'a str>,
     pub(super) to: Destination,
     /// `None` for a copy that only waits for a check.
@@ -216,7 +216,7 @@ pub(super) fn copied(original: &BasicProperties, marks: &Marks<'_>, frame: &mut 
     }
     let mut headers = marks.headers(&carried, MAX_ERROR_BYTES);
     for (name, value) in given.into_iter().flatten() {
-        let ours = CARRIED.contains(&name.as_str()) || is_of_one_stay(name.as_str());
+        let ours = CARRIED.contains(&name.as_str()) || is_of_one_stay(name.as_str()) || name.as_str() == SOURCE;
         if !ours && !is_brokers(name.as_str()) {
             headers.insert(name.clone(), value.clone());
         }
@@ -249,11 +249,17 @@ fn is_time(value: &AMQPValue) -> bool {
 /// The properties of a message that goes back to where it was consumed, as if it had just been sent: without the marks
 /// of its failure, with the id of the run that sends it.
 pub(super) fn requeued(original: &BasicProperties, requeue_id: &str, frame: &mut HeaderFrame) -> BasicProperties {
+    let given = original.headers().as_ref().map(FieldTable::inner);
+    // On a message that was never copied by us it is somebody else's word.
+    let source = given.filter(|given| given.contains_key(SOURCE_QUEUE)).and_then(|given| given.get(SOURCE));
     let mut headers = FieldTable::default();
-    for (name, value) in original.headers().as_ref().map(FieldTable::inner).into_iter().flatten() {
-        if !is_brokers(name.as_str()) && !is_of_a_failure(name.as_str()) {
+    for (name, value) in given.into_iter().flatten() {
+        if !is_brokers(name.as_str()) && !is_of_a_failure(name.as_str()) && name.as_str() != SOURCE {
             headers.insert(name.clone(), value.clone());
         }
+    }
+    if let Some(source) = source {
+        headers.insert(SOURCE.into(), source.clone());
     }
     let id = AMQPValue::LongString(requeue_id.into());
     headers.insert(REQUEUE_ID.into(), id.clone());
@@ -262,7 +268,7 @@ pub(super) fn requeued(original: &BasicProperties, requeue_id: &str, frame: &mut
         return whole;
     }
     let mut headers = FieldTable::default();
-    if let Some(source) = original.headers().as_ref().and_then(|given| given.inner().get(SOURCE)) {
+    if let Some(source) = source {
         headers.insert(SOURCE.into(), source.clone());
     }
     headers.insert(REQUEUE_ID.into(), id);
@@ -404,14 +410,14 @@ mod tests {
         let policy = RetryPolicy::new(vec![Delay::parse("1s").unwrap(); 3]);
         let foreign = BasicProperties::default().with_headers(table(&[
             ("trace", text("t-1")),
-            ("x-pointsd-source", text("orders")),
+            ("x-pointsd-source", text("somebody else's word")),
             ("x-pointsd-attempt", AMQPValue::LongInt(1)),
             ("x-pointsd-reason", text("malformed")),
             ("x-pointsd-made-up", text("foreign, too")),
         ]));
         assert_eq!(retries_taken(&foreign), 1);
         let step = policy.next(retries_taken(&foreign)).unwrap();
-        let marks = Marks { to: Destination::Retry(step), ledger: None, ..marks() };
+        let marks = Marks { to: Destination::Retry(step), source: Some("orders"), ledger: None, ..marks() };
         let copy = copied(&foreign, &marks, &mut HeaderFrame::of(FRAME_MAX));
         let expected = table(&[
             ("trace", text("t-1")),
@@ -438,6 +444,9 @@ mod tests {
         ]);
         assert_eq!(again, BasicProperties::default().with_headers(expected).with_delivery_mode(2));
         assert_eq!(retries_taken(&again), 0);
+        // What was never copied by us says nothing of its source.
+        let never_ours = requeued(&foreign, "r-3", &mut HeaderFrame::of(FRAME_MAX));
+        assert_eq!(source(&never_ours), None);
     }
 
     #[test]

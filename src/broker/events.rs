@@ -1,7 +1,7 @@
 //! Publishing the rows of the outbox: each has a fate of its own.
 
 use super::{
-    BrokerError, ExchangeSpec, Outgoing, Publisher, Topology,
+    BrokerError, CONFIRM_TIMEOUT, ExchangeSpec, Outgoing, Publisher, Topology,
     declare::{Failure, Item},
     publish::Unsent,
 };
@@ -55,6 +55,7 @@ impl EventPublisher {
     /// Whether the broker takes messages; and that the exchange of events is there, if it is ours to declare: somebody may
     /// have deleted it, and listeners cannot bind to it then.
     pub async fn prove(&self) -> Result<(), BrokerError> {
+        self.publisher.reopen_channel().await?;
         self.topology.establish_on(self.publisher.connection()).await?;
         self.publisher.prove().await
     }
@@ -83,12 +84,13 @@ impl EventPublisher {
         }
         let messages: Vec<Outgoing<'_>> = sound.iter().map(|(_, message)| message.clone()).collect();
         pulse.beat();
-        match self.publisher.publish_each(&messages).await {
+        match self.publish(&messages).await {
             Ok(sent) => {
                 for ((index, _), fate) in sound.iter().zip(sent) {
                     fates[*index] = fate;
                 }
             }
+            Err(Unsent::Silent) => return Err(silent()),
             Err(Unsent::Broker(error)) => return Err(error),
             // It ends the channel, and does not say which of them it is about.
             Err(Unsent::Refused(_)) => {
@@ -118,7 +120,7 @@ impl EventPublisher {
     /// `Err` within `Ok`: the broker refuses its exchange.
     async fn send_alone(&self, message: &Outgoing<'_>, fate: &mut Sent) -> Result<Result<(), String>, BrokerError> {
         self.publisher.reopen_channel().await?;
-        match self.publisher.publish_each(std::slice::from_ref(message)).await {
+        match self.publish(std::slice::from_ref(message)).await {
             Ok(sent) => {
                 *fate = sent.into_iter().next().unwrap_or(Ok(()));
                 Ok(Ok(()))
@@ -127,7 +129,21 @@ impl EventPublisher {
                 self.publisher.reopen_channel().await?;
                 Ok(Err(error))
             }
+            Err(Unsent::Silent) => Err(silent()),
             Err(Unsent::Broker(error)) => Err(error),
+        }
+    }
+
+    /// One window. Where none of it was confirmed, a message of our own tells whether the broker answers anybody: then it is the
+    /// trouble of these.
+    async fn publish(&self, messages: &[Outgoing<'_>]) -> Result<Vec<Sent>, Unsent> {
+        match self.publisher.publish_each(messages).await {
+            Err(Unsent::Silent) => {
+                self.publisher.reopen_channel().await?;
+                self.publisher.prove().await?;
+                Ok(vec![Err(silent().to_string()); messages.len()])
+            }
+            told => told,
         }
     }
 
@@ -182,4 +198,8 @@ impl EventPublisher {
 /// to. What else it refuses (a routing key, a size) is that message's own.
 fn concerns_the_exchange(refusal: &str) -> bool {
     ["no exchange", "access to exchange", "internal exchange"].iter().any(|words| refusal.contains(words))
+}
+
+fn silent() -> BrokerError {
+    BrokerError::Timeout { step: "basic.publish", after: CONFIRM_TIMEOUT }
 }

@@ -214,7 +214,7 @@ impl Publisher {
                 confirmations.push(tokio::time::timeout_at(deadline, confirm).await.ok().transpose().map_err(unsent)?);
             }
             if confirmations.iter().all(Option::is_none) {
-                return Err(late());
+                return Err(Unsent::Silent);
             }
             // A confirm that is still to come would be taken for another's.
             if confirmations.iter().all(Option::is_some) {
@@ -258,6 +258,8 @@ async fn confirming_channel(connection: &Connection) -> Result<Channel, BrokerEr
 pub(super) enum Unsent {
     /// The broker has ended the channel over one of the messages: its exchange is not there, or may not be written to.
     Refused(String),
+    /// None of them was confirmed in time: their queues do not answer, or nobody does.
+    Silent,
     /// It concerns every message.
     Broker(BrokerError),
 }

@@ -473,12 +473,21 @@ fn a_points_message_does_not_escape_its_check_by_a_header() {
         "CREATE TABLE pay_order (biz_order_no bigint PRIMARY KEY, status integer NOT NULL, biz_user_id bigint, amount numeric)",
         false,
     );
-    example.sql("INSERT INTO pay_order VALUES (1, 2, 11, 10)");
+    // One is closed already, the other one pending first.
+    example.sql("INSERT INTO pay_order VALUES (1, 2, 11, 10), (2, 1, 11, 10)");
     let daemon = example.start();
     let mut headers = lapin::types::FieldTable::default();
     headers.insert("x-pointsd-source".into(), AMQPValue::LongString("trade".into()));
     let properties = BasicProperties::default().with_headers(headers);
-    example.client.publish("points", "points.credit", [(crate::compensation::body(1, "11", 10), properties)]);
-    daemon.wait_for("it is reversed", |_| (state(&example.setup, 1) == is("reversed", false)).then_some(()));
+    example.client.publish(
+        "points",
+        "points.credit",
+        [1, 2].map(|id| (crate::compensation::body(id, "11", 10), properties.clone())),
+    );
+    crate::compensation::wait_for_checks(&daemon, "pending", "recheck", 1.0);
+    example.sql("UPDATE pay_order SET status = 2");
+    for payment in [1, 2] {
+        crate::compensation::wait_for_state(&example.setup, &daemon, payment, &is("reversed", false));
+    }
     daemon.stop();
 }

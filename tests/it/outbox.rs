@@ -549,3 +549,38 @@ fn a_key_with_thousands_of_rows_behind_an_undeliverable_one_keeps_its_order() {
     heard.assert_in_order();
     daemon.stop();
 }
+
+#[test]
+fn a_person_may_retry_and_drop_beside_a_busy_relay() {
+    const ROWS: usize = 10_000;
+    let place = Place::new(Kind::Postgres);
+    let (setup, exchange) = setup(&rabbit::shared().url(), &place, "");
+    let daemon = start(&setup);
+    let client = Client::connect(&rabbit::shared().url());
+    let queue = listen(&client, &exchange);
+    place.execute(&format!(
+        "INSERT INTO points_outbox (exchange, routing_key, key, message_id, body) \
+         SELECT CASE WHEN n % 2 = 0 THEN '{exchange}' ELSE 'nowhere' END, 'r', 'k' || n, 'k' || n || '/' || n, '{{}}' \
+           FROM generate_series(1, {}) AS n",
+        2 * ROWS
+    ));
+    for _ in 0..8 {
+        let output = setup.run(&["outbox", "retry", "--all"]);
+        assert!(output.status.success(), "{}", told(&output));
+    }
+    let mut heard = Heard::default();
+    daemon.wait_for("those that can be delivered come", |_| {
+        heard.hear(&client, &queue);
+        heard.seen.len().ge(&ROWS).then_some(())
+    });
+    eventually("nothing but the others is left", || {
+        let output = setup.run(&["outbox", "drop", "--held", "--yes"]);
+        assert!(output.status.success(), "{}", told(&output));
+        (setup.json(&["outbox", "list", "--limit", "0", "--json"])["rows"] == 0).then_some(())
+    });
+    heard.hear(&client, &queue);
+    assert_eq!((heard.seen.len(), heard.repeated), (ROWS, 0));
+    let log = daemon.log();
+    assert!(!log.contains("paused"), "nobody was in the relay's way: {log}");
+    daemon.stop();
+}

@@ -15,7 +15,7 @@ CREATE TABLE points_outbox (
     body        text NOT NULL CONSTRAINT points_outbox_body CHECK (octet_length(body) <= 1048576),
     created_at  timestamptz NOT NULL DEFAULT now() CONSTRAINT points_outbox_created_at CHECK (isfinite(created_at)),
     attempts    integer NOT NULL DEFAULT 0,
-    next_try_at timestamptz,
+    next_try_at timestamptz CONSTRAINT points_outbox_next_try_at CHECK (isfinite(next_try_at)),
     last_error  text
 );
 

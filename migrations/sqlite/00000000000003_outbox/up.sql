@@ -16,7 +16,7 @@ CREATE TABLE points_outbox (
     created_at  TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
                 CONSTRAINT points_outbox_created_at CHECK (julianday(created_at) IS NOT NULL),
     attempts    INTEGER NOT NULL DEFAULT 0,
-    next_try_at TEXT,
+    next_try_at TEXT CONSTRAINT points_outbox_next_try_at CHECK (next_try_at IS NULL OR julianday(next_try_at) IS NOT NULL),
     last_error  TEXT
 ) STRICT;
 

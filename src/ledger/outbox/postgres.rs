@@ -128,9 +128,11 @@ impl Outbox for PostgresOutbox {
         let errors: Vec<Option<&str>> = troubles.iter().map(|trouble| trouble.error.as_deref()).collect();
         self.in_turn(|connection| {
             sql_query(
-                "UPDATE points_outbox AS o SET next_try_at = now() + make_interval(secs => t.seconds), \
+                // In the order of their ids, as everybody takes them.
+                "WITH held AS MATERIALIZED (SELECT id FROM points_outbox WHERE id = ANY ($1) ORDER BY id FOR UPDATE) \
+                 UPDATE points_outbox AS o SET next_try_at = now() + make_interval(secs => t.seconds), \
                         attempts = o.attempts + (t.error IS NOT NULL)::integer, last_error = coalesce(t.error, o.last_error) \
-                   FROM unnest($1, $2, $3) AS t (id, seconds, error) WHERE o.id = t.id",
+                   FROM held JOIN unnest($1, $2, $3) AS t (id, seconds, error) ON t.id = held.id WHERE o.id = held.id",
             )
             .bind::<Array<BigInt>, _>(ids)
             .bind::<Array<Double>, _>(seconds)
@@ -173,7 +175,8 @@ impl Outbox for PostgresOutbox {
         let update = format!(
             "UPDATE points_outbox SET next_try_at = $1::timestamptz WHERE id IN \
                  (SELECT id FROM points_outbox \
-                   WHERE next_try_at > $1::timestamptz AND id > $3 AND ({which}) ORDER BY id LIMIT {AT_A_TIME}) RETURNING id"
+                   WHERE next_try_at > $1::timestamptz AND id > $3 AND ({which}) ORDER BY id LIMIT {AT_A_TIME} FOR UPDATE) \
+             RETURNING id"
         );
         bit_by_bit(|after| {
             let update = sql_query(&update).bind::<Text, _>(&now.now).bind::<Array<BigInt>, _>(ids);
@@ -192,7 +195,8 @@ impl Outbox for PostgresOutbox {
         let last: Id = sql_query("SELECT coalesce(max(id), 0) AS id FROM points_outbox").get_result(connection)?;
         let delete = format!(
             "DELETE FROM points_outbox WHERE id IN \
-                 (SELECT id FROM points_outbox WHERE id <= $1 AND id > $3 AND ({which}) ORDER BY id LIMIT {AT_A_TIME}) RETURNING id"
+                 (SELECT id FROM points_outbox WHERE id <= $1 AND id > $3 AND ({which}) ORDER BY id LIMIT {AT_A_TIME} FOR UPDATE) \
+             RETURNING id"
         );
         bit_by_bit(|after| {
             let delete = sql_query(&delete).bind::<BigInt, _>(last.id).bind::<Array<BigInt>, _>(ids);
