@@ -371,8 +371,11 @@ fn headers_that_fill_a_frame_or_a_stack_hinder_nobody() {
     // The first look leaves a mark of the broker's on each of them.
     for _ in 0..2 {
         assert_eq!(setup.json(&["dead", "list", "--json"])["messages"], 10);
+        // What was looked at is back when the broker has taken it back.
+        ready_is(&client, &setup.dead_queue, 10);
     }
     let shown = setup.json(&["dead", "show", "--reason", "unknown", "--json"]);
+    ready_is(&client, &setup.dead_queue, 10);
     assert!(shown[0]["headers"]["deep"].is_array(), "{shown}");
     let file = setup.folder.path().join("dead.jsonl");
     let exported = setup.run(&["dead", "export", file.to_str().unwrap()]);
