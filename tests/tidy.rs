@@ -111,14 +111,18 @@ fn dependencies_point_inward() {
                 "observe",
                 "pay_status",
                 "pipeline",
+                "outbox",
                 "recorded",
             ],
         ),
-        ("pipeline/", &["app", "broker", "cli", "config", "database", "http", "ledger", "pay_status", "recorded"]),
-        ("database/", &["app", "broker", "cli", "config", "http", "ledger", "pay_status", "recorded"]),
-        ("ledger/", &["app", "broker", "cli", "config", "http", "pay_status", "recorded"]),
-        ("pay_status/", &["app", "broker", "cli", "http", "ledger", "recorded"]),
-        ("broker/", &["app", "cli", "database", "http", "ledger", "pay_status", "recorded"]),
+        (
+            "pipeline/",
+            &["app", "broker", "cli", "config", "database", "http", "ledger", "pay_status", "outbox", "recorded"],
+        ),
+        ("database/", &["app", "broker", "cli", "config", "http", "ledger", "pay_status", "outbox", "recorded"]),
+        ("ledger/", &["app", "broker", "cli", "config", "http", "pay_status", "outbox", "recorded"]),
+        ("pay_status/", &["app", "broker", "cli", "http", "ledger", "outbox", "recorded"]),
+        ("broker/", &["app", "cli", "database", "http", "ledger", "pay_status", "outbox", "recorded"]),
     ];
     let mut faults = Vec::new();
     for (file, text) in sources() {
