@@ -9,6 +9,8 @@ use std::{path::PathBuf, process::Command, sync::OnceLock};
 pub struct Postgres {
     folder: tempfile::TempDir,
     port: u16,
+    /// More of the server's settings, as `name=value`.
+    settings: &'static [&'static str],
     server: Option<Held>,
 }
 
@@ -41,6 +43,11 @@ impl Drop for Postgres {
 impl Postgres {
     /// Makes a cluster, starts it, and waits until it answers.
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with more settings, as `name=value`.
+    pub fn start_with(settings: &'static [&'static str]) -> Self {
         let folder = tempfile::Builder::new().prefix("pointsd-postgres-").tempdir().unwrap();
         let (port, bin, user) = (free_port(), binaries(), as_user());
         let at = folder.path().display();
@@ -53,7 +60,7 @@ impl Postgres {
         }
         let bin = bin.display();
         shell(&format!("{user}{bin}/initdb -D {at}/data -U points -A trust -E UTF8 --locale=C.UTF-8 -N"));
-        let mut postgres = Self { folder, port, server: None };
+        let mut postgres = Self { folder, port, settings, server: None };
         postgres.boot();
         postgres
     }
@@ -62,9 +69,10 @@ impl Postgres {
     pub fn boot(&mut self) {
         let (bin, user, port) = (binaries(), as_user(), self.port);
         let (bin, at) = (bin.display(), self.folder.path().display());
+        let settings: String = self.settings.iter().map(|setting| format!("-c {setting} ")).collect();
         let server = format!(
             "exec {user}{bin}/postgres -D {at}/data -p {port} -c listen_addresses=127.0.0.1 \
-             -c unix_socket_directories={at} -c max_connections=60 -c log_min_messages=fatal >>{at}/log 2>&1"
+             -c unix_socket_directories={at} -c max_connections=60 -c log_min_messages=fatal {settings}>>{at}/log 2>&1"
         );
         // SIGINT: fast shutdown. `runuser` passes signals on.
         let stop = format!("[ ! -e {at}/data/postmaster.pid ] || kill -INT $(head -n 1 {at}/data/postmaster.pid)");

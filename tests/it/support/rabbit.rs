@@ -18,8 +18,13 @@ pub struct Rabbit {
     pub tls_port: Option<u16>,
     dist_port: u16,
     epmd_port: u16,
+    /// What the Erlang machine is told beside its distribution's address.
+    erlang: &'static str,
     server: Option<Held>,
 }
+
+/// One scheduler: the tests' machine has few cores, and busy waiting would take them.
+const ONE_SCHEDULER: &str = "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none";
 
 /// The node that tests share which do not stop it: they use queues of their own.
 pub fn shared() -> &'static Rabbit {
@@ -37,6 +42,15 @@ pub struct Tls {
 impl Rabbit {
     /// Starts a node and waits until it takes connections.
     pub fn start(tls: Option<&Tls>) -> Self {
+        Self::start_with(tls, ONE_SCHEDULER)
+    }
+
+    /// The same with as many schedulers as there are cores, and whatever else the package's defaults are.
+    pub fn start_as_it_comes() -> Self {
+        Self::start_with(None, "")
+    }
+
+    fn start_with(tls: Option<&Tls>, erlang: &'static str) -> Self {
         let folder = tempfile::Builder::new().prefix("pointsd-rabbit-").tempdir().unwrap();
         let (port, dist_port, epmd_port) = (free_port(), free_port(), free_port());
         let tls_port = tls.map(|_| free_port());
@@ -57,7 +71,7 @@ impl Rabbit {
         std::fs::write(folder.path().join("enabled_plugins"), "[].\n").unwrap();
         // Erlang refuses a cookie that others can read; its folder may not be open either.
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
-        let mut rabbit = Self { folder, port, tls_port, dist_port, epmd_port, server: None };
+        let mut rabbit = Self { folder, port, tls_port, dist_port, epmd_port, erlang, server: None };
         rabbit.boot();
         rabbit
     }
@@ -71,16 +85,16 @@ impl Rabbit {
             .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
             .env("ERL_EPMD_PORT", self.epmd_port.to_string())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("ERL_CRASH_DUMP", at("erl_crash.dump"))
             .env("RABBITMQ_MNESIA_BASE", at("mnesia"))
             .env("RABBITMQ_LOG_BASE", at("log"))
             .env("RABBITMQ_PID_FILE", at("pid"))
             .env("RABBITMQ_CONFIG_FILE", at("rabbitmq.conf"))
             .env("RABBITMQ_CONF_ENV_FILE", at("no-env-file"))
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", at("enabled_plugins"))
-            // One scheduler: the test's machine has few cores, and busy waiting would take them.
             .env(
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-                "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}",
+                format!("{} -kernel inet_dist_use_interface {{127,0,0,1}}", self.erlang),
             );
     }
 

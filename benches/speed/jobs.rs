@@ -1,0 +1,324 @@
+//! What is measured. A job is run once a round, all jobs in turn, so that whatever else the machine does meanwhile falls
+//! upon all of them.
+
+use crate::{
+    clients::Client,
+    load::{self, Kind, Load},
+    process::{Run, run_client, total, watch},
+    servers::{Ledger, Place, Servers},
+    support::{amqp, daemon::Daemon, daemon::Setup},
+};
+use serde::Serialize;
+use std::{
+    fmt::Write as _,
+    time::{Duration, SystemTime},
+};
+use tokio::runtime::Runtime;
+
+/// A queue's type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Queue {
+    Quorum,
+    Classic,
+}
+
+/// A daemon, or some of them, that credits what stands in a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Crediting {
+    pub ledger: Ledger,
+    pub queue: Queue,
+    pub kind: Kind,
+    pub daemons: usize,
+    pub events: bool,
+    pub size: Size,
+}
+
+impl Crediting {
+    /// The scenario that the others differ from.
+    pub const CLEAN: Self = Self {
+        ledger: Ledger::Postgres,
+        queue: Queue::Quorum,
+        kind: Kind::Clean,
+        daemons: 1,
+        events: false,
+        size: Size::Usual,
+    };
+}
+
+/// How many messages there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Size {
+    Usual,
+    /// For what is far slower.
+    Few,
+    /// For what must not grow with them.
+    Many,
+    /// To compare that with.
+    TenThousand,
+}
+
+/// What is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Job {
+    /// Taking and acknowledging: the broker's limit.
+    Drain(Queue),
+    /// Crediting from memory over so many connections: the database's limit.
+    Insert(Ledger, Kind, u32),
+    /// What the field usually runs.
+    OneByOne,
+    Credit(Crediting),
+    /// Every payment credited, and checked and found paid.
+    Compensated,
+    /// Checks of credits whose payments are paid, or pending still.
+    Checks(Ledger, &'static str),
+    /// What the broker's own forwarding from a delay queue takes.
+    Forwarding,
+    /// From publishing to commit, at [`PACE`] messages a second.
+    Latency { one_by_one: bool },
+    /// From the start of the program to the first commit.
+    Start,
+}
+
+impl Job {
+    /// What takes long and comes out the same is run once.
+    pub fn is_worth_repeating(self) -> bool {
+        !matches!(self, Self::Credit(Crediting { size: Size::Many, .. }))
+    }
+}
+
+/// Messages a second while latency is measured.
+pub const PACE: u32 = 1000;
+
+/// What the program does by default.
+const PREFETCH: u16 = 2000;
+const BATCH: usize = 1000;
+
+/// How many unacknowledged messages are usual where each is acknowledged on its own.
+const PREFETCH_OF_ONE_BY_ONE: u16 = 250;
+
+/// Runs jobs.
+pub struct Bench {
+    pub servers: Servers,
+    pub runtime: Runtime,
+    /// By [`Size`].
+    pub sizes: [u64; 4],
+    /// Settings that are tried, as environment variables.
+    pub with: Vec<(String, String)>,
+}
+
+impl Bench {
+    pub fn messages(&self, size: Size) -> u64 {
+        self.sizes[size as usize]
+    }
+
+    /// Runs one, with payments that no run before had.
+    pub fn run(&self, job: Job, number: u64) -> Run {
+        let from = number * 10_000_000;
+        let load = |kind, size| Load { kind, messages: self.messages(size), from };
+        match job {
+            Job::Drain(queue) => self.drain(queue, load(Kind::Clean, Size::Usual)),
+            Job::Insert(ledger, kind, connections) => self.servers.with_ledger(ledger, |place| {
+                let load = load(kind, Size::Usual);
+                let client = Client::Insert { ledger: place.url.clone(), load, batch: BATCH, connections };
+                run_client(&client, load.credits())
+            }),
+            Job::OneByOne => self.one_by_one(load(Kind::Clean, Size::Few)),
+            Job::Credit(crediting) => self.credit(crediting, load(crediting.kind, crediting.size)),
+            Job::Compensated => self.compensated(load(Kind::Clean, Size::Usual)),
+            Job::Checks(ledger, status) => self.checks(ledger, status, load(Kind::Clean, Size::Usual)),
+            Job::Forwarding => self.forwarding(load(Kind::Clean, Size::Usual)),
+            Job::Latency { one_by_one } => self.latency(one_by_one, load(Kind::Clean, Size::Few)),
+            Job::Start => self.start(load(Kind::Clean, Size::Few)),
+        }
+    }
+
+    fn publish(&self, exchange: &str, key: &str, load: Load) {
+        self.runtime.block_on(load::publish(&self.servers.rabbit.url(), exchange, key, load.bodies()));
+    }
+
+    /// A configuration for a ledger, and its queues.
+    fn setup(&self, place: &Place, queue: Queue, more: &str) -> Queues<'_> {
+        let queue_type = match queue {
+            Queue::Quorum => "quorum",
+            Queue::Classic => "classic",
+        };
+        let more = format!("queue_type = {queue_type:?}\n{more}");
+        let setup = Setup::new(&self.servers.rabbit.url(), &place.url, &more);
+        assert!(setup.run(&["topology", "declare"]).status.success());
+        Queues { setup, bench: self }
+    }
+
+    fn drain(&self, queue: Queue, load: Load) -> Run {
+        self.servers.with_ledger(Ledger::Sqlite, |place| {
+            let queues = self.setup(place, queue, "");
+            self.publish(&queues.setup.exchange, &queues.setup.key, load);
+            let queue = queues.setup.credit_queue.clone();
+            let broker = self.servers.rabbit.url();
+            let drain = Client::Drain { broker, queue, messages: load.messages, prefetch: PREFETCH };
+            run_client(&drain, load.messages)
+        })
+    }
+
+    fn one_by_one_client(&self, queues: &Queues<'_>, place: &Place, messages: u64) -> Client {
+        Client::OneByOne {
+            broker: self.servers.rabbit.url(),
+            queue: queues.setup.credit_queue.clone(),
+            ledger: place.url.clone(),
+            messages,
+            prefetch: PREFETCH_OF_ONE_BY_ONE,
+        }
+    }
+
+    fn one_by_one(&self, load: Load) -> Run {
+        self.servers.with_ledger(Ledger::Postgres, |place| {
+            let queues = self.setup(place, Queue::Quorum, "");
+            self.publish(&queues.setup.exchange, &queues.setup.key, load);
+            run_client(&self.one_by_one_client(&queues, place, load.messages), load.messages)
+        })
+    }
+
+    fn credit(&self, crediting: Crediting, load: Load) -> Run {
+        self.servers.with_ledger(crediting.ledger, |place| {
+            let mut more = String::new();
+            if crediting.events {
+                write!(more, "[events]\nenabled = true\nexchange = \"{}\"\n", crate::support::unique("bench")).unwrap();
+            }
+            let queues = self.setup(place, crediting.queue, &more);
+            self.publish(&queues.setup.exchange, &queues.setup.key, load);
+            let daemons: Vec<Daemon> = (0..crediting.daemons).map(|_| queues.start()).collect();
+            watch(&daemons, load.messages, |daemon| total(daemon, "pointsd_messages_total{", r#"queue="credit""#))
+        })
+    }
+
+    fn compensated(&self, load: Load) -> Run {
+        self.servers.with_ledger(Ledger::Postgres, |place| {
+            place.execute(&payments(load, "paid"));
+            let queues = self.setup(place, Queue::Quorum, &format!("[compensation]\nfirst = \"1s\"\n{CHECKING}"));
+            self.publish(&queues.setup.exchange, &queues.setup.key, load);
+            let daemon = [queues.start()];
+            watch(&daemon, load.messages, |daemon| {
+                let credited = total(daemon, "pointsd_messages_total{", r#"queue="credit""#);
+                credited.min(total(daemon, "pointsd_messages_total{", r#"queue="check""#))
+            })
+        })
+    }
+
+    fn checks(&self, ledger: Ledger, status: &str, load: Load) -> Run {
+        // The payments stand in PostgreSQL whatever the ledger is.
+        self.servers.with_ledger(Ledger::Postgres, |source| {
+            source.execute(&payments(load, status));
+            self.servers.with_ledger(ledger, |place| {
+                let insert = Client::Insert { ledger: place.url.clone(), load, batch: BATCH, connections: 1 };
+                run_client(&insert, load.messages);
+                let more = format!("[compensation]\nfirst = \"1h\"\ndelays = [\"2h\"]\n{CHECKING}url = {:?}\n", source.url);
+                let queues = self.setup(place, Queue::Quorum, &more);
+                self.publish("", &queues.setup.check_queue, load);
+                let daemon = [queues.start()];
+                watch(&daemon, load.messages, |daemon| total(daemon, "pointsd_messages_total{", r#"queue="check""#))
+            })
+        })
+    }
+
+    fn forwarding(&self, load: Load) -> Run {
+        self.servers.with_ledger(Ledger::Sqlite, |place| {
+            let more = format!("[compensation]\nfirst = \"1s\"\n{CHECKING}url = \"postgres://127.0.0.1/nobody\"\n");
+            let queues = self.setup(place, Queue::Quorum, &more);
+            let client = amqp::Client::connect(&self.servers.rabbit.url());
+            let begun = std::time::Instant::now();
+            self.publish("", &queues.setup.check_delay_queue("1s"), load);
+            crate::support::eventually("everything is forwarded", || {
+                let there = client.ready(&queues.setup.check_queue).unwrap();
+                (u64::from(there) >= load.messages).then_some(())
+            });
+            #[allow(clippy::cast_precision_loss, reason = "a count")]
+            let rate = load.messages as f64 / begun.elapsed().as_secs_f64();
+            Run { rate, ..Run::default() }
+        })
+    }
+
+    fn latency(&self, one_by_one: bool, load: Load) -> Run {
+        self.servers.with_stamped_ledger(|place| {
+            let queues = self.setup(place, Queue::Quorum, "");
+            let (exchange, key) = (queues.setup.exchange.clone(), queues.setup.key.clone());
+            let publish = || {
+                let url = self.servers.rabbit.url();
+                self.runtime.block_on(load::publish_paced(&url, &exchange, &key, load.bodies(), PACE))
+            };
+            let (run, sent) = if one_by_one {
+                let client = self.one_by_one_client(&queues, place, load.messages);
+                let consuming = std::thread::spawn(move || run_client(&client, load.messages));
+                // It must be there before the first message.
+                std::thread::sleep(Duration::from_secs(1));
+                let sent = publish();
+                (consuming.join().unwrap(), sent)
+            } else {
+                let daemon = [queues.start()];
+                daemon[0].wait_ready();
+                let sent = publish();
+                let credited = |daemon: &Daemon| total(daemon, "pointsd_messages_total{", r#"queue="credit""#);
+                (watch(&daemon, load.messages, credited), sent)
+            };
+            let mut waits: Vec<f64> = sent
+                .iter()
+                .zip(place.commit_times())
+                .map(|(sent, committed)| committed.duration_since(*sent).unwrap_or_default().as_secs_f64())
+                .collect();
+            waits.sort_by(f64::total_cmp);
+            let latency = Some((waits[waits.len() / 2], waits[waits.len() * 99 / 100]));
+            Run { rate: f64::from(PACE), latency, ..run }
+        })
+    }
+
+    fn start(&self, load: Load) -> Run {
+        self.servers.with_stamped_ledger(|place| {
+            let queues = self.setup(place, Queue::Quorum, "");
+            self.publish(&queues.setup.exchange, &queues.setup.key, load);
+            let begun = SystemTime::now();
+            let daemon = [queues.start()];
+            let credited = |daemon: &Daemon| total(daemon, "pointsd_messages_total{", r#"queue="credit""#);
+            let run = watch(&daemon, load.messages, credited);
+            let first = place.commit_times().into_iter().min().unwrap();
+            let took = first.duration_since(begun).unwrap().as_secs_f64();
+            Run { latency: Some((took, took)), ..run }
+        })
+    }
+}
+
+/// A payment table in the database of the ledger, or in another one.
+const CHECKING: &str = "[pay_status]\nsource = \"sql\"\n[pay_status.sql]\ntable = \"payments\"\nid_column = \"id\"\n\
+                        status_column = \"status\"\npaid = [\"paid\"]\npending = [\"pending\"]\nclosed = [\"closed\"]\n";
+
+/// SQL that makes such a table for the payments of a load.
+fn payments(load: Load, status: &str) -> String {
+    let (first, last) = (load.payment(0), load.payment(load.messages - 1));
+    format!(
+        "CREATE TABLE payments (id text PRIMARY KEY, status text NOT NULL);
+         INSERT INTO payments SELECT n::text, '{status}' FROM generate_series({first}, {last}) AS n;
+         ANALYZE payments"
+    )
+}
+
+/// The queues of one job, which go away with this.
+struct Queues<'a> {
+    setup: Setup,
+    bench: &'a Bench,
+}
+
+impl Queues<'_> {
+    fn start(&self) -> Daemon {
+        self.setup.start_with(|command| {
+            command.envs(self.bench.with.iter().map(|(name, value)| (name, value)));
+        })
+    }
+}
+
+impl Drop for Queues<'_> {
+    fn drop(&mut self) {
+        let client = amqp::Client::connect(&self.bench.servers.rabbit.url());
+        let Setup { credit_queue, check_queue, dead_queue, .. } = &self.setup;
+        for queue in [credit_queue, check_queue, dead_queue, &self.setup.never_used()] {
+            client.delete_queue(queue);
+        }
+        client.delete_queue(&self.setup.check_delay_queue("1s"));
+    }
+}
