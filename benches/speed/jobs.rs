@@ -11,6 +11,8 @@ use crate::{
 use serde::Serialize;
 use std::{
     fmt::Write as _,
+    path::PathBuf,
+    process::Command,
     time::{Duration, SystemTime},
 };
 use tokio::runtime::Runtime;
@@ -31,6 +33,8 @@ pub struct Crediting {
     pub daemons: usize,
     pub events: bool,
     pub size: Size,
+    /// Not this program, but the one that it is compared with.
+    pub other: bool,
 }
 
 impl Crediting {
@@ -42,6 +46,7 @@ impl Crediting {
         daemons: 1,
         events: false,
         size: Size::Usual,
+        other: false,
     };
 }
 
@@ -91,7 +96,7 @@ pub const PACE: u32 = 1000;
 
 /// What the program does by default.
 const PREFETCH: u16 = 2000;
-const BATCH: usize = 1000;
+const BATCH: usize = 500;
 
 /// How many unacknowledged messages are usual where each is acknowledged on its own.
 const PREFETCH_OF_ONE_BY_ONE: u16 = 250;
@@ -104,6 +109,8 @@ pub struct Bench {
     pub sizes: [u64; 4],
     /// Settings that are tried, as environment variables.
     pub with: Vec<(String, String)>,
+    /// Another program to compare with.
+    pub other: Option<PathBuf>,
 }
 
 impl Bench {
@@ -185,7 +192,8 @@ impl Bench {
             }
             let queues = self.setup(place, crediting.queue, &more);
             self.publish(&queues.setup.exchange, &queues.setup.key, load);
-            let daemons: Vec<Daemon> = (0..crediting.daemons).map(|_| queues.start()).collect();
+            let start = || if crediting.other { queues.start_other() } else { queues.start() };
+            let daemons: Vec<Daemon> = (0..crediting.daemons).map(|_| start()).collect();
             watch(&daemons, load.messages, |daemon| total(daemon, "pointsd_messages_total{", r#"queue="credit""#))
         })
     }
@@ -305,6 +313,15 @@ struct Queues<'a> {
 }
 
 impl Queues<'_> {
+    fn start_other(&self) -> Daemon {
+        let other = self.bench.other.as_ref().unwrap();
+        self.setup.start_with(|command| {
+            let mut instead = Command::new(other);
+            instead.args(command.get_args()); for v in ["MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "MALLOC_TOP_PAD_"] { instead.env_remove(v); }
+            *command = instead;
+        })
+    }
+
     fn start(&self) -> Daemon {
         self.setup.start_with(|command| {
             command.envs(self.bench.with.iter().map(|(name, value)| (name, value)));

@@ -38,9 +38,15 @@ struct Arguments {
     /// How often everything is run.
     #[arg(long)]
     rounds: Option<u64>,
+    /// How many messages stand in a queue, where nothing else is said.
+    #[arg(long)]
+    messages: Option<u64>,
     /// A setting to try, such as ledger.pool_size=3; may be given again.
     #[arg(long = "with", value_name = "KEY=VALUE")]
     with: Vec<String>,
+    /// Another pointsd to compare this one with, without the settings that are tried: SQLite and PostgreSQL, clean.
+    #[arg(long, value_name = "PROGRAM")]
+    other: Option<std::path::PathBuf>,
     /// Only scenarios with one of these texts in their name.
     scenarios: Vec<String>,
     /// Given by cargo.
@@ -57,7 +63,11 @@ fn main() {
     let wanted = |scenario: &Scenario| {
         arguments.scenarios.is_empty() || arguments.scenarios.iter().any(|text| scenario.name.contains(text))
     };
-    let scenarios: Vec<Scenario> = scenarios::all().into_iter().filter(wanted).collect();
+    let mut scenarios = scenarios::all();
+    if arguments.other.is_some() {
+        scenarios.extend(scenarios::with_the_other());
+    }
+    let scenarios: Vec<Scenario> = scenarios.into_iter().filter(wanted).collect();
     let mut runs: Vec<(Job, Vec<Run>)> = Vec::new();
     for job in scenarios.iter().flat_map(Scenario::jobs) {
         if !runs.iter().any(|(known, _)| *known == job) {
@@ -65,7 +75,8 @@ fn main() {
         }
     }
     // By jobs::Size.
-    let sizes = if arguments.quick { [30_000, 2000, 100_000, 10_000] } else { [120_000, 5000, 1_000_000, 10_000] };
+    let mut sizes = if arguments.quick { [30_000, 2000, 100_000, 10_000] } else { [120_000, 5000, 1_000_000, 10_000] };
+    sizes[0] = arguments.messages.unwrap_or(sizes[0]);
     let (rounds, grown) = if arguments.quick { (1, 500_000) } else { (3, 10_000_000) };
     let rounds = arguments.rounds.unwrap_or(rounds);
     let with = arguments.with.iter().map(|setting| {
@@ -77,6 +88,7 @@ fn main() {
         runtime: tokio::runtime::Runtime::new().unwrap(),
         sizes,
         with: with.collect(),
+        other: arguments.other.clone(),
     };
     let mut number = 0;
     for round in 0..rounds {

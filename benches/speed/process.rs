@@ -81,7 +81,7 @@ pub fn be_client(client: &str) {
 }
 
 /// How often a daemon is asked how far it is.
-const POLL: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(50);
 
 /// The sum of all series of a metric whose labels contain this.
 pub fn total(daemon: &Daemon, metric: &str, labels: &str) -> f64 {

@@ -159,3 +159,19 @@ pub fn all() -> Vec<Scenario> {
         s("peak memory, many queued", queued(Size::Many), Peak, Other("ten thousand", queued(Size::TenThousand)), Goal::None),
     ]
 }
+
+/// What is compared with another program.
+pub fn with_the_other() -> Vec<Scenario> {
+    let clean = Crediting::CLEAN;
+    let compare = |name, crediting, figure| {
+        let other = Job::Credit(Crediting { other: true, ..crediting });
+        Scenario::new(name, Job::Credit(crediting), figure, Against::Job("other", other), Goal::None)
+    };
+    let on_sqlite = Crediting { ledger: Ledger::Sqlite, ..clean };
+    vec![
+        compare("this against other, PostgreSQL", clean, Figure::Rate),
+        compare("this against other, PostgreSQL, CPU", clean, Figure::CpuPerMillion),
+        compare("this against other, SQLite", on_sqlite, Figure::Rate),
+        compare("this against other, SQLite, CPU", on_sqlite, Figure::CpuPerMillion),
+    ]
+}

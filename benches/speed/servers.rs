@@ -32,9 +32,10 @@ const STAMPED_SETTINGS: &[&str] = &["shared_buffers=512MB", "max_wal_size=4GB", 
 /// Private servers; those that not every run needs start when they are needed.
 pub struct Servers {
     pub rabbit: Rabbit,
+    // Before the server that it stands in: it goes away first.
+    grown: OnceCell<Place>,
     postgres: Postgres,
     stamped: OnceCell<Postgres>,
-    grown: OnceCell<Place>,
     /// How many credits the grown ledger holds.
     grown_credits: u64,
 }

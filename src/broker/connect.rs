@@ -18,6 +18,11 @@ use tokio::task::JoinHandle;
 /// Seconds between heartbeats unless the URL says otherwise: a node that vanished is noticed within two of them.
 const HEARTBEAT_SECONDS: u16 = 20;
 
+/// The largest frame, in bytes, unless the URL says otherwise: RabbitMQ's own default, so that nothing it takes from a
+/// producer is too large for us. Said from the beginning, because lapin makes its two buffers (32 frames each) anew when
+/// it is told later, and then writes all of them: 8 MiB a connection that nothing needs.
+const FRAME_MAX: u32 = 131_072;
+
 /// One node of the broker. It has a password: it prints as node and virtual host.
 #[derive(Clone)]
 pub struct BrokerUrl(AMQPUri);
@@ -63,6 +68,7 @@ impl BrokerUrl {
             return Err(BrokerUrlError::Other("frame_max must be at least 4096, and a port at least 1".into()));
         }
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+        uri.query.frame_max.get_or_insert(FRAME_MAX);
         Ok(Self(uri))
     }
 

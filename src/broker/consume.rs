@@ -41,7 +41,8 @@ const CONSUMER_TAG: &str = "pointsd";
 #[derive(Debug)]
 pub struct Delivered {
     token: Token,
-    delivery: Delivery,
+    /// In a box, because it is large and what holds it is handed on from step to step.
+    delivery: Box<Delivery>,
     former_delay_queue: Option<String>,
     source: Option<Arc<str>>,
 }
@@ -294,7 +295,7 @@ impl Consumer {
             Part::Checks => copy::source_of_check(&delivery.properties).map(Arc::from),
             Part::Credits | Part::Source(_) | Part::Relay => self.source.clone(),
         };
-        Delivered { token, delivery, former_delay_queue, source }
+        Delivered { token, delivery: Box::new(delivery), former_delay_queue, source }
     }
 
     fn queue_of(&self, destination: Destination) -> &str {

@@ -293,7 +293,7 @@ fn ledger(reader: &mut Reader, state_directory: Option<&Path>) -> Option<LedgerS
     };
     let auto_migrate = url.as_ref().is_some_and(DatabaseUrl::auto_migrate_default);
     let pool_size = number(reader, "ledger.pool_size", 2, 1..=64);
-    let batch_max = number(reader, "ledger.batch_max", 1000, 1..=i64::try_from(MAX_BATCH).unwrap_or(i64::MAX));
+    let batch_max = number(reader, "ledger.batch_max", 500, 1..=i64::try_from(MAX_BATCH).unwrap_or(i64::MAX));
     let timeout = duration(reader, "ledger.timeout", 10);
     let auto_migrate = reader.setting("ledger.auto_migrate", auto_migrate);
     Some(LedgerSettings { url: url?, pool_size, batch_max, timeout, auto_migrate })

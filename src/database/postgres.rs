@@ -4,16 +4,24 @@ use super::DatabaseError;
 use diesel::{
     Connection, PgConnection,
     connection::SimpleConnection,
-    r2d2::{ConnectionManager, CustomizeConnection},
+    r2d2::{self as diesel_r2d2, R2D2Connection},
 };
-use std::time::Duration;
+use r2d2::ManageConnection;
+use std::{
+    ops::{Deref, DerefMut},
+    time::{Duration, Instant},
+};
 
 /// How long the pool waits for a connection, at most: a server that refuses shall be told as such, before the caller's
 /// deadline passes.
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// A connection that is known to have worked so lately is not tested before it is used again, because the test is a round
+/// trip.
+const LATELY: Duration = Duration::from_secs(1);
+
 /// Connections that are kept.
-pub(crate) type Pool = r2d2::Pool<ConnectionManager<PgConnection>>;
+pub(crate) type Pool = r2d2::Pool<Manager>;
 
 /// Where a PostgreSQL is, and how its connections are set.
 pub(crate) struct Server {
@@ -38,8 +46,7 @@ impl Server {
             .connection_timeout(CHECKOUT_TIMEOUT.min(self.timeout.mul_f64(0.5)))
             // What goes wrong is in the error of the call; the pool's own log line would repeat it.
             .error_handler(Box::new(r2d2::NopErrorHandler))
-            .connection_customizer(Box::new(self.settings.clone()))
-            .build_unchecked(ConnectionManager::new(&self.uri))
+            .build_unchecked(Manager { uri: self.uri.clone(), settings: self.settings.clone() })
     }
 
     /// A connection outside the pool.
@@ -71,20 +78,72 @@ struct Settings {
 impl Settings {
     /// A commit that was answered must survive a crash, so `synchronous_commit = off` is not accepted; every other
     /// setting waits for the disk and stays. A transaction of ours that falls silent in the middle (its machine died)
-    /// is ended by the server, because it holds rows that other daemons wait for.
+    /// is ended by the server, because it holds rows that other daemons wait for. READ COMMITTED, whatever the server's
+    /// default is: a credit that waited for another writer of the same payment must find that it is there.
     fn apply(&self, connection: &mut PgConnection) -> diesel::QueryResult<()> {
         let timeout = self.statement_timeout.as_millis();
         let lock_timeout = self.lock_timeout.as_millis();
         connection.batch_execute(&format!(
-            "SET statement_timeout = {timeout}; SET lock_timeout = {lock_timeout}; SET idle_in_transaction_session_timeout = {timeout}; \
+            "SET default_transaction_isolation = 'read committed'; SET statement_timeout = {timeout}; SET lock_timeout = {lock_timeout}; SET idle_in_transaction_session_timeout = {timeout}; \
              SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
         ))
     }
 }
 
-impl CustomizeConnection<PgConnection, diesel::r2d2::Error> for Settings {
-    fn on_acquire(&self, connection: &mut PgConnection) -> Result<(), diesel::r2d2::Error> {
-        self.apply(connection).map_err(diesel::r2d2::Error::QueryError)
+/// Makes the connections of a pool.
+pub(crate) struct Manager {
+    uri: String,
+    settings: Settings,
+}
+
+/// A connection of a pool.
+pub(crate) struct Pooled {
+    connection: PgConnection,
+    /// When its last user was done, if that user has said that it works.
+    worked: Option<Instant>,
+}
+
+impl Pooled {
+    /// Everything that was asked of it was answered. Without this word it is tested before the next use.
+    pub(crate) fn has_worked(&mut self) {
+        self.worked = Some(Instant::now());
+    }
+}
+
+impl Deref for Pooled {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Pooled {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}
+
+impl ManageConnection for Manager {
+    type Connection = Pooled;
+    type Error = diesel_r2d2::Error;
+
+    fn connect(&self) -> Result<Pooled, diesel_r2d2::Error> {
+        let mut connection =
+            PgConnection::establish(&self.uri).map_err(diesel_r2d2::Error::ConnectionError)?;
+        self.settings.apply(&mut connection).map_err(diesel_r2d2::Error::QueryError)?;
+        Ok(Pooled { connection, worked: None })
+    }
+
+    fn is_valid(&self, pooled: &mut Pooled) -> Result<(), diesel_r2d2::Error> {
+        match pooled.worked.take() {
+            Some(worked) if worked.elapsed() < LATELY => Ok(()),
+            _ => pooled.connection.ping().map_err(diesel_r2d2::Error::QueryError),
+        }
+    }
+
+    fn has_broken(&self, pooled: &mut Pooled) -> bool {
+        pooled.connection.is_broken() || std::thread::panicking()
     }
 }
 

@@ -51,7 +51,8 @@ impl CreditPipeline {
         let (credits, malformed) = parse(&self.format, batch);
         let committed = self.commit(credits, turn).await;
         turn.pulse.beat();
-        let decided = malformed.into_iter().chain(committed.decided).collect();
+        let mut decided = committed.decided;
+        decided.extend(malformed);
         let forwarded = forward(deliveries, decided, copy, turn).await;
         turn.pulse.beat();
         self.report(&forwarded.decided);

@@ -212,6 +212,10 @@ pub(super) async fn forward<O, D: Deliveries<O>>(
     copy: Copied<D::Message, O>,
     turn: &Turn<'_>,
 ) -> Progress<D::Message, O> {
+    // As nearly always.
+    if decided.iter().all(|decided| copy(decided).is_none()) {
+        return Progress { decided, undecided: Vec::new(), outage: None };
+    }
     let (mut done, mut open): (Vec<_>, Vec<_>) = decided.into_iter().partition(|decided| copy(decided).is_none());
     // Together only what goes to one queue: one that takes nothing must not have the copies of the others made again.
     let to = |decided: &Decided<D::Message, O>| copy(decided).map(|copy| copy.to);

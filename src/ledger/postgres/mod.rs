@@ -27,11 +27,8 @@ use diesel::{
     sql_query,
     sql_types::{BigInt, Double, Text},
 };
-use statements::{CompareExisting, InsertCredits};
-use std::{
-    collections::{HashMap, HashSet},
-    time::Instant,
-};
+use statements::{CompareExisting, InsertCredits, New};
+use std::{collections::HashMap, time::Instant};
 
 /// Longer ago than any credit.
 const FOR_EVER_SECONDS: f64 = 1e10;
@@ -68,34 +65,52 @@ impl PostgresLedger {
         outbox::InsertRows(&rows).execute(connection)?;
         Ok(())
     }
+
+    /// Credits what is new, and commits.
+    fn insert(
+        &self,
+        connection: &mut PgConnection,
+        insert: &InsertCredits<'_>,
+        sorted: &Sorted<'_>,
+    ) -> Result<New, DatabaseError> {
+        let Some(announcer) = &self.announcer else {
+            // A statement alone is a transaction: one round trip instead of three.
+            return Ok(insert.run(connection)?);
+        };
+        let both = |connection: &mut PgConnection| {
+            let new = insert.run(connection)?;
+            let rows = announcer.credited(sorted.firsts().filter(|credit| new.has(credit.payment_id.as_str())));
+            if !rows.is_empty() {
+                outbox::InsertRows(&rows).execute(connection)?;
+            }
+            Ok(new)
+        };
+        super::keeping_the_reason(|work| connection.build_transaction().read_committed().run(work), both)
+    }
 }
 
 impl Ledger for PostgresLedger {
     fn credit(&self, batch: &[Credit]) -> Result<Vec<Verdict>, DatabaseError> {
         let sorted = Sorted::new(batch);
         let insert = InsertCredits::new(sorted.firsts());
-        let connection = &mut *self.pool.get()?;
-        // READ COMMITTED: the comparison must see what another writer committed while the insert waited for it.
-        let credit = |connection: &mut PgConnection| {
-            let inserted: Vec<String> = insert.load(connection)?;
-            if inserted.len() == batch.len() {
-                self.announce(connection, |announcer| announcer.credited(batch.iter()))?;
-                return Ok(vec![Verdict::Credited; batch.len()]);
+        let mut connection = self.pool.get()?;
+        let verdicts = match self.insert(&mut connection, &insert, &sorted)? {
+            New::All => sorted.verdicts(|_| true, &HashMap::new()),
+            New::Only(inserted) => {
+                // After the commit: what stands in the ledger under a payment id never changes, and this statement sees
+                // what another writer committed while the insert waited for it.
+                let existing = sorted.firsts().map(|credit| credit.payment_id.as_str());
+                let existing = CompareExisting::new(existing.filter(|payment| !inserted.contains(*payment)));
+                let standing: HashMap<String, Standing> = existing.load(&mut connection)?;
+                sorted.verdicts(|payment| inserted.contains(payment), &standing)
             }
-            let inserted: HashSet<&str> = inserted.iter().map(String::as_str).collect();
-            self.announce(connection, |announcer| {
-                announcer.credited(sorted.firsts().filter(|credit| inserted.contains(credit.payment_id.as_str())))
-            })?;
-            let existing = sorted.firsts().map(|credit| credit.payment_id.as_str());
-            let existing = CompareExisting::new(existing.filter(|payment| !inserted.contains(payment)));
-            let standing: HashMap<String, Standing> = existing.load(connection)?;
-            sorted.verdicts(|payment| inserted.contains(payment), &standing)
         };
-        super::keeping_the_reason(|work| connection.build_transaction().read_committed().run(work), credit)
+        connection.has_worked();
+        verdicts
     }
 
     fn check(&self, checks: &[Check], on_unpaid: OnUnpaid, deadline: Instant) -> Result<Vec<Checked>, DatabaseError> {
-        let connection = &mut *self.pool.get()?;
+        let connection = &mut **self.pool.get()?;
         // READ COMMITTED: what is read must be what was locked, not what was there when the transaction began.
         let check = |connection: &mut PgConnection| {
             let checked = checks::check(connection, checks, on_unpaid)?;

@@ -7,11 +7,12 @@ use diesel::{
     pg::Pg,
     query_builder::{AstPass, Query, QueryFragment, QueryId},
     query_dsl::methods::LoadQuery,
-    sql_types::{Array, BigInt, Text},
+    sql_types::{Array, BigInt, Nullable, Text},
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Credits what is new and adds it to the balances: one statement and one round trip a batch.
+/// It answers with the new ids only if not all are new, which is seldom: a row for each would cost both sides.
 ///
 /// `unnest` keeps the order of the arrays, so credits are taken by payment id; `GROUP BY` reads all of them before
 /// the first balance is written, by user id.
@@ -19,6 +20,7 @@ pub(super) struct InsertCredits<'a> {
     payment_ids: Vec<&'a str>,
     user_ids: Vec<&'a str>,
     points: Vec<i64>,
+    size: i64,
 }
 
 impl QueryId for InsertCredits<'_> {
@@ -37,17 +39,37 @@ impl<'a> InsertCredits<'a> {
             user_ids.push(credit.user_id.as_str());
             points.push(credit.points.get());
         }
-        Self { payment_ids, user_ids, points }
+        let size = i64::try_from(points.len()).unwrap_or(i64::MAX);
+        Self { payment_ids, user_ids, points, size }
     }
 
-    /// The payment ids that were new.
-    pub(super) fn load(&self, connection: &mut PgConnection) -> QueryResult<Vec<String>> {
-        <&Self as LoadQuery<'_, PgConnection, String>>::internal_load(self, connection)?.collect()
+    /// Does it, and answers which were new.
+    pub(super) fn run(&self, connection: &mut PgConnection) -> QueryResult<New> {
+        let new: Option<Vec<String>> = self.get_result(connection)?;
+        Ok(new.map_or(New::All, |new| New::Only(new.into_iter().collect())))
+    }
+}
+
+/// Which payments of a batch were new.
+pub(super) enum New {
+    /// All, as nearly always.
+    All,
+    /// These payment ids.
+    Only(HashSet<String>),
+}
+
+impl New {
+    /// Whether this one, of the batch, was new.
+    pub(super) fn has(&self, payment_id: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(new) => new.contains(payment_id),
+        }
     }
 }
 
 impl Query for InsertCredits<'_> {
-    type SqlType = Text;
+    type SqlType = Nullable<Array<Text>>;
 }
 
 impl RunQueryDsl<PgConnection> for &InsertCredits<'_> {}
@@ -69,8 +91,10 @@ impl QueryFragment<Pg> for InsertCredits<'_> {
                 INSERT INTO points_balances AS b (user_id, balance) \
                 SELECT user_id, sum(points)::bigint FROM credited GROUP BY user_id ORDER BY user_id \
                 ON CONFLICT (user_id) DO UPDATE SET balance = b.balance + excluded.balance, updated_at = now()\
-            ) SELECT payment_id FROM credited",
+            ) SELECT CASE WHEN count(*) < ",
         );
+        out.push_bind_param::<BigInt, _>(&self.size)?;
+        out.push_sql(" THEN coalesce(array_agg(payment_id), '{}') END FROM credited");
         Ok(())
     }
 }

@@ -149,7 +149,7 @@ fn mark_castable(
 
 impl PaymentTable for PostgresTable {
     fn rows(&self, payments: &[&str]) -> Result<Rows, DatabaseError> {
-        let connection = &mut *self.pool.get()?;
+        let connection = &mut **self.pool.get()?;
         let Known { id_type, has_value, .. } = self.types(connection)?;
         let (mut numbers, mut ids) = (Vec::with_capacity(payments.len()), Vec::with_capacity(payments.len()));
         for ((n, id), castable) in (0_i32..).zip(payments).zip(castable(connection, payments, &id_type)?) {
@@ -172,12 +172,12 @@ impl PaymentTable for PostgresTable {
 
     fn probe_update(&self) -> Result<(), DatabaseError> {
         let Columns { table, status, .. } = &self.columns;
-        sql_query(format!("UPDATE {table} SET {status} = {status} WHERE 1 = 0")).execute(&mut *self.pool.get()?)?;
+        sql_query(format!("UPDATE {table} SET {status} = {status} WHERE 1 = 0")).execute(&mut **self.pool.get()?)?;
         Ok(())
     }
 
     fn set(&self, payments: &[&str], to: &str, from: &[String]) -> Result<(), DatabaseError> {
-        let connection = &mut *self.pool.get()?;
+        let connection = &mut **self.pool.get()?;
         let Known { id_type, status_type, .. } = self.types(connection)?;
         let castable = castable(connection, payments, &id_type)?;
         let ids: Vec<&str> =
