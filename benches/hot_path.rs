@@ -30,7 +30,11 @@ fn parsing(criterion: &mut Criterion) {
     };
     let bodies: [(&str, &Format, &str); 5] = [
         ("usual", &format(), r#"{"paymentId": 202002201101, "userId": 1101, "integral": 100}"#),
-        ("text ids", &format(), r#"{"paymentId":"9f86d081884c7d659a2feaa0c55ad015","userId":"user-77","integral":100}"#),
+        (
+            "text ids",
+            &format(),
+            r#"{"paymentId":"9f86d081884c7d659a2feaa0c55ad015","userId":"user-77","integral":100}"#,
+        ),
         ("2 KiB of other fields", &format(), &long),
         ("by JSON Pointers", &format_of_pointers, r#"{"data":{"order":{"id":"A-1"},"user":"u-1","integral":5}}"#),
         ("malformed", &format(), r#"{"paymentId": 202002201101, "userId": 1101, "integral": 0}"#),

@@ -129,7 +129,8 @@ async fn one_by_one(broker: &str, queue: &str, ledger: &str, messages: u64, pref
         let credit = format.parse(&delivery.data).unwrap();
         let (payment, user) = (credit.payment_id.as_str(), credit.user_id.as_str());
         tokio::task::block_in_place(|| {
-            let standing = points_credits::table.find(payment).select((points_credits::user_id, points_credits::points));
+            let standing =
+                points_credits::table.find(payment).select((points_credits::user_id, points_credits::points));
             let standing: Option<(String, i64)> = standing.first(&mut database).optional().unwrap();
             if standing.is_none() {
                 let new = (

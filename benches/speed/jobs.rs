@@ -13,7 +13,7 @@ use std::{
     fmt::Write as _,
     path::PathBuf,
     process::Command,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::runtime::Runtime;
 
@@ -72,6 +72,8 @@ pub enum Job {
     /// What the field usually runs.
     OneByOne,
     Credit(Crediting),
+    /// Credits whose events are published and stand in a queue, from the start of the program.
+    Published(Ledger),
     /// Every payment credited, and checked and found paid.
     Compensated,
     /// Checks of credits whose payments are paid, or pending still.
@@ -79,7 +81,9 @@ pub enum Job {
     /// What the broker's own forwarding from a delay queue takes.
     Forwarding,
     /// From publishing to commit, at [`PACE`] messages a second.
-    Latency { one_by_one: bool },
+    Latency {
+        one_by_one: bool,
+    },
     /// From the start of the program to the first commit.
     Start,
 }
@@ -131,6 +135,7 @@ impl Bench {
             }),
             Job::OneByOne => self.one_by_one(load(Kind::Clean, Size::Few)),
             Job::Credit(crediting) => self.credit(crediting, load(crediting.kind, crediting.size)),
+            Job::Published(ledger) => self.published(ledger, load(Kind::Clean, Size::Usual)),
             Job::Compensated => self.compensated(load(Kind::Clean, Size::Usual)),
             Job::Checks(ledger, status) => self.checks(ledger, status, load(Kind::Clean, Size::Usual)),
             Job::Forwarding => self.forwarding(load(Kind::Clean, Size::Usual)),
@@ -198,6 +203,26 @@ impl Bench {
         })
     }
 
+    fn published(&self, ledger: Ledger, load: Load) -> Run {
+        self.servers.with_ledger(ledger, |place| {
+            let (exchange, heard) = (crate::support::unique("bench-events"), crate::support::unique("bench-heard"));
+            let queues =
+                self.setup(place, Queue::Quorum, &format!("[events]\nenabled = true\nexchange = {exchange:?}\n"));
+            let client = amqp::Client::connect(&self.servers.rabbit.url());
+            client.declare_queue(&heard, &[]);
+            client.bind(&heard, &exchange, "#");
+            self.publish(&queues.setup.exchange, &queues.setup.key, load);
+            let begun = Instant::now();
+            let daemon = [queues.start()];
+            crate::support::eventually("everything is published", || {
+                (u64::from(client.ready(&heard)?) >= load.messages).then_some(())
+            });
+            let took = begun.elapsed();
+            client.delete_queue(&heard);
+            Run::of(&daemon, load.messages, took)
+        })
+    }
+
     fn compensated(&self, load: Load) -> Run {
         self.servers.with_ledger(Ledger::Postgres, |place| {
             place.execute(&payments(load, "paid"));
@@ -218,7 +243,8 @@ impl Bench {
             self.servers.with_ledger(ledger, |place| {
                 let insert = Client::Insert { ledger: place.url.clone(), load, batch: BATCH, connections: 1 };
                 run_client(&insert, load.messages);
-                let more = format!("[compensation]\nfirst = \"1h\"\ndelays = [\"2h\"]\n{CHECKING}url = {:?}\n", source.url);
+                let more =
+                    format!("[compensation]\nfirst = \"1h\"\ndelays = [\"2h\"]\n{CHECKING}url = {:?}\n", source.url);
                 let queues = self.setup(place, Queue::Quorum, &more);
                 self.publish("", &queues.setup.check_queue, load);
                 let daemon = [queues.start()];
@@ -232,15 +258,13 @@ impl Bench {
             let more = format!("[compensation]\nfirst = \"1s\"\n{CHECKING}url = \"postgres://127.0.0.1/nobody\"\n");
             let queues = self.setup(place, Queue::Quorum, &more);
             let client = amqp::Client::connect(&self.servers.rabbit.url());
-            let begun = std::time::Instant::now();
+            let begun = Instant::now();
             self.publish("", &queues.setup.check_delay_queue("1s"), load);
             crate::support::eventually("everything is forwarded", || {
                 let there = client.ready(&queues.setup.check_queue).unwrap();
                 (u64::from(there) >= load.messages).then_some(())
             });
-            #[allow(clippy::cast_precision_loss, reason = "a count")]
-            let rate = load.messages as f64 / begun.elapsed().as_secs_f64();
-            Run { rate, ..Run::default() }
+            Run::of(&[], load.messages, begun.elapsed())
         })
     }
 
@@ -317,7 +341,7 @@ impl Queues<'_> {
         let other = self.bench.other.as_ref().unwrap();
         self.setup.start_with(|command| {
             let mut instead = Command::new(other);
-            instead.args(command.get_args()); for v in ["MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX", "MALLOC_TOP_PAD_"] { instead.env_remove(v); }
+            instead.args(command.get_args());
             *command = instead;
         })
     }

@@ -73,17 +73,12 @@ impl Load {
             Kind::Malformed if index % 100 == 50 => 0,
             _ => 1 + number % 500,
         };
-        match self.kind {
-            Kind::RandomIds => {
-                let (high, low) = (scattered(number), scattered(!number));
-                format!(r#"{{"paymentId":"{high:016x}{low:016x}","userId":"user-{user}","integral":{points}}}"#)
-            }
-            _ => {
-                let payment = Self::FIRST + number;
-                format!(r#"{{"paymentId":{payment},"userId":"user-{user}","integral":{points}}}"#)
-            }
-        }
-        .into_bytes()
+        let payment = if self.kind == Kind::RandomIds {
+            format!(r#""{:016x}{:016x}""#, scattered(number), scattered(!number))
+        } else {
+            (Self::FIRST + number).to_string()
+        };
+        format!(r#"{{"paymentId":{payment},"userId":"user-{user}","integral":{points}}}"#).into_bytes()
     }
 
     /// The id of a payment of the clean kind.

@@ -41,7 +41,7 @@ struct Arguments {
     /// How many messages stand in a queue, where nothing else is said.
     #[arg(long)]
     messages: Option<u64>,
-    /// A setting to try, such as ledger.pool_size=3; may be given again.
+    /// A setting to try, such as `ledger.pool_size=3`; may be given again.
     #[arg(long = "with", value_name = "KEY=VALUE")]
     with: Vec<String>,
     /// Another pointsd to compare this one with, without the settings that are tried: SQLite and PostgreSQL, clean.
@@ -75,7 +75,7 @@ fn main() {
         }
     }
     // By jobs::Size.
-    let mut sizes = if arguments.quick { [30_000, 2000, 100_000, 10_000] } else { [120_000, 5000, 1_000_000, 10_000] };
+    let mut sizes = if arguments.quick { [20_000, 2000, 60_000, 10_000] } else { [120_000, 5000, 1_000_000, 10_000] };
     sizes[0] = arguments.messages.unwrap_or(sizes[0]);
     let (rounds, grown) = if arguments.quick { (1, 500_000) } else { (3, 10_000_000) };
     let rounds = arguments.rounds.unwrap_or(rounds);
@@ -97,8 +97,9 @@ fn main() {
                 continue;
             }
             number += 1;
+            let begun = std::time::Instant::now();
             let run = bench.run(*job, number);
-            eprintln!("{}/{rounds} {job:?}: {run:.3?}", round + 1);
+            eprintln!("{}/{rounds} {job:?}: {run:.3?} (within {:.1?})", round + 1, begun.elapsed());
             runs.push(run);
         }
     }

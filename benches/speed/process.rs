@@ -42,6 +42,12 @@ fn used(pid: u32) -> Used {
 }
 
 impl Run {
+    /// So many messages, done by these daemons in that time.
+    pub fn of(daemons: &[Daemon], messages: u64, took: Duration) -> Self {
+        let used: Vec<Used> = daemons.iter().map(|daemon| used(daemon.child.id())).collect();
+        Self::new(messages, took, &used)
+    }
+
     #[allow(clippy::cast_precision_loss, reason = "counts of some millions")]
     fn new(messages: u64, took: Duration, used: &[Used]) -> Self {
         Self {
@@ -97,15 +103,19 @@ pub fn watch(daemons: &[Daemon], messages: u64, done: impl Fn(&Daemon) -> f64) -
     let mut first = None;
     loop {
         let (now, count) = (Instant::now(), all());
-        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+        #[allow(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a count"
+        )]
         let count = count as u64;
         let (since, before) = *first.get_or_insert((now, count));
         if count == before && count < messages {
             first = Some((now, count));
         }
         if count >= messages {
-            let used: Vec<Used> = daemons.iter().map(|daemon| used(daemon.child.id())).collect();
-            let run = Run::new(messages, now - begun, &used);
+            let run = Run::of(daemons, messages, now - begun);
             #[allow(clippy::cast_precision_loss, reason = "counts of some millions")]
             let rate = (messages - before) as f64 / (now - since).as_secs_f64();
             return Run { rate, ..run };

@@ -24,7 +24,8 @@ impl Spread {
     fn new(mut figures: Vec<f64>) -> Self {
         figures.sort_by(f64::total_cmp);
         let middle = figures.len() / 2;
-        let median = if figures.len() % 2 == 1 { figures[middle] } else { f64::midpoint(figures[middle - 1], figures[middle]) };
+        let median =
+            if figures.len() % 2 == 1 { figures[middle] } else { f64::midpoint(figures[middle - 1], figures[middle]) };
         Self { median, lowest: figures[0], highest: figures[figures.len() - 1] }
     }
 }
@@ -96,7 +97,9 @@ impl Line {
         [
             self.scenario.to_owned(),
             self.shown.show(self.figure.median),
-            self.against.as_ref().map_or_else(blank, |(name, reference)| format!("{name} {}", self.shown.show(*reference))),
+            self.against
+                .as_ref()
+                .map_or_else(blank, |(name, reference)| format!("{name} {}", self.shown.show(*reference))),
             self.ratio.map_or_else(blank, |Spread { median, lowest, highest }| {
                 let digits = if median < 10.0 { 2 } else { 1 };
                 format!("{median:.digits$} ({lowest:.digits$}–{highest:.digits$})")

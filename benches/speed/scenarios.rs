@@ -56,7 +56,10 @@ pub enum Against {
     Job(&'static str, Job),
     /// The machine's limit for the whole job: broker, database and daemon share its cores, so the time for a message is the
     /// sum of the times of both. Of the insertions the fastest counts.
-    Limit { drain: Job, inserts: Vec<Job> },
+    Limit {
+        drain: Job,
+        inserts: Vec<Job>,
+    },
 }
 
 /// What must be reached.
@@ -137,26 +140,64 @@ pub fn all() -> Vec<Scenario> {
         s("PostgreSQL, quorum, clean", credit(clean), Rate, of_one_by_one(Job::OneByOne), RatioAtLeast(30.0)),
         s("PostgreSQL, classic, clean", credit(classic), Rate, postgres(Queue::Classic), RatioAtLeast(0.9)),
         s("PostgreSQL, classic, clean", credit(classic), Rate, of_one_by_one(Job::OneByOne), RatioAtLeast(30.0)),
-        s("SQLite, quorum, clean", credit(on_sqlite), Rate, limit(Queue::Quorum, Sqlite, Kind::Clean), RatioAtLeast(0.9)),
+        s(
+            "SQLite, quorum, clean",
+            credit(on_sqlite),
+            Rate,
+            limit(Queue::Quorum, Sqlite, Kind::Clean),
+            RatioAtLeast(0.9),
+        ),
         s("CPU of the daemon, PostgreSQL", credit(clean), CpuPerMillion, Nothing, AtMost(12.0)),
         s("half duplicates", on(Kind::HalfDuplicates), Rate, of_clean(), RatioAtLeast(0.9)),
         s("one in a hundred malformed", on(Kind::Malformed), Rate, of_clean(), RatioAtLeast(0.8)),
-        s("all credits to one user", on(Kind::OneUser), Rate, limit(Queue::Quorum, Postgres, Kind::OneUser), RatioAtLeast(0.9)),
-        s("many credits present, random ids", credit(grown), Rate, limit(Queue::Quorum, Grown, Kind::RandomIds), RatioAtLeast(0.9)),
+        s(
+            "all credits to one user",
+            on(Kind::OneUser),
+            Rate,
+            limit(Queue::Quorum, Postgres, Kind::OneUser),
+            RatioAtLeast(0.9),
+        ),
+        s(
+            "many credits present, random ids",
+            credit(grown),
+            Rate,
+            limit(Queue::Quorum, Grown, Kind::RandomIds),
+            RatioAtLeast(0.9),
+        ),
         s("the same against an empty ledger", credit(grown), Rate, Other("empty", on(Kind::RandomIds)), Goal::None),
         s("two daemons", credit(Crediting { daemons: 2, ..clean }), Rate, of_clean(), Goal::None),
         s("events on, PostgreSQL", credit(Crediting { events: true, ..clean }), Rate, of_clean(), Goal::None),
-        s("events on, SQLite", credit(Crediting { events: true, ..on_sqlite }), Rate, Other("clean", credit(on_sqlite)), Goal::None),
+        s(
+            "events on, SQLite",
+            credit(Crediting { events: true, ..on_sqlite }),
+            Rate,
+            Other("clean", credit(on_sqlite)),
+            Goal::None,
+        ),
+        s("events published, PostgreSQL", Job::Published(Postgres), Rate, Nothing, Goal::None),
+        s("events published, SQLite", Job::Published(Sqlite), Rate, Nothing, Goal::None),
         s("forwarding by the broker, at least once", Job::Forwarding, Rate, Nothing, Goal::None),
         s("credited and found paid (compensation on)", Job::Compensated, Rate, Nothing, Goal::None),
         s("checks alone: paid, PostgreSQL", checks(Postgres, "paid"), Rate, Nothing, Goal::None),
         s("checks alone: pending, PostgreSQL", checks(Postgres, "pending"), Rate, Nothing, Goal::None),
         s("checks alone: paid, SQLite", checks(Sqlite, "paid"), Rate, Nothing, Goal::None),
         s("latency at 1000/s, median", latency(false), Median, of_one_by_one(latency(true)), RatioAtMost(1.0)),
-        s("latency at 1000/s, 99th percentile", latency(false), NinetyNinth, of_one_by_one(latency(true)), RatioAtMost(1.0)),
+        s(
+            "latency at 1000/s, 99th percentile",
+            latency(false),
+            NinetyNinth,
+            of_one_by_one(latency(true)),
+            RatioAtMost(1.0),
+        ),
         s("start to first credit", Job::Start, Median, Nothing, AtMost(0.2)),
         s("peak memory, many queued", queued(Size::Many), Peak, Nothing, AtMost(40.0)),
-        s("peak memory, many queued", queued(Size::Many), Peak, Other("ten thousand", queued(Size::TenThousand)), Goal::None),
+        s(
+            "peak memory, many queued",
+            queued(Size::Many),
+            Peak,
+            Other("ten thousand", queued(Size::TenThousand)),
+            Goal::None,
+        ),
     ]
 }
 

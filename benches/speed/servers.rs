@@ -90,8 +90,7 @@ impl Place {
 
     fn migrated(self) -> Self {
         let url = DatabaseUrl::parse(&self.url, None).unwrap();
-        let options =
-            Options { pool_size: 1, timeout: Duration::from_secs(10), access: Access::Write, events: None };
+        let options = Options { pool_size: 1, timeout: Duration::from_secs(10), access: Access::Write, events: None };
         open(&url, &options).migrate().unwrap();
         self
     }

@@ -157,6 +157,14 @@ mod tests {
         assert!(BrokerUrl::parse("amqp://u:secret@h:99999/%2f").unwrap_err().to_string().contains("port"));
     }
 
+    /// lapin makes its buffers only once when it is said from the beginning.
+    #[test]
+    fn frames_are_as_large_as_rabbitmqs_own_unless_the_url_says_otherwise() {
+        for (text, frame_max) in [("amqp://h/%2f", 131_072), ("amqp://h/%2f?frame_max=8192", 8192)] {
+            assert_eq!(BrokerUrl::parse(text).unwrap().0.query.frame_max, Some(frame_max), "{text}");
+        }
+    }
+
     #[test]
     fn urls_print_without_user_and_password() {
         for (text, shown) in [

@@ -129,8 +129,7 @@ impl ManageConnection for Manager {
     type Error = diesel_r2d2::Error;
 
     fn connect(&self) -> Result<Pooled, diesel_r2d2::Error> {
-        let mut connection =
-            PgConnection::establish(&self.uri).map_err(diesel_r2d2::Error::ConnectionError)?;
+        let mut connection = PgConnection::establish(&self.uri).map_err(diesel_r2d2::Error::ConnectionError)?;
         self.settings.apply(&mut connection).map_err(diesel_r2d2::Error::QueryError)?;
         Ok(Pooled { connection, worked: None })
     }

@@ -69,7 +69,7 @@ impl Postgres {
     pub fn boot(&mut self) {
         let (bin, user, port) = (binaries(), as_user(), self.port);
         let (bin, at) = (bin.display(), self.folder.path().display());
-        let settings: String = self.settings.iter().map(|setting| format!("-c {setting} ")).collect();
+        let settings = self.settings.iter().fold(String::new(), |all, setting| all + "-c " + setting + " ");
         let server = format!(
             "exec {user}{bin}/postgres -D {at}/data -p {port} -c listen_addresses=127.0.0.1 \
              -c unix_socket_directories={at} -c max_connections=60 -c log_min_messages=fatal {settings}>>{at}/log 2>&1"

@@ -45,7 +45,8 @@ impl Rabbit {
         Self::start_with(tls, ONE_SCHEDULER)
     }
 
-    /// The same with as many schedulers as there are cores, and whatever else the package's defaults are.
+    /// For measurements: with as many schedulers as there are cores, and whatever else the package's defaults are.
+    #[allow(dead_code, reason = "the tests do not measure")]
     pub fn start_as_it_comes() -> Self {
         Self::start_with(None, "")
     }
