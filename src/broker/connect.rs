@@ -18,9 +18,9 @@ use tokio::task::JoinHandle;
 /// Seconds between heartbeats unless the URL says otherwise: a node that vanished is noticed within two of them.
 const HEARTBEAT_SECONDS: u16 = 20;
 
-/// The largest frame, in bytes, unless the URL says otherwise: RabbitMQ's own default, so that nothing it takes from a
-/// producer is too large for us. Said from the beginning, because lapin makes its two buffers (32 frames each) anew when
-/// it is told later, and then writes all of them: 8 MiB a connection that nothing needs.
+/// The largest frame, in bytes, unless the URL or the broker says less: RabbitMQ's own default. Said from the beginning,
+/// because lapin makes its two buffers (32 frames each) anew when it is told later, and then writes all of them, 8 MiB a
+/// connection. So they take memory only as far as they are used.
 const FRAME_MAX: u32 = 131_072;
 
 /// One node of the broker. It has a password: it prints as node and virtual host.

@@ -37,8 +37,8 @@ impl Server {
         Self { uri: with_parameters(uri, timeout), settings, timeout }
     }
 
-    /// At most `size` connections, made when they are needed.
-    pub(crate) fn pool(&self, size: u32) -> Pool {
+    /// At most `size` connections, made when they are needed. `more`: SQL that each is set with besides.
+    pub(crate) fn pool(&self, size: u32, more: Option<&'static str>) -> Pool {
         r2d2::Pool::builder()
             .max_size(size)
             .min_idle(Some(0))
@@ -46,7 +46,7 @@ impl Server {
             .connection_timeout(CHECKOUT_TIMEOUT.min(self.timeout.mul_f64(0.5)))
             // What goes wrong is in the error of the call; the pool's own log line would repeat it.
             .error_handler(Box::new(r2d2::NopErrorHandler))
-            .build_unchecked(Manager { uri: self.uri.clone(), settings: self.settings.clone() })
+            .build_unchecked(Manager { uri: self.uri.clone(), settings: self.settings.clone(), more })
     }
 
     /// A connection outside the pool.
@@ -78,13 +78,12 @@ struct Settings {
 impl Settings {
     /// A commit that was answered must survive a crash, so `synchronous_commit = off` is not accepted; every other
     /// setting waits for the disk and stays. A transaction of ours that falls silent in the middle (its machine died)
-    /// is ended by the server, because it holds rows that other daemons wait for. READ COMMITTED, whatever the server's
-    /// default is: a credit that waited for another writer of the same payment must find that it is there.
+    /// is ended by the server, because it holds rows that other daemons wait for.
     fn apply(&self, connection: &mut PgConnection) -> diesel::QueryResult<()> {
         let timeout = self.statement_timeout.as_millis();
         let lock_timeout = self.lock_timeout.as_millis();
         connection.batch_execute(&format!(
-            "SET default_transaction_isolation = 'read committed'; SET statement_timeout = {timeout}; SET lock_timeout = {lock_timeout}; SET idle_in_transaction_session_timeout = {timeout}; \
+            "SET statement_timeout = {timeout}; SET lock_timeout = {lock_timeout}; SET idle_in_transaction_session_timeout = {timeout}; \
              SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
         ))
     }
@@ -94,6 +93,8 @@ impl Settings {
 pub(crate) struct Manager {
     uri: String,
     settings: Settings,
+    /// SQL for each new one.
+    more: Option<&'static str>,
 }
 
 /// A connection of a pool.
@@ -130,7 +131,9 @@ impl ManageConnection for Manager {
 
     fn connect(&self) -> Result<Pooled, diesel_r2d2::Error> {
         let mut connection = PgConnection::establish(&self.uri).map_err(diesel_r2d2::Error::ConnectionError)?;
-        self.settings.apply(&mut connection).map_err(diesel_r2d2::Error::QueryError)?;
+        let more = |connection: &mut PgConnection| self.more.map_or(Ok(()), |more| connection.batch_execute(more));
+        let set = self.settings.apply(&mut connection).and_then(|()| more(&mut connection));
+        set.map_err(diesel_r2d2::Error::QueryError)?;
         Ok(Pooled { connection, worked: None })
     }
 

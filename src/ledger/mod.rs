@@ -73,7 +73,8 @@ fn probed(rows: usize) -> Result<(), DatabaseError> {
 /// A ledger. Its calls block the thread; [`crate::database::Guarded`] gives them a deadline.
 pub trait Ledger: Send + Sync {
     /// Credits a batch in one transaction: all or nothing. Answers for each credit, in order, the same as if it had
-    /// come alone; of two with one payment id the first is credited and the second compared with it.
+    /// come alone; of two with one payment id the first is credited and the second compared with it. An error may come
+    /// after the commit, too: the same batch again is then one of duplicates.
     fn credit(&self, batch: &[Credit]) -> Result<Vec<Verdict>, DatabaseError>;
 
     /// Brings each payment to agree with what was found of it, in one transaction: all or nothing. Finds its row as it is

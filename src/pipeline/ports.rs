@@ -67,7 +67,8 @@ pub enum Class {
     Transient,
 }
 
-/// Why a batch failed as a whole. Nothing of it counts as committed: what is (an answer was lost) is a duplicate the next time.
+/// Why a batch failed as a whole. It may be committed all the same (its answer was lost, or what came after the commit
+/// failed): then its messages are duplicates the next time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
     /// What it needs is down, read-only, full, or does not answer in time.

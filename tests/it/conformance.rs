@@ -1,6 +1,9 @@
 //! One suite for every ledger: whatever holds for one database holds for the other.
 
-use crate::support::ledger::{Kind, Place};
+use crate::support::{
+    eventually,
+    ledger::{Kind, Place},
+};
 use pointsd::{
     database::DatabaseUrl,
     domain::{
@@ -579,4 +582,67 @@ fn what_is_rolled_back_is_not_made_known(kind: Kind) {
         outbox.fresh(100).unwrap().into_iter().map(|row| (row.key, row.routing_key)).collect();
     let of = |key: &str, kind: &str| (Some(key.to_owned()), kind.to_owned());
     assert_eq!(keys, [of("first", "points.credited"), of("first", "points.reversed")]);
+}
+
+/// A statement is planned once a connection, perhaps while a table is empty, and used when it is large.
+#[test]
+fn rows_are_found_by_their_keys_also_by_statements_that_were_planned_on_an_empty_table() {
+    use diesel::{Connection, PgConnection, QueryableByName, RunQueryDsl, sql_query, sql_types::BigInt};
+
+    #[derive(QueryableByName)]
+    struct Reads {
+        #[diesel(sql_type = BigInt)]
+        sessions: i64,
+        #[diesel(sql_type = BigInt)]
+        read_through: i64,
+    }
+
+    let (place, ledger) = ledger(Kind::Postgres);
+    let batch: Vec<Credit> = (0..20).map(|n| credit(&format!("p{n}"), "u", 1)).collect();
+    let checks: Vec<Check> = (10..20).map(|n| check(&format!("p{n}"), "u", 1, Finding::Paid)).collect();
+    let work = || {
+        assert_eq!(ledger.credit(&batch).unwrap().len(), 20);
+        ledger.check(&checks, OnUnpaid::Reverse, Instant::now() + Duration::from_secs(60)).unwrap();
+    };
+    // PostgreSQL keeps a plan after five uses.
+    (0..10).for_each(|_| work());
+    place.execute(
+        "INSERT INTO points_credits (payment_id, user_id, points) SELECT 'x' || n, 'x', 1 FROM generate_series(1, 20000) n",
+    );
+    let mut connection = PgConnection::establish(&place.url).unwrap();
+    let mut reads = || -> Reads {
+        sql_query(
+            "SELECT seq_tup_read AS read_through, (SELECT count(*) FROM pg_stat_activity WHERE datname = \
+             current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend') AS sessions \
+             FROM pg_stat_user_tables WHERE relname = 'points_credits'",
+        )
+        .get_result(&mut connection)
+        .unwrap()
+    };
+    // A session tells its counts at the latest when it ends.
+    let before = reads();
+    work();
+    drop(ledger);
+    let after = eventually("all counts are told", || Some(reads()).filter(|now| now.sessions == 0));
+    let read_through = after.read_through - before.read_through;
+    assert!(read_through < 20_000, "{read_through} rows were read");
+}
+
+/// A constraint of somebody else's that is looked at when the transaction ends.
+#[test]
+fn a_commit_that_fails_is_an_error_and_leaves_nothing() {
+    let (place, ledger) = ledger(Kind::Postgres);
+    place.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today'; END $$;
+         CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON points_credits DEFERRABLE INITIALLY DEFERRED
+         FOR EACH ROW WHEN (NEW.user_id = 'refused') EXECUTE FUNCTION refuse()",
+    );
+    let batch = [credit("a", "u", 1), credit("b", "refused", 1)];
+    for _ in 0..10 {
+        let error = ledger.credit(&batch).unwrap_err();
+        assert!(error.to_string().contains("not today"), "{error}");
+    }
+    assert_right(&*ledger, 0);
+    assert_eq!(ledger.credit(&batch[..1]).unwrap(), [Verdict::Credited]);
+    assert_right(&*ledger, 1);
 }

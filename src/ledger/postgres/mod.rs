@@ -33,6 +33,12 @@ use std::{collections::HashMap, time::Instant};
 /// Longer ago than any credit.
 const FOR_EVER_SECONDS: f64 = 1e10;
 
+/// What the pool's connections are set to. READ COMMITTED whatever the server's default is, because a credit that waited for
+/// another writer of the same payment must find that it is there. And every row is found by its key: statements are planned
+/// once a connection, perhaps while a table is empty, when reading it through is the best way, and would then go that way
+/// for the rest of the connection's life.
+const FOR_WRITERS: &str = "SET default_transaction_isolation = 'read committed'; SET enable_seqscan = off";
+
 /// Held while migrating, by whoever migrates (a number of our own; see `pg_advisory_lock`).
 const MIGRATION_LOCK: i64 = 0x706f_696e_7473_6401;
 
@@ -50,7 +56,7 @@ impl PostgresLedger {
     pub(super) fn new(uri: &str, options: &Options) -> Self {
         let server = Server::new(uri, options.timeout);
         let announcer = options.events.as_deref().map(Announcer::new);
-        Self { pool: server.pool(options.pool_size), server, announcer }
+        Self { pool: server.pool(options.pool_size, Some(FOR_WRITERS)), server, announcer }
     }
 }
 
@@ -71,6 +77,7 @@ impl PostgresLedger {
         &self,
         connection: &mut PgConnection,
         insert: &InsertCredits<'_>,
+        batch: &[Credit],
         sorted: &Sorted<'_>,
     ) -> Result<New, DatabaseError> {
         let Some(announcer) = &self.announcer else {
@@ -79,7 +86,11 @@ impl PostgresLedger {
         };
         let both = |connection: &mut PgConnection| {
             let new = insert.run(connection)?;
-            let rows = announcer.credited(sorted.firsts().filter(|credit| new.has(credit.payment_id.as_str())));
+            let rows = if matches!(new, New::All) && insert.size() == batch.len() {
+                announcer.credited(batch.iter())
+            } else {
+                announcer.credited(sorted.firsts().filter(|credit| new.has(credit.payment_id.as_str())))
+            };
             if !rows.is_empty() {
                 outbox::InsertRows(&rows).execute(connection)?;
             }
@@ -94,7 +105,7 @@ impl Ledger for PostgresLedger {
         let sorted = Sorted::new(batch);
         let insert = InsertCredits::new(sorted.firsts());
         let mut connection = self.pool.get()?;
-        let verdicts = match self.insert(&mut connection, &insert, &sorted)? {
+        let verdicts = match self.insert(&mut connection, &insert, batch, &sorted)? {
             New::All => sorted.verdicts(|_| true, &HashMap::new()),
             New::Only(inserted) => {
                 // After the commit: what stands in the ledger under a payment id never changes, and this statement sees

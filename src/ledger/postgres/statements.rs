@@ -43,6 +43,11 @@ impl<'a> InsertCredits<'a> {
         Self { payment_ids, user_ids, points, size }
     }
 
+    /// How many different payments there are.
+    pub(super) fn size(&self) -> usize {
+        self.points.len()
+    }
+
     /// Does it, and answers which were new.
     pub(super) fn run(&self, connection: &mut PgConnection) -> QueryResult<New> {
         let new: Option<Vec<String>> = self.get_result(connection)?;

@@ -39,7 +39,7 @@ struct Known {
 
 impl PostgresTable {
     pub(super) fn new(uri: &str, columns: Columns, timeout: Duration) -> Self {
-        Self { pool: Server::new(uri, timeout).pool(1), columns }
+        Self { pool: Server::new(uri, timeout).pool(1, None), columns }
     }
 
     /// Asked each time: a table may be altered under a daemon that runs. A length, as in `varchar(20)`, is left out,
