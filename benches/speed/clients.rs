@@ -1,9 +1,9 @@
 //! The references: what the daemon is compared with. Each runs as a process of its own, as the daemon does, so that its
-//! processor time and memory can be read in the same way; it prints when it has begun and ended.
+//! processor time and memory can be read in the same way; it prints how long it took.
 
 use crate::load::Load;
 use diesel::{Connection as _, ExpressionMethods, OptionalExtension, PgConnection, QueryDsl, RunQueryDsl};
-use futures_util::{FutureExt, StreamExt};
+use futures_util::StreamExt;
 use lapin::{
     Connection, ConnectionProperties,
     options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
@@ -27,8 +27,8 @@ use std::{
 /// What a reference does.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Client {
-    /// Takes messages and acknowledges prefixes, and nothing else: the broker's limit.
-    Drain { broker: String, queue: String, messages: u64, prefetch: u16 },
+    /// Takes messages and acknowledges prefixes of so many, and nothing else: the broker's limit.
+    Drain { broker: String, queue: String, messages: u64, prefetch: u16, batch: usize },
     /// Credits batches that stand in memory, over so many connections: the database's limit.
     Insert { ledger: String, load: Load, batch: usize, connections: u32 },
     /// A select, an insert in its own commit and an ack for each message: what the field usually runs.
@@ -41,10 +41,12 @@ fn format() -> Format {
 }
 
 impl Client {
-    /// Does it, and answers how long it took, beginning with its first message.
+    /// Does it, and answers how long it took, beginning when it is connected.
     pub fn run(self) -> Duration {
         match self {
-            Self::Drain { broker, queue, messages, prefetch } => drain(&broker, &queue, messages, prefetch),
+            Self::Drain { broker, queue, messages, prefetch, batch } => {
+                drain(&broker, &queue, messages, prefetch, batch as u64)
+            }
             Self::Insert { ledger, load, batch, connections } => insert(&ledger, load, batch, connections),
             Self::OneByOne { broker, queue, ledger, messages, prefetch } => {
                 one_by_one(&broker, &queue, &ledger, messages, prefetch)
@@ -63,23 +65,15 @@ async fn consumer(broker: &str, queue: &str, prefetch: u16) -> (Connection, lapi
 }
 
 #[tokio::main]
-async fn drain(broker: &str, queue: &str, messages: u64, prefetch: u16) -> Duration {
+async fn drain(broker: &str, queue: &str, messages: u64, prefetch: u16, batch: u64) -> Duration {
     let (connection, channel, mut consumer) = consumer(broker, queue, prefetch).await;
     let begun = Instant::now();
-    let most = u64::from(prefetch).div_ceil(2);
-    let mut taken = 0;
-    while taken < messages {
-        let mut last = consumer.next().await.unwrap().unwrap();
-        taken += 1;
-        let mut together = 1;
-        while together < most
-            && let Some(Some(next)) = consumer.next().now_or_never()
-        {
-            last = next.unwrap();
-            taken += 1;
-            together += 1;
+    for taken in 1..=messages {
+        let delivery = consumer.next().await.unwrap().unwrap();
+        // Full prefixes: an acknowledgement for whatever has arrived would be one for a few.
+        if taken % batch == 0 || taken == messages {
+            channel.basic_ack(delivery.delivery_tag, BasicAckOptions { multiple: true }).await.unwrap();
         }
-        channel.basic_ack(last.delivery_tag, BasicAckOptions { multiple: true }).await.unwrap();
     }
     // Answered after the acknowledgements before it.
     channel.basic_qos(prefetch, BasicQosOptions { global: false }).await.unwrap();

@@ -10,7 +10,6 @@ use crate::{
 };
 use serde::Serialize;
 use std::{
-    fmt::Write as _,
     path::PathBuf,
     process::Command,
     time::{Duration, Instant, SystemTime},
@@ -166,7 +165,7 @@ impl Bench {
             self.publish(&queues.setup.exchange, &queues.setup.key, load);
             let queue = queues.setup.credit_queue.clone();
             let broker = self.servers.rabbit.url();
-            let drain = Client::Drain { broker, queue, messages: load.messages, prefetch: PREFETCH };
+            let drain = Client::Drain { broker, queue, messages: load.messages, prefetch: PREFETCH, batch: BATCH };
             run_client(&drain, load.messages)
         })
     }
@@ -191,11 +190,10 @@ impl Bench {
 
     fn credit(&self, crediting: Crediting, load: Load) -> Run {
         self.servers.with_ledger(crediting.ledger, |place| {
-            let mut more = String::new();
-            if crediting.events {
-                write!(more, "[events]\nenabled = true\nexchange = \"{}\"\n", crate::support::unique("bench")).unwrap();
-            }
+            let exchange = crate::support::unique("bench-events");
+            let more = format!("[events]\nenabled = {}\nexchange = {exchange:?}\n", crediting.events);
             let queues = self.setup(place, crediting.queue, &more);
+            let _heard = crediting.events.then(|| Heard::new(self, &exchange));
             self.publish(&queues.setup.exchange, &queues.setup.key, load);
             let start = || if crediting.other { queues.start_other() } else { queues.start() };
             let daemons: Vec<Daemon> = (0..crediting.daemons).map(|_| start()).collect();
@@ -205,34 +203,32 @@ impl Bench {
 
     fn published(&self, ledger: Ledger, load: Load) -> Run {
         self.servers.with_ledger(ledger, |place| {
-            let (exchange, heard) = (crate::support::unique("bench-events"), crate::support::unique("bench-heard"));
+            let exchange = crate::support::unique("bench-events");
             let queues =
                 self.setup(place, Queue::Quorum, &format!("[events]\nenabled = true\nexchange = {exchange:?}\n"));
-            let client = amqp::Client::connect(&self.servers.rabbit.url());
-            client.declare_queue(&heard, &[]);
-            client.bind(&heard, &exchange, "#");
+            let heard = Heard::new(self, &exchange);
             self.publish(&queues.setup.exchange, &queues.setup.key, load);
             let begun = Instant::now();
             let daemon = [queues.start()];
-            crate::support::eventually("everything is published", || {
-                (u64::from(client.ready(&heard)?) >= load.messages).then_some(())
-            });
-            let took = begun.elapsed();
-            client.delete_queue(&heard);
-            Run::of(&daemon, load.messages, took)
+            wait_for("everything is published", || heard.client.ready(&heard.queue), load.messages);
+            Run::of(&daemon, load.messages, begun.elapsed())
         })
     }
 
     fn compensated(&self, load: Load) -> Run {
         self.servers.with_ledger(Ledger::Postgres, |place| {
             place.execute(&payments(load, "paid"));
-            let queues = self.setup(place, Queue::Quorum, &format!("[compensation]\nfirst = \"1s\"\n{CHECKING}"));
-            self.publish(&queues.setup.exchange, &queues.setup.key, load);
+            let queues = self.setup(place, Queue::Quorum, &format!("[compensation]\nfirst = {FIRST:?}\n{CHECKING}"));
             let daemon = [queues.start()];
+            daemon[0].wait_ready();
+            // What the broker forwards while it is still being published counts, and so does the time that takes.
+            let begun = Instant::now();
+            self.publish(&queues.setup.exchange, &queues.setup.key, load);
             watch(&daemon, load.messages, |daemon| {
-                let credited = total(daemon, "pointsd_messages_total{", r#"queue="credit""#);
-                credited.min(total(daemon, "pointsd_messages_total{", r#"queue="check""#))
-            })
+                let credited = total(daemon, "pointsd_messages_total{", r#"queue="credit""#)?;
+                Some(credited.min(total(daemon, "pointsd_messages_total{", r#"queue="check""#)?))
+            });
+            Run::of(&daemon, load.messages, begun.elapsed())
         })
     }
 
@@ -253,18 +249,18 @@ impl Bench {
         })
     }
 
+    /// From the first message that is forwarded to the last.
     fn forwarding(&self, load: Load) -> Run {
         self.servers.with_ledger(Ledger::Sqlite, |place| {
-            let more = format!("[compensation]\nfirst = \"1s\"\n{CHECKING}url = \"postgres://127.0.0.1/nobody\"\n");
+            let more = format!("[compensation]\nfirst = {FIRST:?}\n{CHECKING}url = \"postgres://127.0.0.1/nobody\"\n");
             let queues = self.setup(place, Queue::Quorum, &more);
             let client = amqp::Client::connect(&self.servers.rabbit.url());
-            let begun = Instant::now();
-            self.publish("", &queues.setup.check_delay_queue("1s"), load);
-            crate::support::eventually("everything is forwarded", || {
-                let there = client.ready(&queues.setup.check_queue).unwrap();
-                (u64::from(there) >= load.messages).then_some(())
-            });
-            Run::of(&[], load.messages, begun.elapsed())
+            self.publish("", &queues.setup.check_delay_queue(FIRST), load);
+            let forwarded = || client.ready(&queues.setup.check_queue);
+            wait_for("it is forwarded", forwarded, 1);
+            let (begun, before) = (Instant::now(), u64::from(forwarded().unwrap()));
+            wait_for("everything is forwarded", forwarded, load.messages);
+            Run::of(&[], load.messages - before, begun.elapsed())
         })
     }
 
@@ -316,6 +312,40 @@ impl Bench {
     }
 }
 
+/// The first check's delay: longer than it takes to publish, so that forwarding is seen from its beginning.
+const FIRST: &str = "10s";
+
+/// Waits until a queue has so many messages.
+fn wait_for(what: &str, ready: impl Fn() -> Option<u32>, messages: u64) {
+    let begun = Instant::now();
+    while ready().is_none_or(|ready| u64::from(ready) < messages) {
+        assert!(begun.elapsed() < Duration::from_secs(600), "{what}: not in time");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A queue that hears every event, and goes away with this.
+struct Heard {
+    client: amqp::Client,
+    queue: String,
+}
+
+impl Heard {
+    fn new(bench: &Bench, exchange: &str) -> Self {
+        let client = amqp::Client::connect(&bench.servers.rabbit.url());
+        let queue = crate::support::unique("bench-heard");
+        client.declare_queue(&queue, &[]);
+        client.bind(&queue, exchange, "#");
+        Self { client, queue }
+    }
+}
+
+impl Drop for Heard {
+    fn drop(&mut self) {
+        self.client.delete_queue(&self.queue);
+    }
+}
+
 /// A payment table in the database of the ledger, or in another one.
 const CHECKING: &str = "[pay_status]\nsource = \"sql\"\n[pay_status.sql]\ntable = \"payments\"\nid_column = \"id\"\n\
                         status_column = \"status\"\npaid = [\"paid\"]\npending = [\"pending\"]\nclosed = [\"closed\"]\n";
@@ -360,6 +390,8 @@ impl Drop for Queues<'_> {
         for queue in [credit_queue, check_queue, dead_queue, &self.setup.never_used()] {
             client.delete_queue(queue);
         }
-        client.delete_queue(&self.setup.check_delay_queue("1s"));
+        for delay in [FIRST, "1m", "5m", "30m", "1h", "2h", "12h"] {
+            client.delete_queue(&self.setup.check_delay_queue(delay));
+        }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 /// How many users share the payments.
 const USERS: u64 = 50_000;
 
-/// How far a second copy of a payment comes behind the first: in another batch.
+/// How far a copy comes behind its original, except at the very beginning: in another batch.
 const COPY_DISTANCE: u64 = 3001;
 
 /// Confirms that are waited for at a time.
@@ -26,7 +26,7 @@ pub enum Kind {
     Clean,
     /// Ids at random, as UUIDs are.
     RandomIds,
-    /// Every payment comes twice.
+    /// Every other message is a copy of one that came earlier, mostly in another batch.
     HalfDuplicates,
     /// One message in a hundred is malformed.
     Malformed,
@@ -145,7 +145,7 @@ pub async fn publish_paced(
     let begun = Instant::now();
     let pace = Duration::from_secs(1) / a_second;
     for (number, body) in (0_u32..).zip(bodies) {
-        // A timer's turn is a millisecond; what is due within one goes out together with it, at its own time stamp.
+        // A timer's turn is a millisecond: what is late by that is not counted as waiting.
         tokio::time::sleep_until((begun + pace * number).into()).await;
         sent.push(SystemTime::now());
         let publish = channel.basic_publish(exchange.into(), key.into(), options, &body, persistent.clone());

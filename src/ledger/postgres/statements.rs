@@ -12,7 +12,7 @@ use diesel::{
 use std::collections::{HashMap, HashSet};
 
 /// Credits what is new and adds it to the balances: one statement and one round trip a batch.
-/// It answers with the new ids only if not all are new, which is seldom: a row for each would cost both sides.
+/// It sends the new ids only if not all are new, which is seldom: a row for each would cost both sides.
 ///
 /// `unnest` keeps the order of the arrays, so credits are taken by payment id; `GROUP BY` reads all of them before
 /// the first balance is written, by user id.
