@@ -387,13 +387,16 @@ impl Queues<'_> {
 
 impl Drop for Queues<'_> {
     fn drop(&mut self) {
-        let client = amqp::Client::connect(&self.bench.servers.rabbit.url());
         let Setup { credit_queue, check_queue, dead_queue, .. } = &self.setup;
-        for queue in [credit_queue, check_queue, dead_queue, &self.setup.never_used()] {
-            client.delete_queue(queue);
-        }
-        for delay in [FIRST, "1m", "5m", "30m", "1h", "2h", "12h"] {
-            client.delete_queue(&self.setup.check_delay_queue(delay));
+        let delays = [FIRST, "1m", "5m", "30m", "1h", "2h", "12h"].map(|delay| self.setup.check_delay_queue(delay));
+        let queues = [credit_queue.clone(), check_queue.clone(), dead_queue.clone(), self.setup.never_used()];
+        let mut client = amqp::Client::connect(&self.bench.servers.rabbit.url());
+        for queue in queues.iter().chain(&delays) {
+            // Deleting a queue that is still busy may fail within the broker (internal error), and ends the connection.
+            if let Err(error) = client.try_delete_queue(queue) {
+                eprintln!("{queue} stays: {error}");
+                client = amqp::Client::connect(&self.bench.servers.rabbit.url());
+            }
         }
     }
 }

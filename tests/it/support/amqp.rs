@@ -111,8 +111,13 @@ impl Client {
     }
 
     pub fn delete_queue(&self, name: &str) {
+        self.try_delete_queue(name).unwrap();
+    }
+
+    /// The same where a broker that fails at it costs nothing but its room. The client is of no more use then.
+    pub fn try_delete_queue(&self, name: &str) -> lapin::Result<()> {
         let options = QueueDeleteOptions { if_unused: false, if_empty: false, nowait: false };
-        self.wait(self.channel.queue_delete(name.into(), options)).unwrap();
+        self.wait(self.channel.queue_delete(name.into(), options)).map(drop)
     }
 
     /// Publishes and waits for the confirms.
