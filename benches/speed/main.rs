@@ -36,14 +36,14 @@ struct Arguments {
     #[arg(long)]
     quick: bool,
     /// How often everything is run.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: Option<u64>,
     /// How many messages stand in a queue, where nothing else is said.
     #[arg(long)]
     messages: Option<u64>,
     /// A setting to try, such as `ledger.pool_size=3`; may be given again.
-    #[arg(long = "with", value_name = "KEY=VALUE")]
-    with: Vec<String>,
+    #[arg(long = "with", value_name = "KEY=VALUE", value_parser = setting)]
+    with: Vec<(String, String)>,
     /// Another pointsd to compare this one with, without the settings that are tried: SQLite and PostgreSQL, clean.
     #[arg(long, value_name = "PROGRAM")]
     other: Option<std::path::PathBuf>,
@@ -52,6 +52,12 @@ struct Arguments {
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+/// A setting as the environment variable that the daemon reads.
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE, as in ledger.pool_size=3")?;
+    Ok((format!("POINTSD_{}", key.replace('.', "__").to_uppercase()), value.to_owned()))
 }
 
 fn main() {
@@ -68,6 +74,10 @@ fn main() {
         scenarios.extend(scenarios::with_the_other());
     }
     let scenarios: Vec<Scenario> = scenarios.into_iter().filter(wanted).collect();
+    if scenarios.is_empty() {
+        eprintln!("no scenario has one of these texts in its name; without one all are run, and the table names them");
+        std::process::exit(2);
+    }
     let mut runs: Vec<(Job, Vec<Run>)> = Vec::new();
     for job in scenarios.iter().flat_map(Scenario::jobs) {
         if !runs.iter().any(|(known, _)| *known == job) {
@@ -79,15 +89,11 @@ fn main() {
     sizes[0] = arguments.messages.unwrap_or(sizes[0]);
     let (rounds, grown) = if arguments.quick { (1, 500_000) } else { (3, 10_000_000) };
     let rounds = arguments.rounds.unwrap_or(rounds);
-    let with = arguments.with.iter().map(|setting| {
-        let (key, value) = setting.split_once('=').expect("KEY=VALUE");
-        (format!("POINTSD_{}", key.replace('.', "__").to_uppercase()), value.to_owned())
-    });
     let bench = Bench {
         servers: Servers::start(grown),
         runtime: tokio::runtime::Runtime::new().unwrap(),
         sizes,
-        with: with.collect(),
+        with: arguments.with.clone(),
         other: arguments.other.clone(),
     };
     let mut number = 0;

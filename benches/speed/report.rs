@@ -136,6 +136,9 @@ pub fn table(lines: &[Line]) -> String {
 /// Bars: each rate, and behind it what it is measured against.
 pub fn chart(file: &Path, lines: &[Line]) {
     let bars: Vec<&Line> = lines.iter().filter(|line| line.shown == Figure::Rate).collect();
+    if bars.is_empty() {
+        return;
+    }
     let most = bars.iter().map(|line| line.figure.highest.max(line.against.as_ref().map_or(0.0, |it| it.1)));
     let most = most.fold(0.0, f64::max) * 1.05;
     let (row, left) = (26, 320);
