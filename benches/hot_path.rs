@@ -6,6 +6,7 @@
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use pointsd::domain::{
     credit::MAX_POINTS_LIMIT,
+    id_rule::IdRule,
     message::Format,
     notification::NotificationFormat,
     settlement::{Token, Tracker},
@@ -14,7 +15,7 @@ use pointsd::domain::{
 use std::hint::black_box;
 
 fn format() -> Format {
-    Format { shape: Shape::default(), max_body_bytes: 65_536, max_points: MAX_POINTS_LIMIT }
+    Format { shape: Shape::default(), max_body_bytes: 65_536, max_points: MAX_POINTS_LIMIT, payment_ids: IdRule::Any }
 }
 
 fn parsing(criterion: &mut Criterion) {
@@ -45,8 +46,9 @@ fn parsing(criterion: &mut Criterion) {
     }
     group.finish();
     let java = include_bytes!("../tests/fixtures/java/long.ser");
+    let format = format();
     criterion.bench_function("parse/a serialized java.lang.Long", |bencher| {
-        bencher.iter(|| NotificationFormat::PaymentId.parse(black_box(java), 65_536));
+        bencher.iter(|| NotificationFormat::PaymentId.parse(black_box(java), &format));
     });
 }
 

@@ -16,8 +16,11 @@ pub const UNKNOWN: &str = "unknown";
 pub struct Parked {
     /// `x-pointsd-reason`, [`DELIVERY_LIMIT`] or [`UNKNOWN`].
     pub reason: String,
-    /// Its payment, where its body can be read.
+    /// Its payment, where its body can be read; of a check message with one entry that entry's.
     pub payment_id: Option<String>,
+    /// The payments of a check message with several entries.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub payment_ids: Vec<String>,
     /// Its message id.
     pub message_id: Option<String>,
     /// When it failed first, or when the broker moved it.
@@ -58,6 +61,21 @@ pub struct Selection {
     pub newer_than: Option<Duration>,
 }
 
+impl Parked {
+    /// Whether it is about this payment.
+    pub fn concerns(&self, payment_id: &str) -> bool {
+        self.payment_id.as_deref() == Some(payment_id) || self.payment_ids.iter().any(|id| id == payment_id)
+    }
+
+    /// Its payment, or how many it has.
+    pub fn payments(&self) -> Option<String> {
+        match self.payment_ids.as_slice() {
+            [] => self.payment_id.clone(),
+            [first, ..] => Some(format!("{first} and {} more", self.payment_ids.len() - 1)),
+        }
+    }
+}
+
 impl Selection {
     /// Whether a message is meant. One that does not say when it failed is neither older nor newer than anything.
     pub fn takes(&self, parked: &Parked, now: Timestamp) -> bool {
@@ -66,7 +84,8 @@ impl Selection {
         };
         let age = parked.first_failed_at.map(|first| Duration::try_from(now.duration_since(first)).unwrap_or_default());
         one_of(&self.reasons, Some(&parked.reason))
-            && one_of(&self.payments, parked.payment_id.as_ref())
+            && (one_of(&self.payments, parked.payment_id.as_ref())
+                || parked.payment_ids.iter().any(|id| self.payments.contains(id)))
             && one_of(&self.message_ids, parked.message_id.as_ref())
             && self.older_than.is_none_or(|limit| age.is_some_and(|age| age > limit))
             && self.newer_than.is_none_or(|limit| age.is_some_and(|age| age <= limit))

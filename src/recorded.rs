@@ -1,5 +1,6 @@
 //! Recorded messages: JSON Lines, one message a line, bare or in an envelope (`docs/messages.md`).
 
+use crate::domain::check_message::CONTENT_TYPE as CHECKS;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{
     Deserialize, Deserializer,
@@ -25,6 +26,15 @@ pub struct Recorded {
     pub headers: serde_json::Map<String, serde_json::Value>,
     /// Its routing key, where it is not the configured one.
     pub routing_key: Option<String>,
+    /// Its content type, where that matters: a check message's.
+    pub content_type: Option<String>,
+}
+
+impl Recorded {
+    /// Whether its body is a check message.
+    pub fn is_check_message(&self) -> bool {
+        self.content_type.as_deref() == Some(CHECKS)
+    }
 }
 
 /// Why a line is no recorded message.
@@ -138,6 +148,9 @@ pub fn to_line(message: &Recorded) -> String {
     if let Some(routing_key) = &message.routing_key {
         member(ROUTING_KEY, quoted(routing_key));
     }
+    if let Some(content_type) = &message.content_type {
+        member(CONTENT_TYPE, quoted(content_type));
+    }
     line.push('}');
     line
 }
@@ -172,7 +185,13 @@ pub fn harmless(json: &str) -> String {
 fn parse(line: Vec<u8>) -> Result<Recorded, RecordedError> {
     match serde_json::from_slice::<Members<'_>>(&line) {
         Ok(members) if members.are_an_envelope() => members.into_recorded(),
-        _ => Ok(Recorded { body: line, message_id: None, headers: serde_json::Map::new(), routing_key: None }),
+        _ => Ok(Recorded {
+            body: line,
+            message_id: None,
+            headers: serde_json::Map::new(),
+            routing_key: None,
+            content_type: None,
+        }),
     }
 }
 
@@ -181,6 +200,7 @@ const BODY_BASE64: &str = "body_base64";
 const MESSAGE_ID: &str = "message_id";
 const HEADERS: &str = "headers";
 const ROUTING_KEY: &str = "routing_key";
+const CONTENT_TYPE: &str = "content_type";
 
 /// The members of an object, also those that come twice.
 struct Members<'a>(Vec<(String, &'a RawValue)>);
@@ -189,7 +209,7 @@ impl<'a> Members<'a> {
     fn are_an_envelope(&self) -> bool {
         let members = || self.0.iter().map(|(name, _)| name.as_str());
         members().any(|name| name == BODY || name == BODY_BASE64)
-            && members().all(|name| [BODY, BODY_BASE64, MESSAGE_ID, HEADERS, ROUTING_KEY].contains(&name))
+            && members().all(|name| [BODY, BODY_BASE64, MESSAGE_ID, HEADERS, ROUTING_KEY, CONTENT_TYPE].contains(&name))
     }
 
     fn into_recorded(self) -> Result<Recorded, RecordedError> {
@@ -211,6 +231,7 @@ impl<'a> Members<'a> {
             message_id: self.typed(MESSAGE_ID, "a string")?,
             headers: self.typed(HEADERS, "an object")?.unwrap_or_default(),
             routing_key: self.typed(ROUTING_KEY, "a string")?,
+            content_type: self.typed(CONTENT_TYPE, "a string")?,
         })
     }
 
@@ -263,7 +284,13 @@ mod tests {
 
     #[expect(clippy::unnecessary_wraps, reason = "compared with what is read")]
     fn bare(body: &[u8]) -> Result<Recorded, RecordedError> {
-        Ok(Recorded { body: body.to_vec(), message_id: None, headers: serde_json::Map::new(), routing_key: None })
+        Ok(Recorded {
+            body: body.to_vec(),
+            message_id: None,
+            headers: serde_json::Map::new(),
+            routing_key: None,
+            content_type: None,
+        })
     }
 
     #[test]
@@ -292,6 +319,7 @@ mod tests {
             message_id: Some("m".into()),
             headers,
             routing_key: Some("k".into()),
+            content_type: None,
         };
         assert_eq!(lines(line), [(1, Ok(recorded))]);
         assert_eq!(lines(br#"{"body":"{\"a\":1} x","message_id":null}"#), [(1, bare(b"{\"a\":1} x"))]);
@@ -338,6 +366,7 @@ mod tests {
                     message_id: message_id.map(str::to_owned),
                     headers,
                     routing_key: routing_key.map(str::to_owned),
+                    content_type: None,
                 };
                 let line = to_line(&message);
                 assert!(line.starts_with(begin) && !line.contains('\n'), "{line}");

@@ -72,7 +72,7 @@ fn only_the_folder_of_a_crate_names_it() {
         ("diesel", &["ledger/", "database/", "pay_status/sql/"]),
         ("diesel_migrations", &["ledger/"]),
         ("r2d2", &["ledger/", "database/"]),
-        ("reqwest", &["pay_status/http.rs"]),
+        ("reqwest", &["pay_status/http/"]),
         ("backoff", &["backoff.rs"]),
         ("metrics", &["observe/"]),
         ("metrics_exporter_prometheus", &["observe/metrics.rs", "http.rs"]),

@@ -13,6 +13,7 @@ use pointsd::{
     database::DatabaseUrl,
     domain::{
         credit::{Credit, MAX_POINTS_LIMIT},
+        id_rule::IdRule,
         message::Format,
         shape::Shape,
     },
@@ -37,7 +38,7 @@ pub enum Client {
 
 /// Reads a body with the limits that nobody's load here meets.
 fn format() -> Format {
-    Format { shape: Shape::default(), max_body_bytes: 65_536, max_points: MAX_POINTS_LIMIT }
+    Format { shape: Shape::default(), max_body_bytes: 65_536, max_points: MAX_POINTS_LIMIT, payment_ids: IdRule::Any }
 }
 
 impl Client {

@@ -1,34 +1,24 @@
 //! One session with the broker: connect, consume with as many workers as its line has, and stop them all
 //! at the first outage.
 
-use super::{
-    App,
-    line::{Line, Pipeline},
-};
+use super::{App, line::Line, worker::Worker};
 use crate::{
     broker::{BrokerError, Consumer, Delivered},
-    observe::{
-        events,
-        pulse::Pulse,
-        status::{Part, Status},
-    },
+    observe::{events, pulse::Pulse},
     pipeline::{
         ports::{Dependency, Outage},
-        stages::{Interrupted, Turn},
+        stages::Interrupted,
     },
 };
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-
-/// How often a worker that waits for deliveries shows that it turns.
-const IDLE_TURN: Duration = Duration::from_secs(5);
-
-/// After so many of them without a delivery the ledger is probed: `/readyz` must not say more than is known.
-const IDLE_TURNS_BEFORE_PROBE: u32 = 3;
 
 /// How long messages are taken one at a time after one that the client could not read.
 const CAREFUL_TIME: Duration = Duration::from_secs(30);
@@ -36,10 +26,26 @@ const CAREFUL_TIME: Duration = Duration::from_secs(30);
 /// What opening a session may take: two connections, each with every node, and the topology.
 const OPENING_TIME: Duration = Duration::from_secs(300);
 
+/// How a session begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opening {
+    /// With the prefetch of its line.
+    Full,
+    /// One message at a time for a while, so that one that ends the connection by being unreadable is alone in being
+    /// counted by the broker.
+    Careful,
+    /// One message at a time until one takes little time: deliveries were held for too long.
+    Slow,
+    /// With so many deliveries, to find out whether a payment source whose probes fail works for others.
+    Trial(u16),
+}
+
 /// Why a session ended. Everything is settled or given back.
 pub(super) enum Ended {
-    /// The daemon was told to stop, or a careful session has gone well for long enough.
+    /// The daemon was told to stop, or the session has found out what it was opened for.
     InOrder,
+    /// Deliveries were held for too long.
+    HeldTooLong,
     /// Something is down.
     Outage {
         outage: Outage,
@@ -50,14 +56,25 @@ pub(super) enum Ended {
     },
 }
 
+/// What the workers of a session find out together.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// Deliveries were held for too long.
+    pub(super) held_too_long: AtomicBool,
+}
+
 impl App {
-    /// Consumes until something fails or the daemon is told to stop. A careful session takes one message at a time,
-    /// so that one that ends the connection by being unreadable is alone in being counted by the broker.
-    pub(super) async fn consume(&self, line: &Line, careful: bool) -> Ended {
-        let opening = self.pulses.begin("connect", OPENING_TIME);
-        let prefetch = if careful { 1 } else { line.prefetch };
+    /// Consumes until something fails or the daemon is told to stop.
+    pub(super) async fn consume(&self, line: &Line, opening: Opening) -> Ended {
+        let pulse = self.pulses.begin("connect", OPENING_TIME);
+        let prefetch = match opening {
+            Opening::Full => line.prefetch,
+            Opening::Careful | Opening::Slow => 1,
+            Opening::Trial(deliveries) => deliveries.min(line.prefetch),
+        };
         let opened = self.until_stopped(line.sessions.open(prefetch)).await;
-        drop(opening);
+        drop(pulse);
+        let careful = opening == Opening::Careful;
         let consumer = match opened {
             None => return Ended::InOrder,
             Some(Ok(consumer)) => Arc::new(consumer),
@@ -77,7 +94,8 @@ impl App {
                 stop.cancel();
             });
         }
-        let left = self.work_together(line, &consumer, &stop).await;
+        let findings = Arc::new(Findings::default());
+        let left = self.work_together(line, opening, &consumer, &findings, &stop).await;
         if let Some(outage) = &left.outage {
             // Told before the deliveries go back: from here on nothing is consumed.
             self.status.pause(part, outage);
@@ -86,6 +104,7 @@ impl App {
         consumer.close(left.unsettled).await;
         events::BrokerConnected { part, connected: false }.emit();
         match left.outage {
+            None if findings.held_too_long.load(Ordering::Relaxed) => Ended::HeldTooLong,
             None => Ended::InOrder,
             Some(cause) => outage(cause, begun.elapsed(), unreadable),
         }
@@ -96,28 +115,33 @@ impl App {
     async fn work_together(
         &self,
         line: &Line,
+        opening: Opening,
         consumer: &Arc<Consumer>,
+        findings: &Arc<Findings>,
         stop: &CancellationToken,
     ) -> Interrupted<Delivered> {
         let mut workers = JoinSet::new();
         for number in 0..line.workers {
             let worker = Worker {
                 consumer: Arc::clone(consumer),
-                pipeline: line.pipeline.clone(),
                 pulse: self.pulses.begin(line.part().label(), line.step),
                 stop: stop.clone(),
                 status: Arc::clone(&self.status),
                 part: line.part(),
-                batch_max: line.batch_max,
+                batch: line.batch,
+                opening,
+                findings: Arc::clone(findings),
                 probes: number == 0,
             };
-            workers.spawn(worker.run());
+            workers.spawn(worker.run(line.pipeline.clone()));
         }
-        workers.spawn(watch_publishing(Arc::clone(consumer), stop.clone()));
+        let pulse = self.pulses.begin("proof", OPENING_TIME);
+        workers.spawn(watch_broker(Arc::clone(consumer), pulse, stop.clone()));
         let mut left = Interrupted { outage: None, unsettled: Vec::new() };
         while let Some(ended) = workers.join_next().await {
             match ended {
-                Ok(Ok(())) => {}
+                // A worker that leaves ends the session.
+                Ok(Ok(())) => stop.cancel(),
                 Ok(Err(interrupted)) => {
                     stop.cancel();
                     left.outage = left.outage.or(interrupted.outage);
@@ -135,69 +159,16 @@ fn outage(outage: Outage, lived: Duration, unreadable: bool) -> Ended {
     Ended::Outage { outage, lived, unreadable }
 }
 
-/// A broker that takes no messages is down also while none has to be published: whatever is delivered must be able to
-/// go on.
-async fn watch_publishing(consumer: Arc<Consumer>, stop: CancellationToken) -> Result<(), Interrupted<Delivered>> {
-    consumer.watch_publishing(&stop).await.map_err(broker_lost)
-}
-
-fn broker_lost(error: BrokerError) -> Interrupted<Delivered> {
-    Interrupted { outage: Some(error.into_outage()), unsettled: Vec::new() }
-}
-
-/// Takes a batch, brings it the whole way, takes the next.
-struct Worker {
+/// A broker that takes no messages, or whose queues are gone, is down also while nothing has to be published: whatever is
+/// delivered must be able to go on.
+async fn watch_broker(
     consumer: Arc<Consumer>,
-    pipeline: Pipeline,
     pulse: Pulse,
     stop: CancellationToken,
-    status: Arc<Status>,
-    part: Part,
-    batch_max: usize,
-    /// Whether it is the one that probes an idle ledger.
-    probes: bool,
+) -> Result<(), Interrupted<Delivered>> {
+    consumer.watch(&pulse, &stop).await.map_err(broker_lost)
 }
 
-impl Worker {
-    async fn run(self) -> Result<(), Interrupted<Delivered>> {
-        let turn = Turn { pulse: &self.pulse, stop: &self.stop };
-        let mut idle_turns = 0;
-        loop {
-            self.pulse.beat();
-            let taken = tokio::select! {
-                // A stop comes before another batch.
-                biased;
-                () = self.stop.cancelled() => return Ok(()),
-                taken = tokio::time::timeout(IDLE_TURN, self.consumer.next_batch(self.batch_max)) => taken,
-            };
-            let Ok(batch) = taken else {
-                idle_turns += 1;
-                if self.status.is_paused(self.part, Dependency::PayStatus) {
-                    let source_down = |outage| Interrupted { outage: Some(outage), unsettled: Vec::new() };
-                    self.pipeline.probe_source().await.map_err(source_down)?;
-                    self.status.resume(self.part, Dependency::PayStatus);
-                }
-                if self.probes && idle_turns % IDLE_TURNS_BEFORE_PROBE == 0 {
-                    let ledger_down = |outage| Interrupted { outage: Some(outage), unsettled: Vec::new() };
-                    self.pipeline.probe_idle().await.map_err(ledger_down)?;
-                }
-                continue;
-            };
-            idle_turns = 0;
-            match self.pipeline.process(&self.consumer, batch.map_err(broker_lost)?, &turn).await {
-                // A batch that took too long: what is left of it comes again, to whoever takes it.
-                Err(Interrupted { outage: None, unsettled }) if !self.stop.is_cancelled() => {
-                    let deliveries = Some(self.consumer.give_back(unsettled).await);
-                    events::GaveBack { deliveries }.emit();
-                }
-                processed => {
-                    processed?;
-                    // A source that was only tried, after many failed probes, may work.
-                    if self.pipeline.source_has_answered() {
-                        self.status.resume(self.part, Dependency::PayStatus);
-                    }
-                }
-            }
-        }
-    }
+pub(super) fn broker_lost(error: BrokerError) -> Interrupted<Delivered> {
+    Interrupted { outage: Some(error.into_outage()), unsettled: Vec::new() }
 }

@@ -2,20 +2,16 @@
 
 use super::SLACK;
 use crate::{
-    broker::{CONFIRM_TIMEOUT, Consumer, Delivered, Sessions},
+    broker::{BatchSize, CONFIRM_TIMEOUT, Sessions},
     config::Settings,
     observe::status::Part,
     pipeline::{
-        check::CheckPipeline,
+        check::{CheckPipeline, DECIDING_TIME},
         credit::CreditPipeline,
         ports::Outage,
-        stages::{Interrupted, Turn},
     },
 };
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 /// A queue and its pipeline, from which sessions are made one after the other.
 pub(super) struct Line {
@@ -23,8 +19,8 @@ pub(super) struct Line {
     pub(super) pipeline: Pipeline,
     /// Batches that are worked on at a time.
     pub(super) workers: u32,
-    /// Most messages in a batch.
-    pub(super) batch_max: usize,
+    /// How large a batch may be.
+    pub(super) batch: BatchSize,
     /// Most unacknowledged deliveries.
     pub(super) prefetch: u16,
     /// How long a worker's step may take before it counts as stuck.
@@ -39,26 +35,6 @@ pub(super) enum Pipeline {
 }
 
 impl Pipeline {
-    pub(super) async fn process(
-        &self,
-        consumer: &Consumer,
-        batch: Vec<Delivered>,
-        turn: &Turn<'_>,
-    ) -> Result<(), Interrupted<Delivered>> {
-        match self {
-            Self::Credits(pipeline) => pipeline.process(consumer, batch, turn).await,
-            Self::Checks(pipeline) => pipeline.process(consumer, batch, turn).await,
-        }
-    }
-
-    /// Whether the payment source has answered since this was asked last.
-    pub(super) fn source_has_answered(&self) -> bool {
-        match self {
-            Self::Credits(_) => false,
-            Self::Checks(pipeline) => pipeline.answered.swap(false, Ordering::Relaxed),
-        }
-    }
-
     /// How long a probe of the payment source may take; `None` without one.
     pub(super) fn longest_probe(&self) -> Option<Duration> {
         match self {
@@ -82,14 +58,6 @@ impl Pipeline {
             Self::Checks(pipeline) => pipeline.probe_source().await,
         }
     }
-
-    /// Whether the ledger works: asked while nothing comes. The credits ask for both.
-    pub(super) async fn probe_idle(&self) -> Result<(), Outage> {
-        match self {
-            Self::Credits(pipeline) => pipeline.ledger.probe().await,
-            Self::Checks(_) => Ok(()),
-        }
-    }
 }
 
 impl Line {
@@ -98,26 +66,36 @@ impl Line {
         Self {
             sessions: Sessions::new(pipeline.part, settings),
             workers: settings.ledger.pool_size,
-            batch_max: settings.ledger.batch_max,
+            batch: BatchSize { messages: settings.ledger.batch_max, bytes: usize::MAX },
             prefetch: prefetch(settings, pipeline.part),
             pipeline: Pipeline::Credits(Arc::new(pipeline)),
             step: settings.ledger.timeout.max(CONFIRM_TIMEOUT) + SLACK,
         }
     }
 
-    /// Checks, or notifications: one worker, because the brake counts what is done in a row. It holds a batch and the next one,
-    /// and no more, because a source may take its time.
+    /// Checks, or notifications: one worker, because the brake counts what is done in a row. What it holds beyond a batch is
+    /// bounded, because a source may take its time.
     pub(super) fn checks(settings: &Settings, pipeline: Arc<CheckPipeline>) -> Self {
-        let batch_max = settings.ledger.batch_max.min(pipeline.source.most()).max(1);
-        let two = u16::try_from(2 * batch_max).unwrap_or(u16::MAX);
         let part = pipeline.part;
-        let step = settings.ledger.timeout.max(CONFIRM_TIMEOUT).max(pipeline.source.longest()) + SLACK;
+        let max_body_bytes = settings.message.max_body_bytes;
+        let (batch, most_held) = match part {
+            // About as many payments as a commit takes, whether they come in one check message or in many.
+            Part::Checks => (
+                BatchSize { messages: settings.ledger.batch_max, bytes: max_body_bytes },
+                (MOST_CHECK_BYTES / max_body_bytes).max(1),
+            ),
+            Part::Credits | Part::Source(_) | Part::Relay => {
+                (BatchSize { messages: settings.ledger.batch_max, bytes: usize::MAX }, 2 * settings.ledger.batch_max)
+            }
+        };
+        let most_held = u16::try_from(most_held).unwrap_or(u16::MAX);
+        let step = settings.ledger.timeout.max(CONFIRM_TIMEOUT).max(DECIDING_TIME + pipeline.source.longest()) + SLACK;
         Self {
             sessions: Sessions::new(pipeline.part, settings),
             pipeline: Pipeline::Checks(pipeline),
             workers: 1,
-            batch_max,
-            prefetch: prefetch(settings, part).min(two),
+            batch,
+            prefetch: prefetch(settings, part).min(most_held),
             step,
         }
     }
@@ -137,6 +115,9 @@ impl Line {
         }
     }
 }
+
+/// Most bytes of check messages that are held.
+const MOST_CHECK_BYTES: usize = 20 * 1024 * 1024;
 
 /// A source's queue may be of another type than ours, and a quorum queue takes no more than this.
 fn prefetch(settings: &Settings, part: Part) -> u16 {

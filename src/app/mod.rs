@@ -5,6 +5,7 @@ mod line;
 mod ready;
 mod relay;
 mod watchdog;
+mod worker;
 
 use crate::{
     backoff,
@@ -12,7 +13,7 @@ use crate::{
     database::{DatabaseUrl, Guarded},
     domain::{check::CheckOutcome, credit::Outcome},
     http,
-    ledger::{self, Access, Ledger, WriterLock},
+    ledger::{self, Access, Ledger, UnverifiedCount, WriterLock},
     observe::{
         events, metrics,
         pulse::Pulses,
@@ -20,20 +21,19 @@ use crate::{
     },
     pay_status,
     pipeline::{
-        brake::SharedBrake,
-        check::CheckPipeline,
-        credit::CreditPipeline,
+        check::{CheckPipeline, brake::SharedBrake},
+        credit::{CheckScheduling, CreditPipeline},
         ports::{CheckLedger, CreditLedger, Dependency, Outage},
     },
 };
 use anyhow::Context as _;
-use consume::Ended;
+use consume::{Ended, Opening};
 use futures_util::future::join_all;
 use line::{Line, Pipeline};
 pub use ready::{prepare, refuse_unless_current};
 use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -169,6 +169,10 @@ impl App {
             ledger: ledger as Arc<dyn CreditLedger>,
             immediate_attempts: self.settings.retry.immediate_attempts,
             retry: self.settings.retry.policy.clone(),
+            checks: self.settings.pay_status.is_some().then(|| CheckScheduling {
+                wait: self.settings.compensation.policy.beginning(),
+                limits: self.settings.check_limits(),
+            }),
         }
     }
 
@@ -184,6 +188,7 @@ impl App {
                 source,
                 ledger: open(&self.settings, 1) as Arc<dyn CheckLedger>,
                 policy: compensation.policy.clone(),
+                limits: self.settings.check_limits(),
                 immediate_attempts: self.settings.retry.immediate_attempts,
                 retry: self.settings.retry.policy.clone(),
                 brake: SharedBrake::new(compensation.brake_after),
@@ -195,20 +200,33 @@ impl App {
 
     /// One session after the other, until the daemon is told to stop.
     async fn keep_consuming(&self, line: &Line) {
-        let (mut careful, mut probes, mut pace) = (false, 0, backoff::Pace::default());
+        let (mut opening, mut slow, mut pace) = (Opening::Full, false, backoff::Pace::default());
+        let mut trials = Trials::default();
         while !self.stop.is_cancelled() {
-            match self.consume(line, careful).await {
-                Ended::InOrder => careful = false,
+            match self.consume(line, opening).await {
+                Ended::InOrder => {
+                    slow &= opening != Opening::Slow;
+                    opening = Opening::Full;
+                    trials = Trials::default();
+                }
+                Ended::HeldTooLong => {
+                    events::HeldTooLong { queue: line.sessions.queue() }.emit();
+                    slow = true;
+                    opening = Opening::Slow;
+                }
                 Ended::Outage { outage, lived, unreadable } => {
-                    careful = unreadable;
                     // A message that cannot be read is alone now, and is best counted out soon.
                     if unreadable || lived > LONG_SESSION {
                         pace.reset();
-                        probes = 0;
+                        trials = Trials::default();
                     }
-                    if self.until_stopped(self.recovered(line, outage, &mut pace, &mut probes)).await.is_none() {
-                        break;
-                    }
+                    let recovered = self.recovered(line, outage, &mut pace, &mut trials);
+                    let Some(next) = self.until_stopped(recovered).await else { break };
+                    opening = match next {
+                        Opening::Full if unreadable => Opening::Careful,
+                        Opening::Full if slow => Opening::Slow,
+                        next => next,
+                    };
                 }
             }
         }
@@ -220,8 +238,8 @@ impl App {
     }
 
     /// Waits after an outage: a pause, and then until a probe is answered. The broker is probed by consuming again, and
-    /// a brake waits for a person. `probes`: of the source, that failed since it last worked.
-    async fn recovered(&self, line: &Line, outage: Outage, pace: &mut backoff::Pace, probes: &mut u32) {
+    /// a brake waits for a person. Returns how the next session begins.
+    async fn recovered(&self, line: &Line, outage: Outage, pace: &mut backoff::Pace, trials: &mut Trials) -> Opening {
         let (part, mut outage) = (line.part(), outage);
         loop {
             if let Some((brake, released)) = line.brake() {
@@ -231,7 +249,8 @@ impl App {
                 }
                 self.status.pause(part, &brake);
                 released.await;
-                return self.status.resume(part, brake.dependency);
+                self.status.resume(part, brake.dependency);
+                return Opening::Full;
             }
             self.status.pause(part, &outage);
             self.pause(pace).await;
@@ -245,17 +264,20 @@ impl App {
                     let _pulse = pulse(longest);
                     line.pipeline.probe_source().await
                 }
-                (Dependency::Broker, _) | (Dependency::PayStatus, None) => return,
+                (Dependency::Broker, _) | (Dependency::PayStatus, None) => return Opening::Full,
             };
-            *probes += 1;
             match probed {
                 Ok(()) => {
-                    *probes = 0;
-                    return self.status.resume(part, outage.dependency);
+                    *trials = Trials::default();
+                    self.status.resume(part, outage.dependency);
+                    return Opening::Full;
                 }
-                // What a probe asks for may fail for reasons of its own: others are tried, seldom, because each time
-                // deliveries go back, which counts against them. It stays told as paused until that has gone well.
-                Err(_) if outage.dependency == Dependency::PayStatus && is_time_to_try(*probes) => return,
+                // What a probe asks for may fail for reasons of its own: others are tried, seldom and few at first, because
+                // each time deliveries go back, which counts against them. It stays told as paused until that has gone well.
+                Err(again) if again.dependency == Dependency::PayStatus => match trials.next(Instant::now()) {
+                    Some(deliveries) => return Opening::Trial(deliveries),
+                    None => outage = again,
+                },
                 Err(again) => {
                     if again.dependency != outage.dependency {
                         self.status.resume(part, outage.dependency);
@@ -272,26 +294,44 @@ impl App {
         tokio::time::sleep(pause).await;
     }
 
-    /// Tells every now and then how many credits no check has found paid. While the ledger is down it tells the last number.
+    /// Counts the credits that no check has found paid. While the ledger is down the metrics keep the last numbers.
     async fn count_unverified(&self) {
         if !self.settings.pay_status.is_some() {
             return;
         }
         let ledger = open(&self.settings, 1);
+        let overdue_after = self.settings.compensation.overdue_after();
         let mut turns = tokio::time::interval(COUNTING);
         turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             turns.tick().await;
-            if let Ok(credits) = ledger.call(Ledger::count_unverified).await {
-                events::Unverified(credits).emit();
+            let counted = ledger.call(move |ledger| ledger.count_unverified(overdue_after)).await;
+            if let Ok(UnverifiedCount { unverified, overdue }) = counted {
+                events::Unverified { unverified, overdue }.emit();
             }
         }
     }
 }
 
-/// After 4, 8, 16 … failed probes, and then after every 256th: about once an hour.
-fn is_time_to_try(probes: u32) -> bool {
-    (probes >= 4 && probes.is_power_of_two()) || probes.is_multiple_of(256)
+/// Sessions that are tried although probes of the payment source fail.
+#[derive(Debug, Default)]
+struct Trials {
+    /// When the last one was; at first, when a probe failed first.
+    since: Option<Instant>,
+    begun: u32,
+}
+
+impl Trials {
+    /// A probe has failed. Once a minute: with how many deliveries a session is tried, each time twice as many.
+    fn next(&mut self, now: Instant) -> Option<u16> {
+        let since = *self.since.get_or_insert(now);
+        if now.duration_since(since) < BETWEEN_TRIALS {
+            return None;
+        }
+        self.since = Some(now);
+        self.begun += 1;
+        Some(1_u16.checked_shl(self.begun - 1).filter(|deliveries| *deliveries > 0).unwrap_or(u16::MAX))
+    }
 }
 
 /// SIGHUP (`systemctl reload`) releases the brake. Without checks it changes nothing, and ends nothing.
@@ -304,6 +344,9 @@ fn release_on_hangup(mut hangup: Signal, lines: &[Line]) {
         }
     });
 }
+
+/// How long probes of the payment source fail before a session is tried all the same, and between two of those.
+const BETWEEN_TRIALS: Duration = Duration::from_secs(60);
 
 /// How often unverified credits are counted.
 const COUNTING: Duration = Duration::from_secs(15);
@@ -321,8 +364,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_source_is_tried_ever_more_seldom() {
-        let tries: Vec<u32> = (1..1000).filter(|probes| is_time_to_try(*probes)).collect();
-        assert_eq!(tries, [4, 8, 16, 32, 64, 128, 256, 512, 768]);
+    fn a_source_whose_probes_fail_is_tried_once_a_minute_with_ever_more_deliveries() {
+        let begun = Instant::now();
+        let mut trials = Trials::default();
+        let tried = |seconds: u64| trials.next(begun + Duration::from_secs(seconds));
+        let deliveries: Vec<Option<u16>> = [0, 59, 60, 70, 119, 120, 180, 900].map(tried).to_vec();
+        assert_eq!(deliveries, [None, None, Some(1), None, None, Some(2), Some(4), Some(8)]);
+        let later: Vec<Option<u16>> =
+            (20..40).map(|minutes| trials.next(begun + Duration::from_secs(minutes * 60))).collect();
+        assert_eq!(later.last(), Some(&Some(u16::MAX)));
     }
 }

@@ -4,6 +4,7 @@ use super::{
     BrokerError, STEP_TIMEOUT,
     connect::{BrokerUrl, connect},
     copy::{self, Marks},
+    declare::passive,
     publish::{Outgoing, Publisher},
     topology::{Topology, check_delay_queue, retry_queue},
     within,
@@ -14,8 +15,8 @@ use crate::{
         retry::{Delay, RetryPolicy},
         settlement::{Destination, Token, Tracker},
     },
-    observe::{events, status::Part},
-    pipeline::ports::{Decided, Deliveries, Forward, Message, Outage},
+    observe::{events, pulse::Pulse, status::Part},
+    pipeline::ports::{Confirmed, CopyBody, Deliveries, FirstChecks, Forward, Message, Origin, Outage},
 };
 use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt};
@@ -26,13 +27,20 @@ use lapin::{
     types::FieldTable,
 };
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
 };
 use tokio_util::sync::CancellationToken;
 
 /// How often it is proven that copies could be published.
 const PROOF_INTERVAL: Duration = Duration::from_secs(5);
+
+/// After so many proofs it is looked whether the queues are there: once a minute.
+const PROOFS_BEFORE_LOOK: u32 = 12;
 
 /// Our only consumer on its channel.
 const CONSUMER_TAG: &str = "pointsd";
@@ -43,7 +51,7 @@ pub struct Delivered {
     token: Token,
     /// In a box, because it is large and what holds it is handed on from step to step.
     delivery: Box<Delivery>,
-    former_delay_queue: Option<String>,
+    origin: Origin,
     source: Option<Arc<str>>,
 }
 
@@ -69,8 +77,8 @@ impl Message for Delivered {
         self.source.as_deref()
     }
 
-    fn former_delay_queue(&self) -> Option<&str> {
-        self.former_delay_queue.as_deref()
+    fn origin(&self) -> Origin {
+        self.origin.clone()
     }
 
     fn label(&self) -> String {
@@ -82,6 +90,52 @@ impl Message for Delivered {
 struct Stream {
     consumer: lapin::Consumer,
     ended: Option<BrokerError>,
+}
+
+/// How much a batch takes of what has arrived: at least one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchSize {
+    /// Most messages.
+    pub messages: usize,
+    /// No further message once the bodies have so many bytes.
+    pub bytes: usize,
+}
+
+/// When deliveries were taken, as far back as the prefetch.
+#[derive(Debug)]
+struct Taken {
+    prefetch: usize,
+    /// Of the latest deliveries, oldest first: how many were taken together, and when.
+    batches: VecDeque<(usize, Instant)>,
+    /// When it was seen last that none waited.
+    none_waited: Instant,
+}
+
+impl Taken {
+    fn new(prefetch: u16) -> Self {
+        Self { prefetch: prefetch.into(), batches: VecDeque::new(), none_waited: Instant::now() }
+    }
+
+    fn none_waits(&mut self) {
+        self.none_waited = Instant::now();
+        self.batches.clear();
+    }
+
+    fn take(&mut self, deliveries: usize) {
+        self.batches.push_back((deliveries, Instant::now()));
+        // Only the batch matters in which the delivery was that is one prefetch behind.
+        let mut later: usize = self.batches.iter().skip(1).map(|(deliveries, _)| deliveries).sum();
+        while later >= self.prefetch {
+            self.batches.pop_front();
+            later -= self.batches.front().map_or(0, |(deliveries, _)| *deliveries);
+        }
+    }
+
+    fn held_at_most(&self) -> Duration {
+        let taken: usize = self.batches.iter().map(|(deliveries, _)| deliveries).sum();
+        let since = self.batches.front().filter(|_| taken > self.prefetch).map_or(self.none_waited, |(_, at)| *at);
+        since.max(self.none_waited).elapsed()
+    }
 }
 
 /// A session with the broker: consuming on one connection, publishing copies on another. After any loss it is thrown away and
@@ -96,6 +150,7 @@ pub struct Consumer {
     retry_queues: Vec<String>,
     /// By the delay that they are for.
     check_delay_queues: Vec<String>,
+    check_queue: String,
     dead_queue: String,
     /// The value of `x-pointsd-source` on copies.
     source: Option<Arc<str>>,
@@ -105,19 +160,23 @@ pub struct Consumer {
     acknowledging: tokio::sync::Mutex<()>,
     publisher: Arc<Publisher>,
     blocked: Blocked,
+    topology: Arc<Topology>,
+    taken: Mutex<Taken>,
 }
 
 /// Opens sessions with the broker, one after the other.
 pub struct Sessions {
     part: Part,
     settings: BrokerSettings,
-    topology: Topology,
+    topology: Arc<Topology>,
     queue: String,
     retry: RetryPolicy,
     check_delays: Vec<Delay>,
     /// The value of `x-pointsd-source` on copies.
     source: Option<String>,
     blocked: Blocked,
+    /// Whether it is still to be logged that this daemon schedules no checks beside a check queue.
+    warns_of_checks: AtomicBool,
 }
 
 /// A publisher that an alarm of the broker has blocked. It cannot even be closed, and another one would be blocked, too:
@@ -142,7 +201,7 @@ impl Sessions {
         Self {
             part,
             settings: broker.clone(),
-            topology: Topology::of_part(settings, part),
+            topology: Arc::new(Topology::of_part(settings, part)),
             queue: queue.clone(),
             retry: settings.retry.policy.clone(),
             check_delays: settings.check_delays(),
@@ -150,6 +209,7 @@ impl Sessions {
                 .filter(|source| matches!(source.kind, SourceKind::Notification(_)))
                 .map(|source| source.name.clone()),
             blocked: Blocked::default(),
+            warns_of_checks: AtomicBool::new(part == Part::Credits && !settings.pay_status.is_some()),
         }
     }
 
@@ -192,6 +252,7 @@ impl Sessions {
         let settings = &self.settings;
         let (connection, node) = connect(settings, &format!("{} consumer", self.part.label())).await?;
         self.topology.establish_on(&connection).await?;
+        self.warn_of_checks(&connection).await?;
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
         // Before consuming: without it lapin's buffer has no bound. Per consumer, because a quorum queue refuses a
         // limit for the whole channel.
@@ -218,13 +279,30 @@ impl Sessions {
             check_delay_queues: self.check_delays.iter().map(check_delay_queue).collect(),
             source: self.source.as_deref().map(Arc::from),
             queue,
+            check_queue: settings.check_queue.clone(),
             dead_queue: settings.dead_queue.clone(),
             stream: tokio::sync::Mutex::new(Stream { consumer, ended: None }),
             tracker: Mutex::new(tracker),
             acknowledging: tokio::sync::Mutex::new(()),
             publisher,
             blocked: Arc::clone(&self.blocked),
+            topology: Arc::clone(&self.topology),
+            taken: Mutex::new(Taken::new(prefetch)),
         })
+    }
+}
+
+impl Sessions {
+    /// A check queue that exists belongs to daemons with a payment source. Logged once.
+    async fn warn_of_checks(&self, connection: &Connection) -> Result<(), BrokerError> {
+        if self.warns_of_checks.swap(false, Ordering::Relaxed) {
+            let queue = &self.settings.check_queue;
+            let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
+            if passive(&channel, queue).await.is_ok() {
+                events::ChecksNotScheduled { queue }.emit();
+            }
+        }
+        Ok(())
     }
 }
 
@@ -240,17 +318,25 @@ impl Consumer {
     }
 
     /// An error when the broker takes no messages any more, because of an alarm or because the publishing connection is
-    /// not sound; `Ok` when told to stop. It must be asked: it tells of an alarm only who publishes.
-    pub async fn watch_publishing(&self, stop: &CancellationToken) -> Result<(), BrokerError> {
+    /// not sound, or when a queue is gone; `Ok` when told to stop. It must be asked: it tells of an alarm only who publishes.
+    pub async fn watch(&self, pulse: &Pulse, stop: &CancellationToken) -> Result<(), BrokerError> {
+        let mut proofs = 0_u32;
         loop {
+            pulse.beat();
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 alarm = self.publisher.alarm() => return Err(alarm),
                 () = tokio::time::sleep(PROOF_INTERVAL) => {}
             }
+            proofs = proofs.wrapping_add(1);
+            // The session of the credits looks after the check queues, too.
+            let looks = self.part != Part::Checks && proofs.is_multiple_of(PROOFS_BEFORE_LOOK);
             // On its own: a proof that is cut off would leave a channel that no worker can use any more.
-            let publisher = Arc::clone(&self.publisher);
-            let proof = tokio::spawn(async move { publisher.prove().await });
+            let (publisher, topology) = (Arc::clone(&self.publisher), Arc::clone(&self.topology));
+            let proof = tokio::spawn(async move {
+                publisher.prove().await?;
+                if looks { topology.restore_on(publisher.connection()).await } else { Ok(()) }
+            });
             match stop.run_until_cancelled(proof).await {
                 None => return Ok(()),
                 Some(proven) => proven.unwrap_or_else(|panicked| Err(BrokerError::Lost(panicked.to_string())))?,
@@ -258,50 +344,77 @@ impl Consumer {
         }
     }
 
+    /// The longest that a delivery which waits to be taken may have been held: it cannot have come before the delivery
+    /// was taken that is one prefetch ahead of it, nor while none waited.
+    pub fn held_at_most(&self) -> Duration {
+        locked(&self.taken).held_at_most()
+    }
+
     fn tracker(&self) -> MutexGuard<'_, Tracker> {
         locked(&self.tracker)
     }
 
-    /// Waits for a delivery and takes it together with whatever else has arrived, up to `most`.
+    /// Waits for a delivery and takes it together with whatever else has arrived, within `size`.
     ///
     /// Cancel safe: between taking a delivery and returning it nothing is awaited.
-    pub async fn next_batch(&self, most: usize) -> Result<Vec<Delivered>, BrokerError> {
+    pub async fn next_batch(&self, size: BatchSize) -> Result<Vec<Delivered>, BrokerError> {
         let mut stream = self.stream.lock().await;
-        let first = stream.next().await?;
-        let mut batch = Vec::with_capacity(most.min(64));
+        let first = match stream.next().now_or_never() {
+            Some(next) => next?,
+            None => {
+                locked(&self.taken).none_waits();
+                stream.next().await?
+            }
+        };
+        let mut batch = Vec::with_capacity(size.messages.min(64));
+        let mut bytes = 0_usize;
         let mut tracker = self.tracker();
         let mut next = Some(first);
         while let Some(delivery) = next {
+            bytes = bytes.saturating_add(delivery.data.len());
             match tracker.delivered(delivery.delivery_tag) {
                 Some(token) => batch.push(self.delivered(token, delivery)),
                 None => stream.ended = Some(BrokerError::Lost("a delivery tag does not count up by one".into())),
             }
+            let more = batch.len() < size.messages && bytes < size.bytes;
             // Whatever ends the stream here is told to the next caller.
-            next = if batch.len() < most { stream.next().now_or_never().and_then(Result::ok) } else { None };
+            next = if more { stream.next().now_or_never().and_then(Result::ok) } else { None };
         }
+        locked(&self.taken).take(batch.len());
         events::InFlight { part: self.part, deliveries: tracker.in_flight() }.emit();
         Ok(batch)
     }
 
-    fn delivered(&self, token: Token, delivery: Delivery) -> Delivered {
-        let former_delay_queue = match self.part {
-            Part::Credits | Part::Source(_) | Part::Relay => None,
-            Part::Checks => copy::waited_in(&delivery.properties).filter(|queue| {
-                let a_delay_queue = queue.strip_prefix(&self.queue).is_some_and(|rest| rest.starts_with(".delay."));
-                a_delay_queue && self.check_delay_queues.first() != Some(queue)
-            }),
+    fn delivered(&self, token: Token, mut delivery: Delivery) -> Delivered {
+        copy::distrust_producers(delivery.exchange.as_str(), &mut delivery.properties);
+        let (origin, source) = match self.part {
+            Part::Checks => (self.origin(&delivery), copy::source(&delivery.properties).map(Arc::from)),
+            Part::Credits | Part::Source(_) | Part::Relay => (Origin::Foreign, self.source.clone()),
         };
-        let source = match self.part {
-            Part::Checks => copy::source_of_check(&delivery.properties).map(Arc::from),
-            Part::Credits | Part::Source(_) | Part::Relay => self.source.clone(),
-        };
-        Delivered { token, delivery: Box::new(delivery), former_delay_queue, source }
+        Delivered { token, delivery: Box::new(delivery), origin, source }
+    }
+
+    /// Of a message in the check queue.
+    fn origin(&self, delivery: &Delivery) -> Origin {
+        let is_delay_queue =
+            |queue: &String| queue.strip_prefix(&self.queue).is_some_and(|rest| rest.starts_with(".delay."));
+        if copy::is_check_message(&delivery.properties) {
+            Origin::Checks
+        } else if copy::is_sent_by_us(&delivery.properties) || copy::source(&delivery.properties).is_some() {
+            Origin::Ours
+        } else {
+            match copy::bound_queue(&delivery.properties).filter(is_delay_queue) {
+                Some(queue) => Origin::FormerBinding(queue),
+                None => Origin::Foreign,
+            }
+        }
     }
 
     fn queue_of(&self, destination: Destination) -> &str {
         match destination {
             Destination::Retry(step) => &self.retry_queues[step.index()],
             Destination::Check(wait) => &self.check_delay_queues[wait.index()],
+            Destination::CheckQueue => &self.check_queue,
             Destination::Dead(_) => &self.dead_queue,
         }
     }
@@ -374,10 +487,10 @@ impl Stream {
 }
 
 #[async_trait]
-impl<O: Send + 'static> Deliveries<O> for Consumer {
+impl Deliveries for Consumer {
     type Message = Delivered;
 
-    async fn forward(&self, copies: &[Forward<'_, Delivered>]) -> Result<(), Outage> {
+    async fn forward(&self, copies: &[Forward<'_, Delivered>], pulse: &Pulse) -> Result<Confirmed, Outage> {
         let now = jiff::Timestamp::now().to_string();
         let mut frame = self.publisher.header_frame();
         let copies: Vec<Outgoing<'_>> = copies
@@ -385,19 +498,35 @@ impl<O: Send + 'static> Deliveries<O> for Consumer {
             .map(|copy| {
                 let original = &copy.message.delivery;
                 let marks = Marks::of(copy, &self.queue, copy.message.source(), &now);
-                let properties = copy::copied(&original.properties, &marks, &mut frame);
-                Outgoing::to_queue(self.queue_of(copy.to), &original.data, properties)
+                let properties = copy::copied(&original.properties, &marks, &copy.body, &mut frame);
+                let body = match copy.body {
+                    CopyBody::Original => &original.data[..],
+                    CopyBody::Checks(body) | CopyBody::Points(body) => body,
+                };
+                Outgoing::to_queue(self.queue_of(copy.to), body, properties)
             })
             .collect();
-        self.publisher.publish(&copies).await.map_err(BrokerError::into_outage)
+        self.publisher.publish_all(&copies, pulse).await.map_err(BrokerError::into_outage)
     }
 
-    async fn settle(&self, done: Vec<Decided<Delivered, O>>) {
+    async fn schedule(&self, checks: &[FirstChecks], pulse: &Pulse) -> Result<Confirmed, Outage> {
+        let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let messages: Vec<Outgoing<'_>> = checks
+            .iter()
+            .map(|FirstChecks { wait, body }| {
+                let queue = self.queue_of(Destination::Check(*wait));
+                Outgoing::to_queue(queue, body, copy::first_checks(&self.queue, seconds))
+            })
+            .collect();
+        self.publisher.publish_all(&messages, pulse).await.map_err(BrokerError::into_outage)
+    }
+
+    async fn settle(&self, done: Vec<Delivered>) {
         let _order = self.acknowledging.lock().await;
         let prefix = {
             let mut tracker = self.tracker();
-            for decided in done {
-                tracker.settle(decided.message.token);
+            for delivered in done {
+                tracker.settle(delivered.token);
             }
             events::InFlight { part: self.part, deliveries: tracker.in_flight() }.emit();
             tracker.settled_prefix()

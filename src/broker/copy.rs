@@ -1,7 +1,10 @@
 //! The properties of a copy for another queue: the original's, less what the broker would act on, plus our own headers
 //! (`docs/headers.md` has the table).
 
-use crate::{domain::settlement::Destination, pipeline::ports::Forward};
+use crate::{
+    domain::{check_message::CONTENT_TYPE, settlement::Destination},
+    pipeline::ports::{CopyBody, Forward},
+};
 use lapin::{
     BasicProperties,
     protocol::basic::gen_properties,
@@ -42,9 +45,66 @@ const CARRIED: [&str; 5] = [ATTEMPT, CHECK, FIRST_FAILED_AT, REQUEUE_ID, TRUNCAT
 
 /// Headers that the broker acts on: a kept `x-death` lets it drop the copy as a cycle, `CC` and `BCC` route it again.
 pub(super) fn is_brokers(name: &str) -> bool {
-    matches!(name, "x-death" | "x-delivery-count" | "CC" | "BCC")
+    matches!(name, "x-death" | "x-delivery-count" | "x-acquired-count" | "CC" | "BCC")
         || name.starts_with("x-first-death-")
         || name.starts_with("x-last-death-")
+}
+
+/// How the names of our headers begin.
+const OUR_PREFIX: &str = "x-pointsd-";
+
+/// Takes what is ours off a message that does not come from us: headers that begin with `x-pointsd-`, and the content type
+/// of a check message.
+///
+/// A message is ours when it was published to the default exchange, which producers must not write to, and when the broker
+/// has moved it since only from queues to which it came in that way (`docs/headers.md`).
+pub(super) fn distrust_producers(exchange: &str, properties: &mut BasicProperties) {
+    if is_ours(exchange, properties) {
+        return;
+    }
+    let is_check_message = properties.content_type().as_ref().is_some_and(|it| it.as_str() == CONTENT_TYPE);
+    let headers = properties.headers().as_ref().map(FieldTable::inner);
+    let forged = headers.is_some_and(|headers| headers.keys().any(|name| name.as_str().starts_with(OUR_PREFIX)));
+    if forged {
+        let mut kept = FieldTable::default();
+        for (name, value) in headers.into_iter().flatten().filter(|(name, _)| !name.as_str().starts_with(OUR_PREFIX)) {
+            kept.insert(name.clone(), value.clone());
+        }
+        *properties = std::mem::take(properties).with_headers(kept);
+    }
+    if is_check_message {
+        *properties = std::mem::take(properties).with_content_type(JSON.into());
+    }
+}
+
+const JSON: &str = "application/json";
+
+fn is_ours(exchange: &str, properties: &BasicProperties) -> bool {
+    if !exchange.is_empty() {
+        return false;
+    }
+    let Some(deaths) = properties.headers().as_ref().and_then(|headers| headers.inner().get("x-death")) else {
+        return true;
+    };
+    let AMQPValue::FieldArray(deaths) = deaths else { return false };
+    deaths.as_slice().iter().all(|death| match death {
+        AMQPValue::FieldTable(death) => match death.inner().get("exchange") {
+            Some(AMQPValue::LongString(exchange)) => exchange.as_bytes().is_empty(),
+            _ => false,
+        },
+        _ => false,
+    })
+}
+
+/// Whether the body is a check message. After [`distrust_producers`].
+pub(super) fn is_check_message(properties: &BasicProperties) -> bool {
+    properties.content_type().as_ref().is_some_and(|it| it.as_str() == CONTENT_TYPE)
+}
+
+/// Whether a daemon or a requeue has sent it. After [`distrust_producers`].
+pub(super) fn is_sent_by_us(properties: &BasicProperties) -> bool {
+    let headers = properties.headers().as_ref().map(FieldTable::inner);
+    headers.is_some_and(|headers| headers.contains_key(SOURCE_QUEUE) || headers.contains_key(REQUEUE_ID))
 }
 
 /// Headers that tell of a failure: of no meaning on a message that begins anew. [`SOURCE`] says how the body looks, and
@@ -119,7 +179,7 @@ impl<'a> Marks<'a> {
         let counted = match self.to {
             Destination::Retry(step) => Some((ATTEMPT, step.attempt())),
             Destination::Check(wait) => Some((CHECK, wait.checks_done())),
-            Destination::Dead(_) => None,
+            Destination::Dead(_) | Destination::CheckQueue => None,
         };
         if let Some((name, number)) = counted {
             table.insert(name.into(), AMQPValue::LongLongInt(number.into()));
@@ -136,17 +196,6 @@ pub(super) fn retries_taken(properties: &BasicProperties) -> u32 {
 /// Checks of a message that are done; the same.
 pub(super) fn checks_done(properties: &BasicProperties) -> u32 {
     counted(properties, CHECK)
-}
-
-/// The same of a check: a message that comes straight from its producer, by way of the delay queue that is bound beside the
-/// credit queue, has the credit format, whatever it says. (Our copies go through the default exchange.)
-pub(super) fn source_of_check(properties: &BasicProperties) -> Option<String> {
-    let headers = properties.headers().as_ref()?.inner();
-    let through = latest_death(headers).and_then(|death| death.inner().get("exchange"));
-    match through {
-        Some(AMQPValue::LongString(exchange)) if !exchange.as_bytes().is_empty() => None,
-        _ => source(properties),
-    }
 }
 
 /// What the broker says of the queue that a message was dead-lettered from last. The latest comes first (RabbitMQ, "Dead
@@ -167,17 +216,15 @@ pub(super) fn source(properties: &BasicProperties) -> Option<String> {
     }
 }
 
-/// The queue in which a message has waited that comes straight from its producer: none of our copies does (they say where
-/// they were consumed).
-pub(super) fn waited_in(properties: &BasicProperties) -> Option<String> {
-    let headers = properties.headers().as_ref()?.inner();
-    if headers.contains_key(SOURCE_QUEUE) || headers.contains_key(REQUEUE_ID) {
-        return None;
-    }
-    match latest_death(headers)?.inner().get("queue")? {
-        AMQPValue::LongString(queue) => Some(queue.to_string()),
+/// The queue from which the broker has moved a message last, where it came there from an exchange and not by its name.
+pub(super) fn bound_queue(properties: &BasicProperties) -> Option<String> {
+    let death = latest_death(properties.headers().as_ref()?.inner())?.inner();
+    let text = |name: &str| match death.get(name)? {
+        AMQPValue::LongString(text) => Some(text.to_string()),
         _ => None,
-    }
+    };
+    text("exchange").filter(|exchange| !exchange.is_empty())?;
+    text("queue")
 }
 
 fn counted(properties: &BasicProperties, name: &str) -> u32 {
@@ -205,8 +252,42 @@ fn at_most(text: &str, bytes: usize) -> &str {
 }
 
 /// The properties of a copy. Where its content header would not fit into a `frame` (the broker closes the connection
-/// over one), foreign headers are left out and the copy says so.
-pub(super) fn copied(original: &BasicProperties, marks: &Marks<'_>, frame: &mut HeaderFrame) -> BasicProperties {
+/// over one), foreign headers are left out and the copy says so. After [`distrust_producers`].
+pub(super) fn copied(
+    original: &BasicProperties,
+    marks: &Marks<'_>,
+    body: &CopyBody<'_>,
+    frame: &mut HeaderFrame,
+) -> BasicProperties {
+    let content_type = match body {
+        CopyBody::Original => None,
+        CopyBody::Checks(_) => Some(CONTENT_TYPE),
+        CopyBody::Points(_) => Some(JSON),
+    };
+    let whole = with_marks(original, marks, frame);
+    let Some(content_type) = content_type else { return whole };
+    // Another body is another message.
+    whole.with_content_type(content_type.into()).with_message_id(new_message_id())
+}
+
+/// The properties of a check message that is no copy.
+pub(super) fn first_checks(source_queue: &str, seconds: u64) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    headers.insert(SOURCE_QUEUE.into(), AMQPValue::LongString(source_queue.into()));
+    BasicProperties::default()
+        .with_content_type(CONTENT_TYPE.into())
+        .with_delivery_mode(PERSISTENT)
+        .with_message_id(new_message_id())
+        .with_timestamp(seconds)
+        .with_headers(headers)
+}
+
+fn new_message_id() -> ShortString {
+    // 36 characters.
+    uuid::Uuid::new_v4().to_string().as_str().into()
+}
+
+fn with_marks(original: &BasicProperties, marks: &Marks<'_>, frame: &mut HeaderFrame) -> BasicProperties {
     let given = original.headers().as_ref().map(FieldTable::inner);
     let mut carried = FieldTable::default();
     for (name, value) in given.into_iter().flatten() {
@@ -250,7 +331,7 @@ fn is_time(value: &AMQPValue) -> bool {
 /// of its failure, with the id of the run that sends it.
 pub(super) fn requeued(original: &BasicProperties, requeue_id: &str, frame: &mut HeaderFrame) -> BasicProperties {
     let given = original.headers().as_ref().map(FieldTable::inner);
-    // On a message that was never copied by us it is somebody else's word.
+    // On a message that was never copied by us it is not ours.
     let source = given.filter(|given| given.contains_key(SOURCE_QUEUE)).and_then(|given| given.get(SOURCE));
     let mut headers = FieldTable::default();
     for (name, value) in given.into_iter().flatten() {
@@ -378,7 +459,7 @@ mod tests {
                 ("trace", text("t-1")),
                 ("n", AMQPValue::LongLongInt(5)),
             ]));
-        let copy = copied(&original, &marks(), &mut HeaderFrame::of(FRAME_MAX));
+        let copy = copied(&original, &marks(), &CopyBody::Original, &mut HeaderFrame::of(FRAME_MAX));
         let expected = BasicProperties::default()
             .with_content_type("application/json".into())
             .with_content_encoding("utf-8".into())
@@ -418,7 +499,7 @@ mod tests {
         assert_eq!(retries_taken(&foreign), 1);
         let step = policy.next(retries_taken(&foreign)).unwrap();
         let marks = Marks { to: Destination::Retry(step), source: Some("orders"), ledger: None, ..marks() };
-        let copy = copied(&foreign, &marks, &mut HeaderFrame::of(FRAME_MAX));
+        let copy = copied(&foreign, &marks, &CopyBody::Original, &mut HeaderFrame::of(FRAME_MAX));
         let expected = table(&[
             ("trace", text("t-1")),
             ("x-pointsd-made-up", text("foreign, too")),
@@ -470,7 +551,7 @@ mod tests {
             ("trace", text(&long)),
             ("x-pointsd-first-failed-at", text("2025-01-01T00:00:00Z")),
         ]));
-        let copy = copied(&original, &marks(), &mut HeaderFrame::of(FRAME_MAX));
+        let copy = copied(&original, &marks(), &CopyBody::Original, &mut HeaderFrame::of(FRAME_MAX));
         let headers = copy.headers().as_ref().unwrap();
         assert!(!headers.contains_key("trace"));
         assert_eq!(headers.inner().get("x-pointsd-truncated"), Some(&AMQPValue::Boolean(true)));
@@ -483,7 +564,7 @@ mod tests {
     fn a_time_that_somebody_else_made_up_is_not_kept() {
         for made_up in [text("yesterday"), text(&"9".repeat(FRAME_MAX)), AMQPValue::LongLongInt(5)] {
             let original = BasicProperties::default().with_headers(table(&[("x-pointsd-first-failed-at", made_up)]));
-            let copy = copied(&original, &marks(), &mut HeaderFrame::of(FRAME_MAX));
+            let copy = copied(&original, &marks(), &CopyBody::Original, &mut HeaderFrame::of(FRAME_MAX));
             let headers = copy.headers().as_ref().unwrap().inner();
             assert_eq!(headers.get("x-pointsd-first-failed-at"), Some(&text("2026-01-01T00:00:00Z")));
             assert!(!headers.contains_key("x-pointsd-truncated"));

@@ -119,8 +119,9 @@ impl DeadQueue {
 
     fn take(&mut self, delivery: Option<lapin::Result<Delivery>>) -> Result<Option<Found>, BrokerError> {
         match delivery {
-            Some(Ok(delivery)) => {
+            Some(Ok(mut delivery)) => {
                 self.held += 1;
+                copy::distrust_producers(delivery.exchange.as_str(), &mut delivery.properties);
                 Ok(Some(Found(delivery)))
             }
             Some(Err(error)) => Err(match BrokerError::from(error) {
@@ -233,6 +234,11 @@ impl Found {
         copy::source(&self.0.properties)
     }
 
+    /// Whether its body is a check message.
+    pub fn is_check_message(&self) -> bool {
+        copy::is_check_message(&self.0.properties)
+    }
+
     /// What it says of itself. The payment is not read here.
     pub fn parked(&self) -> Parked {
         describe(&self.0.properties)
@@ -270,6 +276,7 @@ fn describe(properties: &BasicProperties) -> Parked {
     let mut parked = Parked {
         reason: text(copy::REASON).unwrap_or_else(|| UNKNOWN.to_owned()),
         payment_id: None,
+        payment_ids: Vec::new(),
         message_id: properties.message_id().as_ref().map(ToString::to_string),
         first_failed_at: time(copy::FIRST_FAILED_AT),
         attempts: copy::retries_taken(properties),
@@ -373,6 +380,7 @@ mod tests {
         let expected = Parked {
             reason: "conflict".into(),
             payment_id: None,
+            payment_ids: Vec::new(),
             message_id: Some("m".into()),
             first_failed_at: Some("2026-01-01T00:00:00Z".parse().unwrap()),
             attempts: 2,

@@ -7,7 +7,7 @@ use super::{
     inequivalence::Inequivalence,
     within,
 };
-use crate::config::BrokerSettings;
+use crate::{config::BrokerSettings, observe::events};
 use lapin::{Connection, options::QueueBindOptions, types::FieldTable};
 
 impl Topology {
@@ -54,6 +54,26 @@ impl Topology {
         for binding in self.unbound.iter().filter(|binding| binding.declare) {
             self.unbind(&channel, binding).await?;
         }
+        Ok(())
+    }
+
+    /// Declares again what is ours and gone, with a log line for each. An error when something of others is gone.
+    pub(super) async fn restore_on(&self, connection: &Connection) -> Result<(), BrokerError> {
+        let mut gone = Vec::new();
+        for item in self.items().filter(Item::is_declared) {
+            match item.declare(connection, true).await {
+                Ok(()) => {}
+                Err(Failure::Broker(text)) if text.starts_with(NOT_FOUND) => gone.push(item.subject()),
+                // What else the broker says of it was accepted when the session began.
+                Err(Failure::Broker(_)) => {}
+                Err(Failure::Other(error)) => return Err(error),
+            }
+        }
+        if gone.is_empty() {
+            return self.require_on(connection).await;
+        }
+        self.establish_on(connection).await?;
+        gone.iter().for_each(|subject| events::QueueGone { subject }.emit());
         Ok(())
     }
 

@@ -55,7 +55,6 @@ impl EventPublisher {
     /// Whether the broker takes messages; and that the exchange of events is there, if it is ours to declare: somebody may
     /// have deleted it, and listeners cannot bind to it then.
     pub async fn prove(&self) -> Result<(), BrokerError> {
-        self.publisher.reopen_channel().await?;
         self.topology.establish_on(self.publisher.connection()).await?;
         self.publisher.prove().await
     }
@@ -68,8 +67,6 @@ impl EventPublisher {
     /// Sends messages in a window, and tells of each what became of it. An error: of none it is known.
     /// `pulse` beats before each step that waits.
     pub async fn send(&self, sendings: &[Sending<'_>], pulse: &Pulse) -> Result<Vec<Sent>, BrokerError> {
-        // After a window that was not confirmed whole.
-        self.publisher.reopen_channel().await?;
         let mut fates: Vec<Sent> = Vec::with_capacity(sendings.len());
         let mut missing: HashMap<&str, String> = HashMap::new();
         let mut sound = Vec::with_capacity(sendings.len());
@@ -84,7 +81,7 @@ impl EventPublisher {
         }
         let messages: Vec<Outgoing<'_>> = sound.iter().map(|(_, message)| message.clone()).collect();
         pulse.beat();
-        match self.publish(&messages).await {
+        match self.publish(&messages, pulse).await {
             Ok(sent) => {
                 for ((index, _), fate) in sound.iter().zip(sent) {
                     fates[*index] = fate;
@@ -99,7 +96,7 @@ impl EventPublisher {
                     let exchange = sendings[*index].exchange;
                     pulse.beat();
                     if !refused.contains_key(exchange)
-                        && let Err(error) = self.send_alone(message, &mut fates[*index]).await?
+                        && let Err(error) = self.send_alone(message, &mut fates[*index], pulse).await?
                     {
                         if concerns_the_exchange(&error) {
                             refused.insert(exchange, error);
@@ -118,17 +115,18 @@ impl EventPublisher {
     }
 
     /// `Err` within `Ok`: the broker refuses its exchange.
-    async fn send_alone(&self, message: &Outgoing<'_>, fate: &mut Sent) -> Result<Result<(), String>, BrokerError> {
-        self.publisher.reopen_channel().await?;
-        match self.publish(std::slice::from_ref(message)).await {
+    async fn send_alone(
+        &self,
+        message: &Outgoing<'_>,
+        fate: &mut Sent,
+        pulse: &Pulse,
+    ) -> Result<Result<(), String>, BrokerError> {
+        match self.publish(std::slice::from_ref(message), pulse).await {
             Ok(sent) => {
                 *fate = sent.into_iter().next().unwrap_or(Ok(()));
                 Ok(Ok(()))
             }
-            Err(Unsent::Refused(error)) => {
-                self.publisher.reopen_channel().await?;
-                Ok(Err(error))
-            }
+            Err(Unsent::Refused(error)) => Ok(Err(error)),
             Err(Unsent::Silent) => Err(silent()),
             Err(Unsent::Broker(error)) => Err(error),
         }
@@ -136,10 +134,9 @@ impl EventPublisher {
 
     /// One window. Where none of it was confirmed, a message of our own tells whether the broker answers anybody: then it is the
     /// trouble of these.
-    async fn publish(&self, messages: &[Outgoing<'_>]) -> Result<Vec<Sent>, Unsent> {
-        match self.publisher.publish_each(messages).await {
+    async fn publish(&self, messages: &[Outgoing<'_>], pulse: &Pulse) -> Result<Vec<Sent>, Unsent> {
+        match self.publisher.publish_each(messages, CONFIRM_TIMEOUT, pulse).await {
             Err(Unsent::Silent) => {
-                self.publisher.reopen_channel().await?;
                 self.publisher.prove().await?;
                 Ok(vec![Err(silent().to_string()); messages.len()])
             }

@@ -17,7 +17,7 @@ mod retire;
 mod topology;
 
 pub use connect::{BrokerUrl, BrokerUrlError};
-pub use consume::{Consumer, Delivered, Sessions};
+pub use consume::{BatchSize, Consumer, Delivered, Sessions};
 pub use dead::{DeadQueue, Found, Tag};
 pub use events::{EventPublisher, Sending, Sent};
 pub use publish::{Outgoing, Publisher};

@@ -7,25 +7,34 @@ use super::{
     headers::{self, short},
     within,
 };
-use crate::config::BrokerSettings;
-use futures_util::{Stream, StreamExt};
+use crate::{
+    config::BrokerSettings, domain::check_message::CONTENT_TYPE, observe::pulse::Pulse, pipeline::ports::Confirmed,
+};
+use futures_util::{Stream, StreamExt, stream::FuturesUnordered};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, Event, PublisherConfirm,
     options::{BasicPublishOptions, ConfirmSelectOptions},
     protocol::AMQPErrorKind,
     types::{FieldTable, ShortString},
 };
-use std::{borrow::Cow, time::SystemTime};
-use tokio::{
-    sync::{Mutex, watch},
-    time::Instant,
+use std::{
+    borrow::Cow,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
 };
+use tokio::{sync::watch, time::Instant};
 
 /// Most publishes that wait for their confirm at a time.
 const WINDOW: usize = 500;
 
 /// Most bytes of bodies in them, unless one alone has more.
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
+
+/// How long late confirms are waited for when a part of a window is confirmed.
+const LATE_CONFIRMS: Duration = Duration::from_secs(300);
+
+/// How often a wait for confirms shows that it goes on.
+const BEAT: Duration = Duration::from_secs(5);
 
 /// A message to send.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,6 +84,14 @@ impl<'a> Outgoing<'a> {
         Ok(Self { body: body.into(), ..message })
     }
 
+    /// A check message for the check queue: checked at once.
+    pub fn checks(check_queue: &str, body: Vec<u8>) -> Result<Self, BrokerError> {
+        let none = serde_json::Map::new();
+        let message = Self::new("", check_queue, body, None, &none)?;
+        let properties = message.properties.with_content_type(CONTENT_TYPE.into());
+        Ok(Self { properties, ..message })
+    }
+
     /// A copy through the default exchange, which routes to the queue of that name.
     pub(super) fn to_queue(queue: &str, body: &'a [u8], properties: BasicProperties) -> Self {
         Self { exchange: "".into(), routing_key: queue.into(), body: body.into(), properties }
@@ -96,10 +113,10 @@ const NOWHERE: &str = "amq.pointsd-nowhere";
 /// must still get through on the other one.
 pub struct Publisher {
     connection: Connection,
-    /// One window at a time: lapin tells of a message that came back with the next confirm, whichever that is, so a
-    /// window is judged as a whole. `None` after one whose confirms did not all come: they might yet, and would take
-    /// the word for another's.
-    channel: Mutex<Option<Channel>>,
+    /// Channels that no window uses now. One window at a time on a channel: lapin tells of a message that came back with
+    /// the next confirm, whichever that is. A channel whose confirms did not all come is not used again: they might yet,
+    /// and would be taken for another's.
+    channels: Mutex<Vec<Channel>>,
     /// Why the broker takes nothing now.
     blocked: watch::Receiver<Option<String>>,
 }
@@ -116,17 +133,13 @@ impl Publisher {
         let (tell, blocked) = watch::channel(None);
         tokio::spawn(watch_alarms(connection.events_listener(), tell));
         let channel = confirming_channel(&connection).await?;
-        Ok(Self { connection, channel: Mutex::new(Some(channel)), blocked })
+        Ok(Self { connection, channels: Mutex::new(vec![channel]), blocked })
     }
 
     /// Publishes something that must come back. A broker under alarm does not answer, and tells so: it tells nobody who
     /// does not publish (RabbitMQ, "Blocked Connection Notifications").
     pub(super) async fn prove(&self) -> Result<(), BrokerError> {
         let probe = Outgoing::to_queue(NOWHERE, &[], BasicProperties::default());
-        // A window on its way says more than this would.
-        if self.channel.try_lock().is_err() {
-            return Ok(());
-        }
         match self.publish(&[probe]).await {
             Ok(()) | Err(BrokerError::Unroutable { .. }) => Ok(()),
             Err(error) => Err(error),
@@ -181,44 +194,57 @@ impl Publisher {
     async fn publish_windows(&self, messages: &[Outgoing<'_>]) -> Result<(), BrokerError> {
         let mut rest = messages;
         while !rest.is_empty() {
-            let mut usable = self.channel.lock().await;
-            let Some(channel) = usable.take() else {
-                return Err(BrokerError::Lost("the publishing channel, over an earlier failure".into()));
-            };
+            let channel = self.channel().await?;
             let (window, later) = rest.split_at(window_size(rest));
             let confirmations = within(CONFIRM_TIMEOUT, "basic.publish", send(&channel, window)).await?;
-            *usable = Some(channel);
+            self.give_back(channel);
             judge(window, confirmations)?;
             rest = later;
         }
         Ok(())
     }
 
-    /// Sends messages, at most [`WINDOW`], and tells of each whether it stands in a queue, or why not.
-    pub(super) async fn publish_each(&self, window: &[Outgoing<'_>]) -> Result<Vec<Result<(), String>>, Unsent> {
+    /// Sends messages, at most [`WINDOW`]. For each whether it stands in a queue, or why not. `patience`: how long the rest
+    /// is waited for once one of them is confirmed, at least [`CONFIRM_TIMEOUT`].
+    pub(super) async fn publish_each(
+        &self,
+        window: &[Outgoing<'_>],
+        patience: Duration,
+        pulse: &Pulse,
+    ) -> Result<Confirmed, Unsent> {
         if window.is_empty() {
             return Ok(Vec::new());
         }
         let publish = async {
-            let mut usable = self.channel.lock().await;
-            let channel = usable
-                .take()
-                .ok_or_else(|| BrokerError::Lost("the publishing channel, over an earlier failure".into()))?;
-            let deadline = Instant::now() + CONFIRM_TIMEOUT;
+            let channel = self.channel().await?;
+            let started = Instant::now();
             let unsent = |error| Unsent::of(error, self.connection.status().connected());
             let late = || Unsent::Broker(BrokerError::Timeout { step: "basic.publish", after: CONFIRM_TIMEOUT });
-            let begun = tokio::time::timeout_at(deadline, begin(&channel, window)).await;
-            let mut confirmations = Vec::with_capacity(window.len());
-            for confirm in begun.map_err(|_| late())?.map_err(unsent)? {
+            let begun = tokio::time::timeout_at(started + CONFIRM_TIMEOUT, begin(&channel, window)).await;
+            let begun = begun.map_err(|_| late())?.map_err(unsent)?;
+            let mut pending: FuturesUnordered<_> =
+                begun.into_iter().enumerate().map(|(index, confirm)| async move { (index, confirm.await) }).collect();
+            let mut confirmations: Vec<Option<Confirmation>> = window.iter().map(|_| None).collect();
+            loop {
                 // One queue that does not answer is no reason to forget what the others have said.
-                confirmations.push(tokio::time::timeout_at(deadline, confirm).await.ok().transpose().map_err(unsent)?);
+                match tokio::time::timeout(BEAT, pending.next()).await {
+                    Ok(None) => break,
+                    Ok(Some((index, confirmation))) => confirmations[index] = Some(confirmation.map_err(unsent)?),
+                    Err(_) => {
+                        pulse.beat();
+                        let none = confirmations.iter().all(Option::is_none);
+                        if started.elapsed() > if none { CONFIRM_TIMEOUT } else { patience.max(CONFIRM_TIMEOUT) } {
+                            break;
+                        }
+                    }
+                }
             }
             if confirmations.iter().all(Option::is_none) {
                 return Err(Unsent::Silent);
             }
             // A confirm that is still to come would be taken for another's.
             if confirmations.iter().all(Option::is_some) {
-                *usable = Some(channel);
+                self.give_back(channel);
             }
             Ok(judge_each(window, confirmations))
         };
@@ -228,13 +254,46 @@ impl Publisher {
         }
     }
 
-    /// After a refusal, which has ended the channel: another one.
-    pub(super) async fn reopen_channel(&self) -> Result<(), BrokerError> {
-        let mut usable = self.channel.lock().await;
-        if usable.is_none() {
-            *usable = Some(confirming_channel(&self.connection).await?);
+    /// Sends messages in windows. For each whether it stands confirmed in a queue, or why not. An error concerns all of
+    /// them, and leaves open which ones stand there. What is confirmed late is waited for, as long as others were confirmed:
+    /// to send it again would double it.
+    pub(super) async fn publish_all(&self, messages: &[Outgoing<'_>], pulse: &Pulse) -> Result<Confirmed, BrokerError> {
+        let mut confirmed = Vec::with_capacity(messages.len());
+        let mut rest = messages;
+        while !rest.is_empty() {
+            let (window, later) = rest.split_at(window_size(rest));
+            match self.publish_each(window, LATE_CONFIRMS, pulse).await {
+                Ok(each) => confirmed.extend(each),
+                Err(Unsent::Broker(error)) => return Err(error),
+                Err(Unsent::Refused(reason)) => return Err(BrokerError::Lost(reason)),
+                Err(Unsent::Silent) => {
+                    return Err(BrokerError::Timeout { step: "basic.publish", after: CONFIRM_TIMEOUT });
+                }
+            }
+            rest = later;
         }
-        Ok(())
+        Ok(confirmed)
+    }
+
+    fn idle_channels(&self) -> MutexGuard<'_, Vec<Channel>> {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A channel that no other window uses.
+    async fn channel(&self) -> Result<Channel, BrokerError> {
+        loop {
+            let idle = self.idle_channels().pop();
+            match idle {
+                // A refusal may have ended it.
+                Some(channel) if channel.status().connected() => return Ok(channel),
+                Some(_) => {}
+                None => return confirming_channel(&self.connection).await,
+            }
+        }
+    }
+
+    fn give_back(&self, channel: Channel) {
+        self.idle_channels().push(channel);
     }
 
     /// Closes the connection in order, as far as the broker answers. One that is blocked writes nothing more.
@@ -358,14 +417,14 @@ fn judge(window: &[Outgoing<'_>], confirmations: Vec<Confirmation>) -> Result<()
 }
 
 /// The same, message by message. A message that came back is told with whichever confirm comes next: it is known by its id.
-fn judge_each(window: &[Outgoing<'_>], confirmations: Vec<Option<Confirmation>>) -> Vec<Result<(), String>> {
-    let mut fates: Vec<Result<(), String>> = Vec::with_capacity(window.len());
+fn judge_each(window: &[Outgoing<'_>], confirmations: Vec<Option<Confirmation>>) -> Confirmed {
+    let mut fates: Confirmed = Vec::with_capacity(window.len());
     let mut returned = Vec::new();
     for confirmation in confirmations {
         fates.push(match &confirmation {
             Some(confirmation) if confirmation.is_ack() => Ok(()),
             Some(_) => Err("the broker did not take it".into()),
-            None => Err(format!("the broker did not confirm it within {CONFIRM_TIMEOUT:?}")),
+            None => Err("the broker did not confirm it in time".into()),
         });
         returned.extend(confirmation.and_then(Confirmation::take_message));
     }

@@ -31,7 +31,7 @@ impl Topology {
     ) -> Result<(), BrokerError> {
         let back_to = self.goes_back_to(settings, queue)?;
         let (connection, _) = connect(&settings.broker, "topology").await?;
-        let retired = self.retire_on(&connection, settings, (queue, back_to), &mut waiting).await;
+        let retired = self.retire_on(&connection, (queue, back_to), &mut waiting).await;
         declare::close(&connection).await;
         retired
     }
@@ -69,18 +69,13 @@ impl Topology {
     async fn retire_on(
         &self,
         connection: &Connection,
-        settings: &Settings,
         place: (&str, &str),
         waiting: &mut impl FnMut(u32),
     ) -> Result<(), BrokerError> {
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
         let mut messages = Self::look(&channel, place).await?;
         let queue = place.0;
-        // What is configured now must be bound before: another daemon's older configuration may have unbound it.
-        let ours =
-            self.bindings.iter().filter(|binding| binding.declare || binding.exchange == settings.broker.exchange);
-        Self { bindings: ours.cloned().collect(), ..Self::default() }.bind_on(&channel, true).await?;
-        // Wherever points messages come from it may be bound; one that is not there is as good.
+        // An earlier build may have bound it to wherever points messages come from; a binding that is not there is as good.
         for Binding { exchange, key, declare, .. } in &self.bindings {
             let (exchange, queue, key) = (exchange.clone(), queue.to_owned(), key.clone());
             self.unbind(&channel, &Binding { exchange, queue, key, declare: *declare }).await?;

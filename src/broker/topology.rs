@@ -85,7 +85,7 @@ pub struct Topology {
     pub queues: Vec<QueueSpec>,
     /// What is bound to which exchange.
     pub bindings: Vec<Binding>,
-    /// What must not be bound (any more): nobody would take what it holds.
+    /// What must not be bound: an earlier build did it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unbound: Vec<Binding>,
 }
@@ -225,14 +225,15 @@ impl Topology {
             core.add_retries(settings, &broker.check_queue);
         }
         core.bind(&broker.exchange, &broker.credit_queue, &broker.routing_key, broker.declare);
-        core.bind_checks(settings, &broker.exchange, &broker.routing_key, broker.declare);
+        if checking {
+            core.unbind_checks(settings, &broker.exchange, &broker.routing_key, broker.declare);
+        }
         core
     }
 
-    /// Every points message goes to the first check delay queue, too: the broker itself gives each one its later check. What
-    /// was the first one before may still be bound, and would shorten the time that a payment has.
-    fn bind_checks(&mut self, settings: &Settings, exchange: &str, key: &str, declare: bool) {
-        let mut bound = settings.pay_status.is_some();
+    /// Check delay queues are bound to no exchange: what a producer sends must not reach them. An earlier build bound the
+    /// first one to wherever points messages come from.
+    fn unbind_checks(&mut self, settings: &Settings, exchange: &str, key: &str, declare: bool) {
         let mut seen: Vec<String> = Vec::new();
         for delay in settings.check_delays() {
             let queue = check_delay_queue(&settings.broker.check_queue, &delay);
@@ -240,12 +241,7 @@ impl Topology {
                 continue;
             }
             seen.push(queue.clone());
-            if std::mem::take(&mut bound) {
-                self.bind(exchange, &queue, key, declare);
-            } else {
-                let (exchange, key) = (exchange.to_owned(), key.to_owned());
-                self.unbound.push(Binding { exchange, queue, key, declare });
-            }
+            self.unbound.push(Binding { exchange: exchange.to_owned(), queue, key: key.to_owned(), declare });
         }
     }
 
@@ -260,8 +256,8 @@ impl Topology {
         self.queues.push(QueueSpec { name: queue.clone(), purpose, arguments, declare: *declare });
         self.add_retries(settings, queue);
         self.bind(exchange, queue, routing_key, *declare);
-        if matches!(kind, SourceKind::Credit) {
-            self.bind_checks(settings, exchange, routing_key, *declare);
+        if matches!(kind, SourceKind::Credit) && settings.pay_status.is_some() {
+            self.unbind_checks(settings, exchange, routing_key, *declare);
         }
     }
 

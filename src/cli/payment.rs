@@ -7,12 +7,18 @@ use crate::{
     ledger::PaymentRecord,
     parked::Parked,
     pay_status,
-    pipeline::ports::{Lookup, PaymentSource},
+    pipeline::ports::{Lookup, PaymentSource, look_up_all},
 };
 use anyhow::Context as _;
 use jiff::Timestamp;
 use serde::Serialize;
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How long the payment source may refuse to be asked.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -110,10 +116,11 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
 }
 
 async fn ask(source: &Arc<dyn PaymentSource>, payment: &PaymentId) -> Live {
-    match source.look_up(Arc::from([payment.clone()])).await.map(|answers| answers.into_iter().next()) {
+    let until = Instant::now() + PATIENCE;
+    match look_up_all(&**source, Arc::from([payment.clone()]), until).await.map(|mut answers| answers.pop().flatten()) {
         Ok(Some(Lookup::Known(payment))) => Live::Status { status: payment.status.label(), said: payment.said },
         Ok(Some(Lookup::Failed(error))) => Live::Failed(error),
-        Ok(Some(Lookup::NotAsked) | None) => Live::Failed("the source said nothing".into()),
+        Ok(None) => Live::Failed(format!("it could not be asked within {PATIENCE:?}")),
         Err(error) => Live::Failed(error.to_string()),
     }
 }
@@ -156,13 +163,14 @@ fn lines(payment: &PaymentId, story: &Story) -> Vec<String> {
 }
 
 fn in_order(record: &PaymentRecord) -> Vec<String> {
-    let PaymentRecord { user_id, points, credited_at, verified_at, adjustments, .. } = record;
+    let PaymentRecord { user_id, points, credited_at, verified_at, asked_at, adjustments, .. } = record;
     let mut events = vec![(credited_at, format!("credited {points} points to user {user_id}"))];
     events.extend(adjustments.iter().map(|adjustment| {
         let text = format!("{} of {:+} points: {}", adjustment.kind, adjustment.points, adjustment.reason);
         (&adjustment.created_at, text)
     }));
     events.extend(verified_at.iter().map(|at| (at, "last found paid".to_owned())));
+    events.extend(asked_at.iter().map(|at| (at, "parked for a person to decide".to_owned())));
     // Stable: what happened in one transaction stays in the order of the ledger.
     events.sort_by_key(|(at, _)| at.parse::<Timestamp>().ok());
     events.into_iter().map(|(at, text)| format!("  {at}  {text}")).collect()

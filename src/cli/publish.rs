@@ -74,6 +74,9 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
 
 fn outgoing(settings: &Settings, line: Line) -> Result<Outgoing<'static>, BrokerError> {
     let recorded = line.message.map_err(|error| BrokerError::Unsendable(error.to_string()))?;
+    if recorded.is_check_message() {
+        return Outgoing::checks(&settings.broker.check_queue, recorded.body);
+    }
     let routing_key = recorded.routing_key.as_deref().unwrap_or(&settings.broker.routing_key);
     let message_id = recorded.message_id.as_deref();
     let exchange = &settings.broker.exchange;

@@ -4,7 +4,12 @@ use super::{Exit, Output, UsageError, dead, ledger_error, reading};
 use crate::{
     broker::{Outgoing, Publisher},
     config::Settings,
-    domain::check::CheckPolicy,
+    domain::{
+        check::Claim,
+        check_message::{About, ScheduledCheck, Writer},
+        credit::{MAX_POINTS_LIMIT, Points},
+        ids::{PaymentId, UserId},
+    },
     ledger::{UnverifiedCredit, UnverifiedPage},
 };
 use anyhow::Context as _;
@@ -15,10 +20,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Credits that are read together.
 const PAGE: i64 = 1000;
-
-/// So much longer than the whole schedule of checks a credit may stay unverified: what waits behind an outage or a
-/// backlog is not lost.
-const MARGIN: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -38,7 +39,7 @@ pub(super) struct Arguments {
     /// Most credits. Without it 1000 are listed; with --apply all are sent.
     #[arg(long)]
     limit: Option<u64>,
-    /// Messages a second, with --apply.
+    /// Credits a second, with --apply.
     #[arg(long, default_value = "1000")]
     rate: NonZeroU32,
     /// Print JSON.
@@ -55,7 +56,7 @@ struct Account {
     more: bool,
     /// How many of them were sent to be checked, each confirmed.
     sent: u64,
-    /// How many of them cannot be sent: their points are beyond `message.max_points`, say.
+    /// How many of them cannot be sent: their ids or points are none that pointsd writes.
     not_sendable: u64,
     /// Listed, without --apply.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -78,7 +79,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     );
     let mut account = Account { credits: (!arguments.apply).then(Vec::new), ..Account::default() };
     let mut limit = arguments.limit.unwrap_or(if arguments.apply { u64::MAX } else { 1000 });
-    let longest = if arguments.reversed { Duration::ZERO } else { schedule(&settings.compensation.policy) + MARGIN };
+    let longest = if arguments.reversed { Duration::ZERO } else { settings.compensation.overdue_after() };
     let mut page = UnverifiedPage {
         reversed: arguments.reversed,
         older_than: arguments.older_than.unwrap_or(longest),
@@ -130,15 +131,8 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     Ok(if account.stopped.is_none() && account.not_sendable == 0 { Exit::Done } else { Exit::Failed })
 }
 
-/// How long all the checks of a credit take, the confirming one among them.
-fn schedule(policy: &CheckPolicy) -> Duration {
-    let delays = policy.delays();
-    let milliseconds = delays.iter().chain(delays.last()).map(crate::domain::retry::Delay::milliseconds).sum();
-    Duration::from_millis(milliseconds)
-}
-
-/// Sends a page, a tenth of a second's worth at a time. Each is a points message anew, made of what the ledger says; whoever
-/// is interrupted here loses nothing, and sends some of them once more the next time.
+/// Sends a page, a tenth of a second's worth at a time, in check messages made of what the ledger says. To be interrupted
+/// loses nothing: some of them are sent once more the next time.
 async fn send(
     settings: &Settings,
     rate: NonZeroU32,
@@ -152,24 +146,27 @@ async fn send(
     let takes = Duration::from_secs_f64(f64::from(u32::try_from(together).unwrap_or(u32::MAX)) / f64::from(rate.get()));
     for chunk in credits.chunks(together) {
         let due = tokio::time::Instant::now() + takes;
-        let mut messages = Vec::with_capacity(chunk.len());
-        for UnverifiedCredit { payment_id, user_id, points, .. } in chunk {
-            let body = settings.message.compose(payment_id, user_id, *points);
-            if settings.message.parse(&body).is_ok() {
-                let headers = serde_json::Map::new();
-                messages.push(Outgoing::new("", &settings.broker.check_queue, body, None, &headers)?);
-            } else {
-                account.not_sendable += 1;
-            }
-        }
-        publisher.publish(&messages).await.context("broker")?;
-        account.sent += messages.len() as u64;
+        let mut writer = Writer::new(settings.check_limits());
+        let checks: Vec<ScheduledCheck> = chunk.iter().filter_map(check).collect();
+        checks.iter().for_each(|check| writer.push(check));
+        account.not_sendable += (chunk.len() - checks.len()) as u64;
+        let messages: Result<Vec<_>, _> =
+            writer.finish().into_iter().map(|body| Outgoing::checks(&settings.broker.check_queue, body)).collect();
+        publisher.publish(&messages?).await.context("broker")?;
+        account.sent += checks.len() as u64;
         progress.set_position(account.sent);
         if stop.run_until_cancelled(tokio::time::sleep_until(due)).await.is_none() {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// `None` for a credit whose row no check can name: another program wrote it.
+fn check(credit: &UnverifiedCredit) -> Option<ScheduledCheck> {
+    let claim =
+        Claim { user_id: UserId::new(&credit.user_id).ok()?, points: Points::new(credit.points, MAX_POINTS_LIMIT)? };
+    Some(ScheduledCheck { payment_id: PaymentId::new(&credit.payment_id).ok()?, about: About::Claim(claim) })
 }
 
 impl Account {
@@ -187,7 +184,7 @@ impl Account {
         }
         output.line(&format!("sent {} of {} credits {what} to be checked{more}", self.sent, self.found))?;
         if self.not_sendable > 0 {
-            output.line(&format!("{} cannot be sent: beyond the limits of [message]", self.not_sendable))?;
+            output.line(&format!("{} cannot be sent: their ids or points are not valid", self.not_sendable))?;
         }
         if let Some(stopped) = &self.stopped {
             output.line(&format!("stopped: {stopped}; what is left is found again"))?;

@@ -9,18 +9,17 @@ use crate::{
     ledger::Access,
     observe::{pulse::Pulses, status::Part},
     pipeline::{
-        credit::CreditPipeline,
-        ports::{CreditLedger, Decided, Deliveries, Forward, Message, Outage},
-        stages::{Interrupted, Turn},
+        credit::{self, Committed, CreditPipeline},
+        ports::{CreditLedger, Decided, Forward, Message},
+        stages::Turn,
     },
     recorded::Line,
 };
 use anyhow::Context as _;
-use async_trait::async_trait;
 use serde::Serialize;
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 use tokio_util::sync::CancellationToken;
@@ -47,25 +46,30 @@ pub(super) async fn run(settings: Settings, arguments: &Arguments, output: &mut 
         immediate_attempts: settings.retry.immediate_attempts,
         // There is no queue to wait in: what still fails is told, and the file can be replayed again.
         retry: RetryPolicy::default(),
+        checks: None,
     };
     // No watchdog, and no stop but the process's end: a person watches.
     let pulse = Pulses::default().begin("replay", Duration::from_secs(60));
     let never = CancellationToken::new();
-    let tape = Tape::default();
+    let mut account = Account::default();
     loop {
         let lines = input.lines(settings.ledger.batch_max)?;
         let Some(last) = lines.last().map(|line| line.number) else { break };
-        let messages = lines.into_iter().filter_map(|line| tape.message(line)).collect();
-        let turn = Turn { pulse: &pulse, stop: &never };
-        if let Err(Interrupted { outage: Some(outage), .. }) = pipeline.process(&tape, messages, &turn).await {
-            tape.finish().print(arguments.json, output)?;
+        let messages = lines.into_iter().filter_map(|line| account.message(line)).collect();
+        let Committed { decided, outage, .. } = pipeline.commit(messages, &Turn { pulse: &pulse, stop: &never }).await;
+        account.add(&decided);
+        if let Some(outage) = outage {
+            account.print(arguments.json, output)?;
             return Err(outage).with_context(|| {
                 format!("stopped at or before line {last}; replay the file again when this is mended, it changes nothing that is credited")
             });
         }
     }
     input.finish();
-    tape.finish().print(arguments.json, output)
+    if settings.pay_status.is_some() && account.credited > 0 && !arguments.json {
+        account.next = Some("not checked yet: run `pointsd reconcile --older-than 0s --apply`");
+    }
+    account.print(arguments.json, output)
 }
 
 /// A line on its way through the pipeline.
@@ -84,22 +88,10 @@ impl Message for Replayed {
         None
     }
 
-    fn retries_taken(&self) -> u32 {
-        0
-    }
-
-    fn checks_done(&self) -> u32 {
-        0
-    }
-
     fn label(&self) -> String {
         format!("line {}", self.number)
     }
 }
-
-/// The file as a source of deliveries: there is no queue to settle, only an account to give.
-#[derive(Default)]
-struct Tape(Mutex<Account>);
 
 /// What became of the lines.
 #[derive(Debug, Default, Serialize)]
@@ -111,6 +103,9 @@ struct Account {
     rejected: u64,
     exhausted: u64,
     bad_lines: Vec<BadLine>,
+    /// What is left to do.
+    #[serde(skip)]
+    next: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -122,74 +117,38 @@ struct BadLine {
     error: String,
 }
 
-impl Tape {
-    /// A line's message; a line that is none is accounted for at once.
-    fn message(&self, line: Line) -> Option<Replayed> {
-        let number = line.number;
-        match line.message {
-            Ok(recorded) => Some(Replayed { number, body: recorded.body }),
-            Err(error) => {
-                self.account(|account| {
-                    account.malformed += 1;
-                    let error = error.to_string();
-                    account.bad_lines.push(BadLine { line: number, outcome: "malformed", payment_id: None, error });
-                });
-                None
-            }
-        }
-    }
-
-    fn account(&self, change: impl FnOnce(&mut Account)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn finish(&self) -> Account {
-        let mut account = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        account.bad_lines.sort_by_key(|bad| bad.line);
-        account
-    }
-}
-
-#[async_trait]
-impl Deliveries<Outcome> for Tape {
-    type Message = Replayed;
-
-    async fn forward(&self, copies: &[Forward<'_, Replayed>]) -> Result<(), Outage> {
-        self.account(|account| {
-            account.bad_lines.extend(copies.iter().map(|copy| BadLine {
-                line: copy.message.number,
-                outcome: copy.to.label(),
-                payment_id: copy.payment_id.map(ToString::to_string),
-                error: {
-                    let error = copy.error.as_deref().unwrap_or_default();
-                    match copy.standing {
-                        Some(standing) => format!("{error}: user {}, {} points", standing.user_id, standing.points),
-                        None => error.to_owned(),
-                    }
-                },
-            }));
-        });
-        Ok(())
-    }
-
-    async fn settle(&self, done: Vec<Decided<Replayed, Outcome>>) {
-        self.account(|account| {
-            for decided in done {
-                *match decided.outcome {
-                    Outcome::Credited => &mut account.credited,
-                    Outcome::Duplicate => &mut account.duplicate,
-                    Outcome::Conflict(_) => &mut account.conflict,
-                    Outcome::Malformed(_) => &mut account.malformed,
-                    Outcome::Rejected(_) => &mut account.rejected,
-                    // Without a delay to wait for there is no retry: the two are one here.
-                    Outcome::Retry { .. } | Outcome::Exhausted { .. } => &mut account.exhausted,
-                } += 1;
-            }
-        });
-    }
-}
-
 impl Account {
+    /// A line's message; a line that is none is accounted for at once.
+    fn message(&mut self, line: Line) -> Option<Replayed> {
+        let number = line.number;
+        let error = match line.message {
+            Ok(recorded) if recorded.is_check_message() => {
+                "is a check message; `publish` sends it to the check queue".into()
+            }
+            Ok(recorded) => return Some(Replayed { number, body: recorded.body }),
+            Err(error) => error.to_string(),
+        };
+        self.malformed += 1;
+        self.bad_lines.push(BadLine { line: number, outcome: "malformed", payment_id: None, error });
+        None
+    }
+
+    fn add(&mut self, decided: &[Decided<Replayed, Outcome>]) {
+        for decided in decided {
+            *match decided.outcome {
+                Outcome::Credited => &mut self.credited,
+                Outcome::Duplicate { .. } => &mut self.duplicate,
+                Outcome::Conflict(_) => &mut self.conflict,
+                Outcome::Malformed(_) => &mut self.malformed,
+                Outcome::Rejected(_) => &mut self.rejected,
+                // Without a delay to wait for there is no retry: the two are one here.
+                Outcome::Retry { .. } | Outcome::Exhausted { .. } => &mut self.exhausted,
+            } += 1;
+        }
+        self.bad_lines.extend(decided.iter().filter_map(credit::copy).map(|copy| BadLine::of(&copy)));
+        self.bad_lines.sort_by_key(|bad| bad.line);
+    }
+
     fn print(&self, json: bool, output: &mut Output) -> anyhow::Result<Exit> {
         if json {
             output.json(self)?;
@@ -203,7 +162,25 @@ impl Account {
                 "credited {credited}, duplicate {duplicate}, conflict {conflict}, malformed {malformed}, \
                  rejected {rejected}, exhausted {exhausted}"
             ))?;
+            if let Some(next) = self.next {
+                output.line(next)?;
+            }
         }
         Ok(if self.bad_lines.is_empty() { Exit::Done } else { Exit::Failed })
+    }
+}
+
+impl BadLine {
+    fn of(copy: &Forward<'_, Replayed>) -> Self {
+        let error = copy.error.as_deref().unwrap_or_default();
+        Self {
+            line: copy.message.number,
+            outcome: copy.to.label(),
+            payment_id: copy.payment_id.map(ToString::to_string),
+            error: match copy.standing {
+                Some(standing) => format!("{error}: user {}, {} points", standing.user_id, standing.points),
+                None => error.to_owned(),
+            },
+        }
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     database::DatabaseUrl,
     domain::{
         check::{CheckPolicy, OnUnpaid},
+        id_rule::{IdPattern, IdRule},
         retry::Delay,
         status::StatusValues,
         worth::{Decimal, Rule, Valuation},
@@ -294,7 +295,7 @@ fn masked_headers(headers: &[String]) -> Vec<String> {
 }
 
 fn http(reader: &mut Reader, used: bool) -> Option<HttpSourceSettings> {
-    const KEYS: [&str; 11] = [
+    const KEYS: [&str; 12] = [
         "url",
         "url_file",
         "status_pointer",
@@ -306,6 +307,7 @@ fn http(reader: &mut Reader, used: bool) -> Option<HttpSourceSettings> {
         "headers",
         "headers_file",
         "ca_file",
+        "id_pattern",
     ];
     let section = "pay_status.http";
     let url = reader.secret("pay_status.http.url", |url: &String| masked_path(url));
@@ -320,7 +322,6 @@ fn http(reader: &mut Reader, used: bool) -> Option<HttpSourceSettings> {
     if status_pointer.as_ref().is_some_and(|pointer| !is_pointer(pointer)) {
         reader.fault("pay_status.http.status_pointer", "must be a JSON Pointer such as \"/data/status\" (RFC 6901)");
     }
-    // A batch may take three rounds of it, and another one waits behind: the broker bears half an hour.
     let times = Duration::from_millis(100)..=Duration::from_secs(30);
     let wanted = "a duration from 100ms to 30s, as in \"5s\"";
     let timeout =
@@ -347,12 +348,35 @@ fn http(reader: &mut Reader, used: bool) -> Option<HttpSourceSettings> {
             "is used only with an https:// URL; must be left out, or the URL is wrong",
         );
     }
+    let payment_ids = id_rule(reader);
     let values = values(reader, section, used);
     refuse_unused(reader, section, &KEYS, used, "\"http\" or \"sql+http\"");
     let url = required(reader, "pay_status.http.url", used, url, "\"https://pay.example/payments/{payment_id}\"");
     let status_pointer = required(reader, "pay_status.http.status_pointer", used, status_pointer, "\"/status\"");
     used.then_some(())?;
-    Some(HttpSourceSettings { url: url?, status_pointer: status_pointer?, values, timeout, concurrency, headers, ca })
+    Some(HttpSourceSettings {
+        url: url?,
+        status_pointer: status_pointer?,
+        values,
+        timeout,
+        concurrency,
+        headers,
+        ca,
+        payment_ids,
+    })
+}
+
+/// Which payment ids may be put into the URL.
+fn id_rule(reader: &mut Reader) -> IdRule {
+    let key = "pay_status.http.id_pattern";
+    let Some(text) = reader.optional::<String>(key) else { return IdRule::UrlSafe };
+    match IdPattern::new(&text) {
+        Ok(pattern) => IdRule::Matching(pattern),
+        Err(error) => {
+            reader.fault(key, format!("given {}; {error}", shown(&format!("{text:?}"))));
+            IdRule::UrlSafe
+        }
+    }
 }
 
 fn ca(reader: &mut Reader) -> Option<Vec<u8>> {

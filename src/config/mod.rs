@@ -12,7 +12,8 @@ use crate::{
     database::DatabaseUrl,
     domain::{
         check::CheckPolicy,
-        ids::PaymentId,
+        check_message::{self, Limits},
+        id_rule::IdRule,
         message::Format,
         notification::Notification,
         retry::{Delay, RetryPolicy},
@@ -147,6 +148,17 @@ pub struct CompensationSettings {
     pub brake_after: u32,
 }
 
+impl CompensationSettings {
+    /// A credit that is older and unverified is overdue: the whole schedule of checks, the confirming one among them, and an
+    /// hour for what waits behind an outage or a backlog.
+    pub fn overdue_after(&self) -> Duration {
+        const MARGIN: Duration = Duration::from_secs(3600);
+        let delays = self.policy.delays();
+        let milliseconds = delays.iter().chain(delays.last()).map(Delay::milliseconds).sum();
+        Duration::from_millis(milliseconds) + MARGIN
+    }
+}
+
 /// `[pay_status]`: what knows whether payments are paid.
 #[derive(Debug, Clone)]
 #[expect(clippy::large_enum_variant, reason = "there is one")]
@@ -165,6 +177,14 @@ impl PayStatusSettings {
     /// Whether there are checks.
     pub fn is_some(&self) -> bool {
         !matches!(self, Self::None)
+    }
+
+    /// Which payment ids the source can be asked for.
+    pub fn payment_ids(&self) -> IdRule {
+        match self {
+            Self::None | Self::Sql(_) => IdRule::Any,
+            Self::Http(http) | Self::SqlThenHttp(_, http) => http.payment_ids.clone(),
+        }
     }
 }
 
@@ -206,6 +226,8 @@ pub struct HttpSourceSettings {
     pub headers: Vec<Header>,
     /// The authorities that are trusted, instead of the system's: PEM.
     pub ca: Option<Vec<u8>>,
+    /// Which payment ids are accepted.
+    pub payment_ids: IdRule,
 }
 
 /// `[[source]]`: a further queue.
@@ -253,19 +275,33 @@ impl Settings {
         matches!(source.kind, SourceKind::Notification(_)).then_some(&source.name)
     }
 
-    /// The payment that a body is about, in the format of its source (`x-pointsd-source`) or the credit format.
-    pub fn payment_of(&self, source: Option<&str>, body: &[u8]) -> Option<PaymentId> {
-        let Some(name) = source else { return self.message.parse(body).ok().map(|credit| credit.payment_id) };
-        let source = self.notifications().find(|source| source.name == name)?;
-        match source.format.parse(body, self.message.max_body_bytes).ok()? {
-            Notification::Payment(id) => Some(id),
-            Notification::Ignored => None,
+    /// The payments that a body is about: of a check message each that can be read, otherwise at most one, in the format of
+    /// its source (`x-pointsd-source`) or the credit format.
+    pub fn payments_of(&self, is_check_message: bool, source: Option<&str>, body: &[u8]) -> Vec<String> {
+        if is_check_message {
+            let checks = check_message::parse(body).unwrap_or_default().into_iter().flatten();
+            return checks.map(|check| check.payment_id.to_string()).collect();
         }
+        let payment_id = match source {
+            None => self.message.parse(body).ok().map(|credit| credit.payment_id),
+            Some(name) => self.notifications().find(|source| source.name == name).and_then(|source| {
+                match source.format.parse(body, &self.message).ok()? {
+                    Notification::Payment(id) => Some(id),
+                    Notification::Ignored => None,
+                }
+            }),
+        };
+        payment_id.map(|id| id.to_string()).into_iter().collect()
+    }
+
+    /// How large the check messages that are written may be.
+    pub fn check_limits(&self) -> Limits {
+        Limits { entries: self.ledger.batch_max, bytes: self.message.max_body_bytes }
     }
 
     /// Every delay before a check, those of `[compensation]` first: [`crate::domain::check::Wait::index`] counts along.
     pub fn check_delays(&self) -> Vec<Delay> {
-        let own = self.notifications().filter(|source| source.meaning == Meaning::Begun);
+        let own = self.notifications().filter(|source| source.meaning == Meaning::Created);
         let own = own.flat_map(|source| source.policy.delays());
         self.compensation.policy.delays().iter().chain(own).cloned().collect()
     }

@@ -2,7 +2,7 @@
 
 use super::{
     BrokerSettings, EventsSettings, HttpSettings, Identity, LedgerSettings, LogFormat, LogLevel, LogSettings,
-    RetrySettings, Settings, TlsFiles, checks, setting::Setting, source::Reader, sources,
+    PayStatusSettings, RetrySettings, Settings, TlsFiles, checks, setting::Setting, source::Reader, sources,
 };
 use crate::{
     broker::{BrokerUrl, QueueType, check_delay_queue, retry_queue},
@@ -10,6 +10,7 @@ use crate::{
     domain::{
         check::CheckPolicy,
         credit::{MAX_BATCH, MAX_POINTS_LIMIT},
+        id_rule::IdRule,
         message::{Field, Format},
         retry::{Delay, MAX_DELAY_MILLISECONDS, MAX_STEPS, RetryPolicy},
         shape::Shape,
@@ -32,10 +33,11 @@ pub(super) fn all(reader: &mut Reader, state_directory: Option<&Path>) -> Option
     };
     let compensation = checks::compensation(reader);
     let broker = broker(reader, &retry.policy, &compensation.policy);
-    let message = message(reader);
+    let mut message = message(reader);
     let ledger = ledger(reader, state_directory);
     let ledger_url = ledger.as_ref().map(|ledger| &ledger.url);
     let pay_status = checks::pay_status(reader, ledger_url, state_directory, message.max_points);
+    message.payment_ids = pay_status.as_ref().map_or(IdRule::Any, PayStatusSettings::payment_ids);
     let events = events(reader);
     let sources = sources::all(
         reader,
@@ -272,6 +274,8 @@ fn message(reader: &mut Reader) -> Format {
         shape,
         max_body_bytes: number(reader, "message.max_body_bytes", 65_536, 64..=134_217_728),
         max_points: number(reader, "message.max_points", 1_000_000_000, 1..=MAX_POINTS_LIMIT),
+        // What the payment source demands is read later.
+        payment_ids: IdRule::Any,
     }
 }
 

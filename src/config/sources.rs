@@ -41,7 +41,7 @@ pub(super) fn all(reader: &mut Reader, context: &Context<'_>) -> Option<Vec<Sour
             continue;
         }
         let source = one(reader, number, context, delays);
-        if let Some(SourceKind::Notification(Source { meaning: Meaning::Begun, policy, .. })) =
+        if let Some(SourceKind::Notification(Source { meaning: Meaning::Created, policy, .. })) =
             source.as_ref().map(|source| &source.kind)
         {
             delays += policy.delays().len();
@@ -108,7 +108,7 @@ fn one(reader: &mut Reader, number: usize, context: &Context<'_>, delays_before:
                     return None;
                 }
                 (true, false) => Meaning::Paid,
-                (false, true) => Meaning::Begun,
+                (false, true) => Meaning::Created,
                 (false, false) => Meaning::Changed,
             };
             SourceKind::Notification(Source { name: source_name.clone()?, format, meaning, policy })

@@ -259,6 +259,24 @@ fn a_payment_sources_secrets_are_not_shown() {
 }
 
 #[test]
+fn payment_ids_are_limited_to_what_the_payment_source_can_be_asked_for() {
+    let accepted = |text: &str, id: &str| settings(text).unwrap().message.payment_ids.check(id).is_ok();
+    let pattern = HTTP.to_owned() + "id_pattern = \"[a-z]+/[0-9]+\"\n";
+    for (text, id, is_accepted) in [
+        ("", "a/1", true),
+        (SQL, "a/1", true),
+        (HTTP, "a/1", false),
+        (HTTP, "a-1", true),
+        (&pattern, "a/1", true),
+        (&pattern, "a-1", false),
+        (&pattern, "..", false),
+    ] {
+        assert_eq!(accepted(text, id), is_accepted, "{id}: {text}");
+    }
+    assert!(settings(&pattern).unwrap().effective_toml().contains("id_pattern = \"[a-z]+/[0-9]+\""));
+}
+
+#[test]
 fn a_payment_source_that_is_not_whole_or_not_used_is_told() {
     let lines = |text: &str| faults(settings(text));
     assert_eq!(
@@ -287,6 +305,12 @@ fn a_payment_source_that_is_not_whole_or_not_used_is_told() {
         ("[compensation]\non_unpaid = \"ignore\"\n", "compensation.on_unpaid"),
         ("[compensation]\nbrake_after = 0\n", "compensation.brake_after"),
         (&HTTP.replace("\"/status\"", "\"/a~9\""), "pay_status.http.status_pointer"),
+        (
+            &(HTTP.to_owned() + "id_pattern = \"[0-9\"\n"),
+            "pay_status.http.id_pattern: given \"[0-9\"; is not a regular expression: unclosed character class",
+        ),
+        (&(HTTP.to_owned() + "id_pattern = \"\"\n"), "pay_status.http.id_pattern: given \"\"; is empty"),
+        (&(SQL.to_owned() + "[pay_status.http]\nid_pattern = \"x\"\n"), "pay_status.http.id_pattern: is used only"),
         (&SQL.replace("paid = [1, \"PAID\"]", "paid = [1.5]"), "pay_status.sql.paid: given"),
         ("[broker]\ncheck_queue = \"points.credit\"\n", "broker.check_queue: is the credit queue"),
         ("[broker]\ncheck_queue = \"points.credit.retry.1s\"\n", "broker.check_queue: is a delay queue"),

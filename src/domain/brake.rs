@@ -21,9 +21,10 @@ impl Brake {
     pub fn room(&self, findings: impl Iterator<Item = Finding>) -> usize {
         let (mut in_a_row, mut room) = (self.in_a_row, 0);
         for finding in findings {
-            match finding {
-                Finding::Paid => in_a_row = 0,
-                Finding::Closed | Finding::Expired => in_a_row += 1,
+            if finding == Finding::Paid {
+                in_a_row = 0;
+            } else if finding.may_reverse() {
+                in_a_row += 1;
             }
             room += 1;
             // What comes after that is looked at again when it is known how many of these were reversed.
@@ -39,9 +40,10 @@ impl Brake {
         if self.is_engaged() {
             return;
         }
-        match finding {
-            Finding::Paid => self.in_a_row = 0,
-            Finding::Closed | Finding::Expired => self.in_a_row += u32::from(step.is_reversal()),
+        if finding == Finding::Paid {
+            self.in_a_row = 0;
+        } else if finding.may_reverse() {
+            self.in_a_row += u32::from(step.is_reversal());
         }
     }
 
@@ -68,7 +70,7 @@ impl Brake {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Finding::{Closed, Expired, Paid};
+    use Finding::{Closed, Paid, Pending as Expired};
 
     #[test]
     fn the_limit_is_kept_whatever_comes_in_whatever_parts() {

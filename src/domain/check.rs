@@ -1,35 +1,47 @@
 //! Checking a credit against its payment: the table of steps (`docs/compensation.md`), and how often it is checked.
 
-use super::{
-    credit::{Credit, Points},
-    ids::{PaymentId, UserId},
-    message::Malformed,
-    retry::{RetryPolicy, Step},
-    settlement::{Destination, Reason, Settlement},
-};
 pub use super::{
+    check_outcome::CheckOutcome,
     status::PaymentStatus,
     turns::{CheckPolicy, Turn, Wait},
 };
+use super::{
+    credit::{Credit, Points},
+    ids::{PaymentId, UserId},
+    settlement::Reason,
+};
+use std::borrow::Cow;
 
 /// How a payment stands in the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LedgerState {
     /// There is no row.
     Absent,
-    /// Its points count.
+    /// Its points count, and no check has found the payment paid.
     Credited,
+    /// Its points count, and a check has found the payment paid before.
+    Verified,
     /// Its points were taken back.
     Reversed,
 }
 
 impl LedgerState {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Absent, Self::Credited, Self::Reversed];
+    pub const ALL: [Self; 4] = [Self::Absent, Self::Credited, Self::Verified, Self::Reversed];
 
-    /// From the column `state` of `points_credits`; anything but `reversed` counts.
-    pub fn of_state(state: &str) -> Self {
-        if state == "reversed" { Self::Reversed } else { Self::Credited }
+    /// From the columns of `points_credits`: `state`, of which anything but `reversed` counts, and whether `verified_at` is
+    /// set.
+    pub fn of_row(state: &str, verified: bool) -> Self {
+        match (state, verified) {
+            ("reversed", _) => Self::Reversed,
+            (_, true) => Self::Verified,
+            (_, false) => Self::Credited,
+        }
+    }
+
+    /// Whether its points count.
+    pub fn counts(self) -> bool {
+        matches!(self, Self::Credited | Self::Verified)
     }
 }
 
@@ -84,7 +96,7 @@ impl CheckStep {
     /// How the payment stands in the ledger after it.
     pub fn leaves(self, before: LedgerState) -> LedgerState {
         match self {
-            Self::Verify | Self::LateCredit | Self::Reinstate => LedgerState::Credited,
+            Self::Verify | Self::LateCredit | Self::Reinstate => LedgerState::Verified,
             Self::Expire | Self::Reverse | Self::Void => LedgerState::Reversed,
             Self::Recheck | Self::None | Self::Dead(_) => before,
         }
@@ -99,36 +111,23 @@ impl CheckStep {
 /// The table: what is done, given what the source says, how the payment stands in the ledger, and whether this check is
 /// the last one (`used_up`). Nothing else decides.
 pub fn decide(status: PaymentStatus, state: LedgerState, used_up: bool, on_unpaid: OnUnpaid) -> CheckStep {
-    use LedgerState::{Absent, Credited, Reversed};
-    use PaymentStatus::{Closed, Paid, Pending, Unknown, Unrecognised};
-    match (status, state, used_up) {
-        (Paid, Credited, _) => CheckStep::Verify,
-        (Paid, Absent, _) => CheckStep::LateCredit,
-        (Paid, Reversed, _) => CheckStep::Reinstate,
-        (Pending | Unknown | Unrecognised, _, false) => CheckStep::Recheck,
-        (Pending | Unknown, Credited, true) => match on_unpaid {
-            OnUnpaid::Reverse => CheckStep::Expire,
-            OnUnpaid::Dead => CheckStep::Dead(Reason::Expired),
-        },
-        (Closed, Credited, _) => match on_unpaid {
-            OnUnpaid::Reverse => CheckStep::Reverse,
-            OnUnpaid::Dead => CheckStep::Dead(Reason::Unpaid),
-        },
-        // Nobody has these points, so there is nothing for a person to decide.
-        (Pending | Unknown, Absent, true) | (Closed, Absent, _) => CheckStep::Void,
-        (Pending | Unknown, Reversed, true) | (Closed, Reversed, _) => CheckStep::None,
-        (Unrecognised, _, true) => CheckStep::Dead(Reason::Unrecognised),
+    match Finding::of(status, used_up) {
+        Some(finding) => finding.decide(state, on_unpaid),
+        None => CheckStep::Recheck,
     }
 }
 
-/// Every status with every step that can be done about it.
+/// Every status with every step that it can lead to: the label pairs of `pointsd_checks_total`.
 pub fn possible() -> Vec<(PaymentStatus, CheckStep)> {
     let mut possible: Vec<(PaymentStatus, CheckStep)> = Vec::new();
     for status in PaymentStatus::ALL {
-        for state in LedgerState::ALL {
-            for used_up in [false, true] {
+        let findings = [false, true].map(|used_up| Finding::of(status, used_up));
+        // A payment without a record has no other spelling.
+        let misspelt = (status != PaymentStatus::Unknown).then_some(Some(Finding::Misspelt));
+        for finding in findings.into_iter().chain(misspelt) {
+            for state in LedgerState::ALL {
                 for on_unpaid in [OnUnpaid::Reverse, OnUnpaid::Dead] {
-                    let step = decide(status, state, used_up, on_unpaid);
+                    let step = finding.map_or(CheckStep::Recheck, |finding| finding.decide(state, on_unpaid));
                     if !possible.contains(&(status, step)) {
                         possible.push((status, step));
                     }
@@ -139,47 +138,67 @@ pub fn possible() -> Vec<(PaymentStatus, CheckStep)> {
     possible
 }
 
-/// What the ledger is told of a payment that is certain by now. What else the source may say leaves the ledger alone.
-/// In the order in which they win over one another.
+/// What a check has found out about a payment, as far as the ledger must know it. Anything else that the source may say
+/// leaves the ledger alone. In the order in which they win over one another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Finding {
     /// It is paid.
     Paid,
     /// It is closed.
     Closed,
-    /// It was not paid in time.
-    Expired,
+    /// The message wrote its id in another spelling than its own record does.
+    Misspelt,
+    /// It is pending, and its checks are used up.
+    Pending,
+    /// The source does not know it, and its checks are used up.
+    Unknown,
+    /// A person must decide, for this reason.
+    ForPerson(Reason),
 }
 
 impl Finding {
-    /// `None` when the ledger does not matter to the decision.
+    /// `None` when the ledger does not matter to the decision: it is checked again.
     pub fn of(status: PaymentStatus, used_up: bool) -> Option<Self> {
         match (status, used_up) {
             (PaymentStatus::Paid, _) => Some(Self::Paid),
             (PaymentStatus::Closed, _) => Some(Self::Closed),
-            (PaymentStatus::Pending | PaymentStatus::Unknown, true) => Some(Self::Expired),
-            (PaymentStatus::Pending | PaymentStatus::Unknown, false) | (PaymentStatus::Unrecognised, _) => None,
+            (PaymentStatus::Pending, true) => Some(Self::Pending),
+            (PaymentStatus::Unknown, true) => Some(Self::Unknown),
+            (PaymentStatus::Unrecognised, true) => Some(Self::ForPerson(Reason::Unrecognised)),
+            (PaymentStatus::Pending | PaymentStatus::Unknown | PaymentStatus::Unrecognised, false) => None,
         }
     }
 
     /// The table's row for it.
     pub fn decide(self, state: LedgerState, on_unpaid: OnUnpaid) -> CheckStep {
-        let status = match self {
-            Self::Paid => PaymentStatus::Paid,
-            Self::Closed => PaymentStatus::Closed,
-            Self::Expired => PaymentStatus::Pending,
+        use LedgerState::{Absent, Credited, Reversed, Verified};
+        let unless_a_person_decides = |step, reason| match on_unpaid {
+            OnUnpaid::Reverse => step,
+            OnUnpaid::Dead => CheckStep::Dead(reason),
         };
-        decide(status, state, true, on_unpaid)
+        match (self, state) {
+            (Self::Paid, Credited | Verified) => CheckStep::Verify,
+            (Self::Paid, Absent) => CheckStep::LateCredit,
+            (Self::Paid, Reversed) => CheckStep::Reinstate,
+            (Self::Closed, Credited | Verified) => unless_a_person_decides(CheckStep::Reverse, Reason::Unpaid),
+            (Self::Misspelt, Credited | Verified) => unless_a_person_decides(CheckStep::Reverse, Reason::Conflict),
+            (Self::Pending | Self::Unknown, Credited) => unless_a_person_decides(CheckStep::Expire, Reason::Expired),
+            // It was paid once, and is pending again.
+            (Self::Pending, Verified) => CheckStep::Dead(Reason::Expired),
+            // It was paid once, and its record was archived.
+            (Self::Unknown, Verified) => CheckStep::None,
+            // Nobody has these points, so there is nothing for a person to decide.
+            (Self::Closed | Self::Misspelt | Self::Pending | Self::Unknown, Absent) => CheckStep::Void,
+            (Self::Closed | Self::Misspelt | Self::Pending | Self::Unknown, Reversed) => CheckStep::None,
+            (Self::ForPerson(reason), _) => CheckStep::Dead(reason),
+        }
     }
 
-    /// The reason that an adjustment of the ledger carries, when `step` makes one.
-    pub fn reason(self, step: CheckStep) -> &'static str {
-        match (self, step) {
-            (Self::Paid, _) => "paid after all",
-            (Self::Closed, CheckStep::Void) => "closed before it was credited",
-            (Self::Closed, _) => "closed",
-            (Self::Expired, CheckStep::Void) => "expired before it was credited",
-            (Self::Expired, _) => "expired",
+    /// Whether it may lead to a reversal: what the brake makes room for.
+    pub fn may_reverse(self) -> bool {
+        match self {
+            Self::Closed | Self::Misspelt | Self::Pending | Self::Unknown => true,
+            Self::Paid | Self::ForPerson(_) => false,
         }
     }
 }
@@ -194,6 +213,8 @@ pub struct Check {
     pub claim: Option<Claim>,
     /// What is certain of it.
     pub finding: Finding,
+    /// How the payment's own record writes its id, where the message wrote it in another way.
+    pub spelling: Option<String>,
     /// The payment was closed because it was not paid in time: that is made known.
     pub closing: Option<Closing>,
 }
@@ -223,7 +244,26 @@ impl From<Credit> for Claim {
 impl Check {
     /// That of a message which says itself whose points they are, and how many.
     pub fn of(credit: Credit, finding: Finding) -> Self {
-        Self { payment_id: credit.payment_id.clone(), claim: Some(credit.into()), finding, closing: None }
+        Self {
+            payment_id: credit.payment_id.clone(),
+            claim: Some(credit.into()),
+            finding,
+            spelling: None,
+            closing: None,
+        }
+    }
+
+    /// The reason that an adjustment of the ledger carries, when `step` makes one.
+    pub fn reason(&self, step: CheckStep) -> Cow<'static, str> {
+        match (self.finding, step) {
+            (Finding::Paid, _) => "paid after all".into(),
+            (Finding::Closed, CheckStep::Void) => "closed before it was credited".into(),
+            (Finding::Closed, _) => "closed".into(),
+            (Finding::Misspelt, _) => format!("another spelling of {}", self.spelling.as_deref().unwrap_or("?")).into(),
+            (Finding::Pending | Finding::Unknown, CheckStep::Void) => "expired before it was credited".into(),
+            (Finding::Pending | Finding::Unknown, _) => "expired".into(),
+            (Finding::ForPerson(reason), _) => reason.label().into(),
+        }
     }
 
     /// Of another message of the same payment, what this one does not say itself. What was found last is not known: that it is
@@ -231,6 +271,7 @@ impl Check {
     pub fn take_over(&mut self, other: &Self) {
         self.finding = self.finding.min(other.finding);
         self.claim = self.claim.take().or_else(|| other.claim.clone());
+        self.spelling = self.spelling.take().or_else(|| other.spelling.clone());
         self.closing = self.closing.take().or_else(|| other.closing.clone());
     }
 
@@ -238,7 +279,7 @@ impl Check {
     /// is to.
     pub fn decide(&self, state: LedgerState, on_unpaid: OnUnpaid) -> CheckStep {
         match (state, &self.claim) {
-            (LedgerState::Absent, None) => CheckStep::None,
+            (LedgerState::Absent, None) if !matches!(self.finding, Finding::ForPerson(_)) => CheckStep::None,
             _ => self.finding.decide(state, on_unpaid),
         }
     }
@@ -255,133 +296,6 @@ pub struct Checked {
     pub user_id: String,
     /// How many.
     pub points: i64,
-}
-
-/// What became of a check.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CheckOutcome {
-    /// The step is done.
-    Checked {
-        /// What the source said.
-        status: PaymentStatus,
-        /// What was done.
-        step: CheckStep,
-        /// When it is checked again, if it is.
-        next: Option<Wait>,
-    },
-    /// It has come after another delay than the first one that is configured: it waits for that one.
-    Early(Wait),
-    /// A person decides.
-    Parked {
-        /// What the source said.
-        status: PaymentStatus,
-        /// Why.
-        reason: Reason,
-        /// In words.
-        error: String,
-    },
-    /// No credit can be read from it. Its own queue has parked it already.
-    Malformed(Malformed),
-    /// No payment can be read from it, and this is its own queue.
-    Unreadable(Malformed),
-    /// A notification that asks for nothing: it is of another kind, or its payment gives no points.
-    Ignored,
-    /// The source knows the payment as another user's; what it says.
-    Conflict(String),
-    /// The ledger refuses this one, now and later; why.
-    Rejected(String),
-    /// It failed alone for a reason that may pass, while something else worked.
-    Retry {
-        /// The delayed retry that it takes next.
-        step: Step,
-        /// Why it failed.
-        error: String,
-    },
-    /// The same, and no delayed retry is left.
-    Exhausted {
-        /// Why it failed the last time.
-        error: String,
-    },
-}
-
-impl CheckOutcome {
-    /// Every label, in the order in which people want to read them.
-    pub const LABELS: [&'static str; 10] = [
-        "checked",
-        "ignored",
-        "retry",
-        "malformed",
-        "conflict",
-        "rejected",
-        "exhausted",
-        "unpaid",
-        "expired",
-        "unrecognised",
-    ];
-
-    /// The same for notifications, which may credit at once: one of [`CheckOutcome::label_on_arrival`].
-    pub const LABELS_ON_ARRIVAL: [&'static str; 12] = [
-        "credited",
-        "duplicate",
-        "checked",
-        "ignored",
-        "retry",
-        "malformed",
-        "conflict",
-        "rejected",
-        "exhausted",
-        "unpaid",
-        "expired",
-        "unrecognised",
-    ];
-
-    /// Of a message that failed alone for a reason that may pass, after `taken` delayed retries.
-    pub fn after_failure(error: String, taken: u32, policy: &RetryPolicy) -> Self {
-        match policy.next(taken) {
-            Some(step) => Self::Retry { step, error },
-            None => Self::Exhausted { error },
-        }
-    }
-
-    /// Its name in metrics: one of [`CheckOutcome::LABELS`].
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Checked { .. } | Self::Early(_) => "checked",
-            Self::Parked { reason, .. } => reason.label(),
-            Self::Malformed(_) | Self::Unreadable(_) => "malformed",
-            Self::Ignored => "ignored",
-            Self::Conflict(_) => "conflict",
-            Self::Rejected(_) => "rejected",
-            Self::Retry { .. } => "retry",
-            Self::Exhausted { .. } => "exhausted",
-        }
-    }
-
-    /// Its name in metrics where it is that of a notification.
-    pub fn label_on_arrival(&self) -> &'static str {
-        match self {
-            Self::Checked { step: CheckStep::LateCredit, .. } => "credited",
-            Self::Checked { step: CheckStep::Verify, .. } => "duplicate",
-            other => other.label(),
-        }
-    }
-
-    /// How the message is settled.
-    pub fn settlement(&self) -> Settlement {
-        let dead = |reason| Settlement::Forward(Destination::Dead(reason));
-        match self {
-            Self::Checked { next: None, .. } | Self::Malformed(_) | Self::Ignored => Settlement::Ack,
-            Self::Checked { next: Some(wait), .. } | Self::Early(wait) => {
-                Settlement::Forward(Destination::Check(*wait))
-            }
-            Self::Parked { reason, .. } => dead(*reason),
-            Self::Unreadable(_) => dead(Reason::Malformed),
-            Self::Conflict(_) => dead(Reason::Conflict),
-            Self::Rejected(_) => dead(Reason::Rejected),
-            Self::Retry { step, .. } => Settlement::Forward(Destination::Retry(*step)),
-            Self::Exhausted { .. } => dead(Reason::Exhausted),
-        }
-    }
 }
 
 #[cfg(test)]

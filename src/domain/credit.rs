@@ -53,6 +53,8 @@ pub struct Standing {
     pub user_id: String,
     /// How many points it gave.
     pub points: i64,
+    /// Whether no check is needed: it counts and was found paid, or a check has parked it for a person to decide.
+    pub checked: bool,
 }
 
 /// What the ledger says of one credit of a batch.
@@ -61,7 +63,10 @@ pub enum Verdict {
     /// The payment was new and is credited now.
     Credited,
     /// The same payment, user and points stand there already.
-    Duplicate,
+    Duplicate {
+        /// As in [`Standing::checked`].
+        checked: bool,
+    },
     /// The payment stands there with another user or other points.
     Conflict(Standing),
 }
@@ -71,7 +76,7 @@ impl Verdict {
     /// never assumed from a key that exists.
     pub fn of_existing(given: &Credit, standing: &Standing) -> Self {
         if given.user_id.as_str() == standing.user_id && given.points.get() == standing.points {
-            Self::Duplicate
+            Self::Duplicate { checked: standing.checked }
         } else {
             Self::Conflict(standing.clone())
         }
@@ -84,7 +89,10 @@ pub enum Outcome {
     /// New payment id: credited.
     Credited,
     /// Same payment id, user and points as in the ledger.
-    Duplicate,
+    Duplicate {
+        /// As in [`Standing::checked`].
+        checked: bool,
+    },
     /// Same payment id, another user or other points: both versions are kept.
     Conflict(Standing),
     /// No credit can be read from the body.
@@ -109,7 +117,7 @@ impl From<Verdict> for Outcome {
     fn from(verdict: Verdict) -> Self {
         match verdict {
             Verdict::Credited => Self::Credited,
-            Verdict::Duplicate => Self::Duplicate,
+            Verdict::Duplicate { checked } => Self::Duplicate { checked },
             Verdict::Conflict(standing) => Self::Conflict(standing),
         }
     }
@@ -132,7 +140,7 @@ impl Outcome {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Credited => "credited",
-            Self::Duplicate => "duplicate",
+            Self::Duplicate { .. } => "duplicate",
             Self::Conflict(_) => "conflict",
             Self::Malformed(_) => "malformed",
             Self::Rejected(_) => "rejected",
@@ -141,11 +149,21 @@ impl Outcome {
         }
     }
 
+    /// Whether a check of the payment is scheduled. Not of a message that comes again by itself, nor of one whose payment
+    /// another message has credited.
+    pub fn schedules_check(&self) -> bool {
+        match self {
+            Self::Credited | Self::Rejected(_) | Self::Exhausted { .. } => true,
+            Self::Duplicate { checked } => !checked,
+            Self::Conflict(_) | Self::Malformed(_) | Self::Retry { .. } => false,
+        }
+    }
+
     /// How the message is settled: the whole table.
     pub fn settlement(&self) -> Settlement {
         let dead = |reason| Settlement::Forward(Destination::Dead(reason));
         match self {
-            Self::Credited | Self::Duplicate => Settlement::Ack,
+            Self::Credited | Self::Duplicate { .. } => Settlement::Ack,
             Self::Conflict(_) => dead(Reason::Conflict),
             Self::Malformed(_) => dead(Reason::Malformed),
             Self::Rejected(_) => dead(Reason::Rejected),
@@ -173,10 +191,10 @@ mod tests {
 
     #[test]
     fn an_existing_payment_is_compared_field_by_field() {
-        let standing = Standing { user_id: "u".into(), points: 5 };
+        let standing = Standing { user_id: "u".into(), points: 5, checked: true };
         let conflict = Verdict::Conflict(standing.clone());
         for (given, expected) in [
-            (credit("u", 5), Verdict::Duplicate),
+            (credit("u", 5), Verdict::Duplicate { checked: true }),
             (credit("v", 5), conflict.clone()),
             (credit("u", 6), conflict.clone()),
             (credit("U", 5), conflict),
@@ -187,14 +205,14 @@ mod tests {
 
     #[test]
     fn each_outcome_has_its_label_and_its_settlement() {
-        let standing = Standing { user_id: "u".into(), points: 5 };
+        let standing = Standing { user_id: "u".into(), points: 5, checked: false };
         let malformed = Malformed { field: Field::Body, problem: Problem::NotAnObject };
         let policy = RetryPolicy::new(vec![Delay::parse("5s").unwrap()]);
         let step = policy.next(0).unwrap();
         let dead = |reason| Settlement::Forward(Destination::Dead(reason));
         let table = [
             (Outcome::Credited, "credited", Settlement::Ack),
-            (Outcome::Duplicate, "duplicate", Settlement::Ack),
+            (Outcome::Duplicate { checked: false }, "duplicate", Settlement::Ack),
             (Outcome::Conflict(standing), "conflict", dead(Reason::Conflict)),
             (Outcome::Malformed(malformed), "malformed", dead(Reason::Malformed)),
             (Outcome::Rejected("no".into()), "rejected", dead(Reason::Rejected)),

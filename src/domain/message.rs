@@ -5,6 +5,7 @@
 
 use super::{
     credit::{Credit, Points},
+    id_rule::{IdRefused, IdRule},
     ids::{IdError, PaymentId, UserId},
     shape::{Found, Shape},
 };
@@ -100,6 +101,9 @@ pub enum Problem {
     /// No identifier.
     #[error(transparent)]
     Id(#[from] IdError),
+    /// An identifier that the payment source cannot be asked for.
+    #[error(transparent)]
+    RefusedId(#[from] IdRefused),
     /// A whole number outside 1 to the limit.
     #[error("is out of range; must be 1 to {max}")]
     OutOfRange {
@@ -136,6 +140,8 @@ pub struct Format {
     pub max_body_bytes: usize,
     /// More points in one message are malformed.
     pub max_points: i64,
+    /// Which payment ids are accepted: `pay_status.http.id_pattern`, or what a payment source over HTTP demands.
+    pub payment_ids: IdRule,
 }
 
 impl Format {
@@ -144,10 +150,17 @@ impl Format {
         let found = self.find(body)?;
         let [payment_id, user_id, points] = found.values;
         Ok(Credit {
-            payment_id: identifier(Field::PaymentId, payment_id, PaymentId::new)?,
+            payment_id: identifier(Field::PaymentId, payment_id, |id| self.payment_id(id))?,
             user_id: identifier(Field::UserId, user_id, UserId::new)?,
             points: self.points(points)?,
         })
+    }
+
+    /// A payment id, if this format accepts it.
+    pub(super) fn payment_id(&self, id: &str) -> Result<PaymentId, Problem> {
+        let payment = PaymentId::new(id)?;
+        self.payment_ids.check(id)?;
+        Ok(payment)
     }
 
     /// A body that [`Format::parse`] reads as this credit, unless it is beyond the limits.
@@ -201,10 +214,10 @@ pub(super) fn utf8(body: &[u8], max: usize) -> Result<&str, Malformed> {
 }
 
 /// An identifier from its JSON text: a string's content, or an integer's digits as they stand.
-pub(super) fn identifier<T>(
+pub(super) fn identifier<T, E: Into<Problem>>(
     field: Field,
     value: Option<&RawValue>,
-    new: impl Fn(&str) -> Result<T, IdError>,
+    new: impl Fn(&str) -> Result<T, E>,
 ) -> Result<T, Malformed> {
     let malformed = |problem| Malformed::new(field, problem);
     let text = value.ok_or_else(|| malformed(Problem::Missing))?.get();

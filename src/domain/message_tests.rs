@@ -1,10 +1,10 @@
 use super::*;
-use crate::domain::{credit::MAX_POINTS_LIMIT, shape::ShapeError};
+use crate::domain::{credit::MAX_POINTS_LIMIT, id_rule::IdPattern, shape::ShapeError};
 use proptest::prelude::*;
 use std::fmt::Write as _;
 
 fn format() -> Format {
-    Format { shape: Shape::default(), max_body_bytes: 65_536, max_points: 1_000_000_000 }
+    Format { shape: Shape::default(), max_body_bytes: 65_536, max_points: 1_000_000_000, payment_ids: IdRule::Any }
 }
 
 fn pointed(payment: &str, user: &str, points: &str) -> Format {
@@ -250,4 +250,20 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_payment_id_that_the_rule_refuses_is_malformed_and_a_user_id_is_not_checked_by_it() {
+    let body = |payment: &str| format!(r#"{{"paymentId": "{payment}", "userId": "a/b", "integral": 1}}"#).into_bytes();
+    let safe = Format { payment_ids: IdRule::UrlSafe, ..format() };
+    assert!(safe.parse(&body("P-1")).is_ok());
+    let refused = safe.parse(&body("x/../P1")).unwrap_err();
+    assert_eq!(refused.field, Field::PaymentId);
+    assert_eq!(
+        refused.to_string(),
+        "paymentId is unsafe in a URL; must not be empty, \".\" or \"..\", or contain any of / \\ % ? # ;"
+    );
+    let digits = Format { payment_ids: IdRule::Matching(IdPattern::new("[0-9]+").unwrap()), ..format() };
+    assert!(digits.parse(&body("17")).is_ok());
+    assert!(digits.parse(&body("P-1")).unwrap_err().to_string().contains("must match [0-9]+"));
 }

@@ -2,8 +2,11 @@
 
 pub mod brake;
 pub mod check;
+pub mod check_message;
+pub mod check_outcome;
 pub mod credit;
 pub mod event;
+pub mod id_rule;
 pub mod ids;
 mod java;
 pub mod message;

@@ -4,7 +4,7 @@
 use super::{
     ids::PaymentId,
     java,
-    message::{Field, ID_TYPES, Malformed, Problem, identifier, json_type, utf8},
+    message::{Field, Format, ID_TYPES, Malformed, Problem, identifier, json_type, utf8},
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -33,26 +33,26 @@ pub enum NotificationFormat {
 }
 
 impl NotificationFormat {
-    /// Reads one body of at most `max_body_bytes`.
-    pub fn parse(&self, body: &[u8], max_body_bytes: usize) -> Result<Notification, Malformed> {
+    /// Reads one body. `format` has the limits of bodies and of payment ids.
+    pub fn parse(&self, body: &[u8], format: &Format) -> Result<Notification, Malformed> {
         match self {
-            Self::PaymentId => payment_id(body, max_body_bytes).map(Notification::Payment),
+            Self::PaymentId => payment_id(body, format).map(Notification::Payment),
             Self::PayNotify { message_types, business_types } => {
-                pay_notify(utf8(body, max_body_bytes)?, message_types, business_types)
+                pay_notify(body, format, message_types, business_types)
             }
         }
     }
 }
 
-fn payment_id(body: &[u8], max_body_bytes: usize) -> Result<PaymentId, Malformed> {
+fn payment_id(body: &[u8], format: &Format) -> Result<PaymentId, Malformed> {
     let malformed = |problem: Problem| Malformed::new(Field::Body, problem);
-    let checked = |id: &str| PaymentId::new(id).map_err(|error| malformed(error.into()));
-    if java::is_stream(body) && body.len() <= max_body_bytes {
+    let checked = |id: &str| format.payment_id(id).map_err(malformed);
+    if java::is_stream(body) && body.len() <= format.max_body_bytes {
         return checked(&java::read(body).ok_or_else(|| malformed(Problem::OtherJava))?);
     }
-    let text = utf8(body, max_body_bytes)?;
+    let text = utf8(body, format.max_body_bytes)?;
     match serde_json::from_str::<&RawValue>(text) {
-        Ok(json) => identifier(Field::Body, Some(json), PaymentId::new),
+        Ok(json) => identifier(Field::Body, Some(json), |id| format.payment_id(id)),
         // It was meant as JSON.
         Err(error) if text.trim_start().starts_with(['"', '{', '[']) => {
             Err(malformed(Problem::NotJson(error.to_string())))
@@ -72,7 +72,13 @@ struct PayNotify<'b> {
     business_key_2: Option<&'b RawValue>,
 }
 
-fn pay_notify(text: &str, message_types: &[String], business_types: &[String]) -> Result<Notification, Malformed> {
+fn pay_notify(
+    body: &[u8],
+    format: &Format,
+    message_types: &[String],
+    business_types: &[String],
+) -> Result<Notification, Malformed> {
+    let text = utf8(body, format.max_body_bytes)?;
     let malformed = |problem| Malformed::new(Field::Body, problem);
     let json: &RawValue = serde_json::from_str(text).map_err(|error| malformed(Problem::NotJson(error.to_string())))?;
     if !json.get().starts_with('{') {
@@ -86,7 +92,7 @@ fn pay_notify(text: &str, message_types: &[String], business_types: &[String]) -
     {
         return Ok(Notification::Ignored);
     }
-    identifier(Field::BusinessKey1, business_key_1, PaymentId::new).map(Notification::Payment)
+    identifier(Field::BusinessKey1, business_key_1, |id| format.payment_id(id)).map(Notification::Payment)
 }
 
 /// All that an object of valid JSON can do wrong here: its members may be of any type.
@@ -112,12 +118,21 @@ fn word(field: Field, value: Option<&RawValue>) -> Result<String, Malformed> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{id_rule::IdRule, shape::Shape};
     use proptest::prelude::*;
 
     const MAX: usize = 1000;
 
+    fn limits() -> Format {
+        Format { shape: Shape::default(), max_body_bytes: MAX, max_points: 1, payment_ids: IdRule::Any }
+    }
+
     fn read(format: &NotificationFormat, body: &[u8]) -> Result<String, String> {
-        match format.parse(body, MAX) {
+        read_within(&limits(), format, body)
+    }
+
+    fn read_within(limits: &Format, format: &NotificationFormat, body: &[u8]) -> Result<String, String> {
+        match format.parse(body, limits) {
             Ok(Notification::Payment(id)) => Ok(id.to_string()),
             Ok(Notification::Ignored) => Ok("(ignored)".into()),
             Err(error) => Err(error.to_string()),
@@ -205,12 +220,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_id_that_the_payment_source_cannot_be_asked_for_is_malformed_in_each_form() {
+        let safe = Format { payment_ids: IdRule::UrlSafe, ..limits() };
+        let pay_notify = br#"{"messageType": "payresult_notify", "businessKey1": "a/b", "businessKey2": "60201"}"#;
+        for (format, body, field) in [
+            (NotificationFormat::PaymentId, &b"\"a/b\""[..], "body"),
+            (NotificationFormat::PaymentId, b"a/b", "body"),
+            (NotificationFormat::PaymentId, b"\xac\xed\x00\x05\x74\x00\x03a/b", "body"),
+            (pay_notify_format(), pay_notify, "businessKey1"),
+        ] {
+            let error = read_within(&safe, &format, body).unwrap_err();
+            assert!(error.starts_with(&format!("{field} is unsafe in a URL")) && !error.contains("a/b"), "{error}");
+            assert_eq!(read(&format, body).as_deref(), Ok("a/b"));
+        }
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in ".{0,200}") {
             for format in [NotificationFormat::PaymentId, pay_notify_format()] {
-                let _ = format.parse(&bytes, MAX);
-                let _ = format.parse(text.as_bytes(), MAX);
+                let _ = format.parse(&bytes, &limits());
+                let _ = format.parse(text.as_bytes(), &limits());
             }
         }
 
@@ -239,7 +270,7 @@ mod tests {
                 }
             }
             for format in [NotificationFormat::PaymentId, pay_notify_format()] {
-                if let Err(error) = format.parse(&body, MAX) {
+                if let Err(error) = format.parse(&body, &limits()) {
                     prop_assert!(!error.to_string().contains("S3CRET"), "{}", error);
                 }
             }

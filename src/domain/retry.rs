@@ -129,8 +129,8 @@ mod tests {
     fn outcomes(taken: u32, policy: &RetryPolicy) -> [Outcome; 6] {
         [
             Outcome::Credited,
-            Outcome::Duplicate,
-            Outcome::Conflict(Standing { user_id: "u".into(), points: 5 }),
+            Outcome::Duplicate { checked: false },
+            Outcome::Conflict(Standing { user_id: "u".into(), points: 5, checked: false }),
             Outcome::Malformed(Malformed { field: Field::Body, problem: Problem::NotAnObject }),
             Outcome::Rejected("no".into()),
             Outcome::after_failure("perhaps".into(), taken, policy),

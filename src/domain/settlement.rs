@@ -22,6 +22,8 @@ pub enum Destination {
     Retry(Step),
     /// The delay queue of the next check: the same.
     Check(Wait),
+    /// The end of the check queue: what there was no time for.
+    CheckQueue,
     /// The dead queue: parked for a person.
     Dead(Reason),
 }
@@ -31,7 +33,7 @@ impl Destination {
     pub fn label(self) -> &'static str {
         match self {
             Self::Retry(_) => "retry",
-            Self::Check(_) => "check",
+            Self::Check(_) | Self::CheckQueue => "check",
             Self::Dead(reason) => reason.label(),
         }
     }

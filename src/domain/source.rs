@@ -22,6 +22,25 @@ pub enum Meaning {
     Changed,
     /// It is paid, and its row is to say so (`mark_paid`).
     Paid,
-    /// It was begun just now, and is closed when it is not paid in time (`expire`).
-    Begun,
+    /// It was created just now, and is closed when it is not paid in time (`expire`).
+    Created,
+}
+
+impl Meaning {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Changed, Self::Paid, Self::Created];
+
+    /// The value of `kind` in a check message.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Changed => "changed",
+            Self::Paid => "paid",
+            Self::Created => "created",
+        }
+    }
+
+    /// From the value of `kind`.
+    pub fn of_label(label: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|meaning| meaning.label() == label)
+    }
 }

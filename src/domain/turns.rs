@@ -1,7 +1,7 @@
 //! How often and when a payment is checked.
 
 use super::{
-    check::{CheckStep, OnUnpaid},
+    check::{CheckStep, LedgerState, OnUnpaid},
     retry::Delay,
     status::PaymentStatus,
 };
@@ -17,15 +17,19 @@ pub struct CheckPolicy {
     pub on_unpaid: OnUnpaid,
 }
 
-/// Which check a message is, by the number of those that were done before.
+/// Which check it is, by the number of those that were done before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Turn {
     /// Whether no further check is configured: the payment has had its time.
     pub used_up: bool,
-    /// Whether it is the one more that follows the last one, to catch a payment that was paid at that very moment.
+    /// Whether it confirms a check that was the last one.
     pub confirming: bool,
-    /// Where a copy waits for the next check.
-    pub next: Wait,
+    /// The wait for the next check.
+    next: Wait,
+    /// The wait for the check that confirms the last one.
+    last: Wait,
+    /// The wait for the check that confirms a credit or a reinstatement; `None` for a check beyond all of those.
+    confirming_paid: Option<Wait>,
 }
 
 /// A wait for a check. Only [`CheckPolicy::turn`] makes one, so there is a delay for it.
@@ -80,42 +84,56 @@ impl CheckPolicy {
 
     /// Which check it is that comes after `done` others.
     pub fn turn(&self, done: u32) -> Turn {
-        let (done_before, last) = (done as usize, self.delays.len() - 1);
+        // Bounded by the configuration: a list of delays has at most `retry::MAX_STEPS`.
+        let all = u32::try_from(self.delays.len()).unwrap_or(u32::MAX);
+        let last = self.delays.len() - 1;
+        let wait = |checks_done, delay: usize| Wait { checks_done, delay: self.offset + delay };
         Turn {
-            used_up: done_before >= last,
-            confirming: done_before > last,
-            next: Wait { checks_done: done.saturating_add(1), delay: self.offset + (done_before + 1).min(last) },
+            used_up: done >= all - 1,
+            confirming: done >= all,
+            next: wait(done.saturating_add(1), (done as usize + 1).min(last)),
+            last: wait(all, last),
+            confirming_paid: (done <= all).then(|| wait(done.saturating_add(1), 0)),
         }
     }
 
-    /// That of a notification which has just come: no check of it was asked for yet, so none is used up.
+    /// The turn of a notification on arrival: no check of it was scheduled yet, so none is used up.
     pub fn arrival(&self) -> Turn {
-        Turn { used_up: false, confirming: false, next: self.beginning() }
+        Turn { used_up: false, confirming: false, next: self.beginning(), ..self.turn(0) }
     }
 
-    /// The wait before the first check, for a message that begins anew.
+    /// The wait before the first check.
     pub fn beginning(&self) -> Wait {
         Wait { checks_done: 0, delay: self.offset }
     }
 }
 
 impl Turn {
-    /// Whether the message is checked again after `step`.
+    /// The wait for the next check after `step`, which left the payment in `state`; `None` when it was the last one.
     ///
     /// The last check of a payment that was not paid in time is followed by a confirming one whatever the ledger said:
     /// the reversal may have been committed by a daemon that died before it sent the confirming check (ADR 10). A
-    /// confirming one is followed by another only if it has reversed something itself.
-    pub fn goes_on_after(self, status: PaymentStatus, step: CheckStep) -> bool {
+    /// confirming one is followed by another only if it has reversed something itself. A credit or a reinstatement is
+    /// confirmed, because the payment may have been closed between the look-up and the commit.
+    pub fn wait_after(self, status: PaymentStatus, step: CheckStep, state: LedgerState) -> Option<Wait> {
         let in_doubt = matches!(status, PaymentStatus::Pending | PaymentStatus::Unknown);
         match step {
-            CheckStep::Recheck | CheckStep::Expire => true,
-            CheckStep::Void => in_doubt,
-            CheckStep::None => in_doubt && !self.confirming,
-            CheckStep::Verify
-            | CheckStep::LateCredit
-            | CheckStep::Reinstate
-            | CheckStep::Reverse
-            | CheckStep::Dead(_) => false,
+            CheckStep::Recheck => Some(self.next),
+            CheckStep::Expire => Some(self.last),
+            CheckStep::Void => in_doubt.then_some(self.last),
+            CheckStep::None => (in_doubt && !self.confirming && state == LedgerState::Reversed).then_some(self.last),
+            CheckStep::LateCredit | CheckStep::Reinstate => self.confirming_paid,
+            CheckStep::Verify | CheckStep::Reverse | CheckStep::Dead(_) => None,
         }
+    }
+
+    /// The wait for the check that confirms a credit or a reinstatement.
+    pub fn confirming_paid(self) -> Option<Wait> {
+        self.confirming_paid
+    }
+
+    /// The wait for the next check, when nothing is certain.
+    pub fn next(self) -> Wait {
+        self.next
     }
 }

@@ -6,6 +6,7 @@ use crate::domain::{
     credit::Credit,
     event::{Event, EventKind},
 };
+use std::borrow::Cow;
 use uuid::Uuid;
 
 /// Makes the rows, for one exchange (`events.exchange`).
@@ -30,7 +31,7 @@ struct News<'a> {
     payment_id: &'a str,
     user_id: Option<&'a str>,
     points: Option<i64>,
-    reason: Option<&'a str>,
+    reason: Option<Cow<'a, str>>,
 }
 
 /// The ids of closings are made of the payment's (RFC 9562, version 5): a check that is done again after its daemon died
@@ -61,7 +62,7 @@ impl Announcer {
                 payment_id: check.payment_id.as_str(),
                 user_id: Some(user_id),
                 points: Some(*points),
-                reason: Some(check.finding.reason(*step)),
+                reason: Some(check.reason(*step)),
             })
         });
         let of_payments = checks.iter().filter_map(|check| {
@@ -70,7 +71,7 @@ impl Announcer {
                 payment_id: check.payment_id.as_str(),
                 user_id: check.closing.as_ref()?.user_id.as_deref(),
                 points: None,
-                reason: Some("not paid in time"),
+                reason: Some("not paid in time".into()),
             })
         });
         self.announce(of_points.chain(of_payments))
@@ -85,7 +86,8 @@ impl Announcer {
                 EventKind::Credited | EventKind::Reversed | EventKind::Reinstated => Uuid::new_v4(),
             };
             let event_id = id.to_string();
-            let event = Event { event_id: &event_id, kind, payment_id, user_id, points, reason, at: &at };
+            let event =
+                Event { event_id: &event_id, kind, payment_id, user_id, points, reason: reason.as_deref(), at: &at };
             rows.bodies.push(event.body());
             rows.message_ids.push(event_id);
             rows.routing_keys.push(kind.routing_key());

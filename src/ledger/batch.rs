@@ -47,7 +47,8 @@ impl<'a> Sorted<'a> {
             if compared.is_empty() {
                 continue;
             }
-            let own = Standing { user_id: first.user_id.to_string(), points: first.points.get() };
+            // The first message schedules the check.
+            let own = Standing { user_id: first.user_id.to_string(), points: first.points.get(), checked: true };
             let standing = if new { Some(&own) } else { standing.get(payment) };
             // No entry is ever deleted, so a payment id that was not new must be there.
             let standing = standing

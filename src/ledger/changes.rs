@@ -1,6 +1,7 @@
 //! What a check's step writes: the same for both databases.
 
 use crate::domain::check::{Check, CheckStep, Checked, LedgerState, OnUnpaid};
+use std::borrow::Cow;
 
 /// A payment's row as it was found and locked; `None` where there was none.
 pub(super) struct Found {
@@ -17,17 +18,19 @@ pub(super) struct Change<'a> {
     pub(super) state: &'static str,
     /// Whether the payment was found paid.
     pub(super) verified: bool,
+    /// Whether it is parked for a person to decide.
+    pub(super) asked: bool,
     /// Added to the user's balance.
     pub(super) balance: i64,
     /// Appended.
-    pub(super) adjustment: Option<Adjustment>,
+    pub(super) adjustment: Option<Adjustment<'a>>,
 }
 
 /// An entry of `points_adjustments`.
-pub(super) struct Adjustment {
+pub(super) struct Adjustment<'a> {
     pub(super) kind: &'static str,
     pub(super) points: i64,
-    pub(super) reason: &'static str,
+    pub(super) reason: Cow<'a, str>,
 }
 
 const CREDITED: &str = "credited";
@@ -48,11 +51,11 @@ pub(super) fn decide(check: &Check, found: Option<Found>, on_unpaid: OnUnpaid) -
 
 /// What is written for a decision; `None` where nothing is.
 pub(super) fn change<'a>(check: &'a Check, checked: &'a Checked) -> Option<Change<'a>> {
-    let Checked { step, user_id, points, .. } = checked;
-    let adjustment = |kind, points| Some(Adjustment { kind, points, reason: check.finding.reason(*step) });
+    let Checked { step, user_id, points, state: after } = checked;
+    let adjustment = |kind, points| Some(Adjustment { kind, points, reason: check.reason(*step) });
     let of = |state, verified, balance, adjustment| {
         let payment_id = check.payment_id.as_str();
-        Some(Change { payment_id, user_id, state, verified, balance, adjustment })
+        Some(Change { payment_id, user_id, state, verified, asked: false, balance, adjustment })
     };
     match step {
         CheckStep::Verify => of(CREDITED, true, 0, None),
@@ -61,6 +64,9 @@ pub(super) fn change<'a>(check: &'a Check, checked: &'a Checked) -> Option<Chang
         CheckStep::Expire | CheckStep::Reverse => of(REVERSED, false, -points, adjustment("reversal", -points)),
         // Credited and reversed at once: the balance does not move.
         CheckStep::Void => of(REVERSED, false, 0, adjustment("reversal", -points)),
+        CheckStep::Dead(_) if after.counts() => {
+            of(CREDITED, false, 0, None).map(|change| Change { asked: true, ..change })
+        }
         CheckStep::Recheck | CheckStep::None | CheckStep::Dead(_) => None,
     }
 }
@@ -73,7 +79,7 @@ mod tests {
     #[test]
     fn a_payment_that_was_absent_always_gets_its_row() {
         // PostgreSQL inserts the row before it is decided what to do with it.
-        for finding in [Finding::Paid, Finding::Closed, Finding::Expired] {
+        for finding in [Finding::Paid, Finding::Closed, Finding::Misspelt, Finding::Pending, Finding::Unknown] {
             for on_unpaid in [OnUnpaid::Reverse, OnUnpaid::Dead] {
                 let step = finding.decide(LedgerState::Absent, on_unpaid);
                 assert!(matches!(step, CheckStep::LateCredit | CheckStep::Void), "{finding:?} {on_unpaid:?}");

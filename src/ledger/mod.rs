@@ -21,7 +21,7 @@ pub use lock::{LockError, WriterLock};
 pub use migrations::SchemaState;
 pub use open::{Access, Options, open};
 pub use outbox::{Chosen, Listed, Outbox, Row, Summary, Trouble, open_outbox};
-pub use records::{Adjustment, PaymentRecord, UnverifiedCredit, UnverifiedPage};
+pub use records::{Adjustment, PaymentRecord, UnverifiedCount, UnverifiedCredit, UnverifiedPage};
 pub use verify::{Finding, Verification};
 
 use crate::{
@@ -32,7 +32,7 @@ use crate::{
     },
 };
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Unverified credits are counted so far: a number that is looked at every quarter of a minute must not cost much.
 pub const MOST_COUNTED: i64 = 1_000_000;
@@ -83,8 +83,9 @@ pub trait Ledger: Send + Sync {
     /// found out then may no longer be true, and somebody else may have been told meanwhile.
     fn check(&self, checks: &[Check], on_unpaid: OnUnpaid, deadline: Instant) -> Result<Vec<Checked>, DatabaseError>;
 
-    /// How many credits count and were never found paid by a check, up to [`MOST_COUNTED`].
-    fn count_unverified(&self) -> Result<i64, DatabaseError>;
+    /// Counts the credits that no check has found paid, up to [`MOST_COUNTED`]; those that were credited longer ago than
+    /// `overdue_after` are overdue.
+    fn count_unverified(&self, overdue_after: Duration) -> Result<UnverifiedCount, DatabaseError>;
 
     /// A page of the credits that no check has found paid, oldest first.
     fn unverified(&self, page: &UnverifiedPage) -> Result<Vec<UnverifiedCredit>, DatabaseError>;

@@ -18,6 +18,8 @@ pub struct PaymentRecord {
     pub credited_at: String,
     /// When a check last found the payment paid.
     pub verified_at: Option<String>,
+    /// Since when a check has parked it for a person to decide.
+    pub asked_at: Option<String>,
     /// What was appended since, in order.
     pub adjustments: Vec<Adjustment>,
 }
@@ -69,15 +71,26 @@ pub struct UnverifiedCredit {
     pub since: String,
 }
 
-/// Counts what follows it up to a limit.
-pub(super) const COUNT_UNVERIFIED: &str = "SELECT count(*) AS count FROM \
-    (SELECT 1 FROM points_credits WHERE verified_at IS NULL AND state = 'credited'";
-
-/// A number of rows.
-#[derive(diesel::QueryableByName)]
-pub(super) struct CountRow {
+/// Credits that no check has found paid.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, diesel::QueryableByName)]
+pub struct UnverifiedCount {
+    /// All of them, up to [`super::MOST_COUNTED`].
     #[diesel(sql_type = diesel::sql_types::BigInt)]
-    pub(super) count: i64,
+    pub unverified: i64,
+    /// Those that should have been verified or reversed by now, and that no check has parked for a person to decide.
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    pub overdue: i64,
+}
+
+/// The oldest unverified credits, to be counted: `overdue` is the condition on `credited_at` of those that are overdue.
+pub(super) fn count_unverified(overdue: &str) -> String {
+    format!(
+        "SELECT count(*) AS unverified, \
+                coalesce(sum(CASE WHEN asked_at IS NULL AND credited_at < {overdue} THEN 1 ELSE 0 END), 0) AS overdue \
+           FROM (SELECT credited_at, asked_at FROM points_credits WHERE verified_at IS NULL AND state = 'credited' \
+                  ORDER BY credited_at LIMIT {most}) AS counted",
+        most = super::MOST_COUNTED
+    )
 }
 
 /// A row of `points_credits`, with times as text.
@@ -95,6 +108,8 @@ pub(super) struct CreditRow {
     credited_at: String,
     #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
     verified_at: Option<String>,
+    #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
+    asked_at: Option<String>,
 }
 
 /// A row of `points_adjustments`, with its time as text.
@@ -142,6 +157,7 @@ impl CreditRow {
             state: self.state,
             credited_at: self.credited_at,
             verified_at: self.verified_at,
+            asked_at: self.asked_at,
             adjustments: adjustments.collect(),
         }
     }

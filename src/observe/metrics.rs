@@ -23,6 +23,8 @@ pub const POINTS_REVERSED: &str = "pointsd_points_reversed_total";
 pub const CHECKS: &str = "pointsd_checks_total";
 /// Credits that no check has found paid.
 pub const UNVERIFIED_CREDITS: &str = "pointsd_unverified_credits";
+/// Credits that should have been verified or reversed by now.
+pub const OVERDUE_CREDITS: &str = "pointsd_overdue_credits";
 /// Rows of the outbox that are not published yet.
 pub const OUTBOX_ROWS: &str = "pointsd_outbox_rows";
 /// The age of the oldest of them.
@@ -74,6 +76,10 @@ fn describe() {
     describe_counter!(POINTS_REVERSED, "Points taken back because their payment is not paid.");
     describe_counter!(CHECKS, "Checks of payments, by the status that the source told and the step that was done.");
     describe_gauge!(UNVERIFIED_CREDITS, "Credits that count and that no check has found paid; told up to a million.");
+    describe_gauge!(
+        OVERDUE_CREDITS,
+        "Unverified credits that are older than all their checks take, and that no check has parked."
+    );
     describe_gauge!(OUTBOX_ROWS, "Messages of the outbox that are not published yet; told up to a million.");
     describe_gauge!(OUTBOX_OLDEST_SECONDS, Unit::Seconds, "Age of the oldest of them; 0 while there is none.");
     describe_counter!(DEAD_LETTERED, "Messages parked in the dead queue, by reason.");
@@ -107,6 +113,7 @@ fn begin_at_zero() {
     ::metrics::counter!(POINTS_CREDITED).absolute(0);
     ::metrics::counter!(POINTS_REVERSED).absolute(0);
     ::metrics::gauge!(UNVERIFIED_CREDITS).set(0.0);
+    ::metrics::gauge!(OVERDUE_CREDITS).set(0.0);
     ::metrics::gauge!(OUTBOX_ROWS).set(0.0);
     ::metrics::gauge!(OUTBOX_OLDEST_SECONDS).set(0.0);
     ::metrics::gauge!(IN_FLIGHT, "queue" => CREDIT_QUEUE).set(0.0);

@@ -3,89 +3,159 @@
 use super::{http::HttpSource, sql::SqlSource};
 use crate::{
     domain::{ids::PaymentId, status::PaymentStatus},
-    pipeline::ports::{BatchError, Lookup, Outage, Payment, PaymentSource, RowStatus},
+    pipeline::ports::{Answers, BatchError, Lookup, Outage, Payment, PaymentSource, RowStatus},
 };
 use async_trait::async_trait;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 
-/// How long rows are repaired in one batch; what is left goes back to its queue.
-const REPAIRING: Duration = Duration::from_secs(60);
-
-/// A table that may lag behind a gateway, and is repaired where the gateway knows better.
+/// A table that may lag behind a gateway, and is repaired where the gateway has a later status.
 pub(super) struct TableThenGateway {
     table: SqlSource,
     gateway: HttpSource,
     repairs: bool,
 }
 
+/// A payment that the table does not decide.
+struct Open {
+    /// Its place in the look-up.
+    index: usize,
+    id: PaymentId,
+    /// What the table says: pending, or no row.
+    table: Payment,
+}
+
+/// An answer of the gateway: the place among the payments that it was asked for, and what it says.
+type FromGateway = (usize, Lookup);
+
 impl TableThenGateway {
     pub(super) fn new(table: SqlSource, gateway: HttpSource, repairs: bool) -> Self {
         Self { table, gateway, repairs }
     }
 
-    /// What comes of both answers. Paid at the gateway sets the row to paid, unless it has changed meanwhile: then that
-    /// change wins, and the payment is looked at again.
-    async fn settle(&self, id: &PaymentId, table: Payment, gateway: Lookup) -> Result<Lookup, BatchError> {
+    /// The answer to a payment from what the gateway says; `None` where the row must be set to paid first.
+    fn combine(&self, table: &Payment, gateway: Lookup) -> Option<Lookup> {
         let gateway = match gateway {
             Lookup::Known(payment) => payment,
-            other @ (Lookup::Failed(_) | Lookup::NotAsked) => return Ok(other),
+            failed @ Lookup::Failed(_) => return Some(failed),
         };
         let with_status = |status| Lookup::Known(Payment { status, ..table.clone() });
-        Ok(match gateway.status {
-            PaymentStatus::Paid if !self.repairs => with_status(PaymentStatus::Paid),
-            PaymentStatus::Paid => match self.table.set_and_read(id, RowStatus::Paid).await {
-                Ok(found) => with_status(of_repair(found.status)),
-                Err(error) => {
-                    // Where no row can be set at all nobody's check can be done; otherwise it is this row's trouble.
-                    self.table.probe_set().await?;
-                    Lookup::Failed(format!("the payment's row could not be set to paid: {error}"))
-                }
-            },
-            PaymentStatus::Closed | PaymentStatus::Pending => with_status(gateway.status),
-            PaymentStatus::Unknown => Lookup::Known(table),
+        Some(match gateway.status {
+            PaymentStatus::Paid if self.repairs => return None,
+            PaymentStatus::Paid | PaymentStatus::Closed | PaymentStatus::Pending => with_status(gateway.status),
+            PaymentStatus::Unknown => Lookup::Known(table.clone()),
             PaymentStatus::Unrecognised => {
-                Lookup::Known(Payment { said: gateway.said, status: gateway.status, ..table })
+                Lookup::Known(Payment { said: gateway.said, status: gateway.status, ..table.clone() })
             }
         })
+    }
+
+    /// Sets a row to paid, unless it has changed in the meantime: then that change wins, and the payment is checked again.
+    async fn repair(&self, id: &PaymentId) -> Result<Lookup, BatchError> {
+        match self.table.set_and_read(id, RowStatus::Paid).await {
+            Ok(found) => Ok(Lookup::Known(Payment { status: of_repair(found.status), ..found })),
+            Err(error) => {
+                // If no row can be set at all, this is an outage; otherwise the error concerns this row alone.
+                self.table.probe_set().await?;
+                Ok(Lookup::Failed(format!("the payment's row could not be set to paid: {error}")))
+            }
+        }
+    }
+
+    /// Hands over each answer of the gateway as it arrives. Rows are repaired one at a time, while further answers arrive;
+    /// no repair begins after `until`.
+    async fn settle(
+        &self,
+        open: &[Open],
+        mut from_gateway: UnboundedReceiver<FromGateway>,
+        until: Instant,
+        answers: Answers<'_>,
+    ) -> Result<(), BatchError> {
+        let mut waiting: VecDeque<&Open> = VecDeque::new();
+        let mut repairs = FuturesUnordered::new();
+        let mut is_open = true;
+        loop {
+            if repairs.is_empty()
+                && let Some(payment) = waiting.pop_front().filter(|_| Instant::now() <= until)
+            {
+                repairs.push(async move { (payment, self.repair(&payment.id).await) });
+            }
+            tokio::select! {
+                answer = from_gateway.recv(), if is_open => {
+                    let Some((index, gateway)) = answer else {
+                        is_open = false;
+                        continue;
+                    };
+                    let Some(payment) = open.get(index) else { continue };
+                    match self.combine(&payment.table, gateway) {
+                        Some(lookup) => answers(payment.index, lookup),
+                        None => waiting.push_back(payment),
+                    }
+                }
+                Some((payment, repaired)) = repairs.next() => {
+                    let payment: &Open = payment;
+                    answers(payment.index, repaired?);
+                }
+                else => return Ok(()),
+            }
+        }
     }
 }
 
 /// What the row says after the gateway's "paid" was to be written into it.
 fn of_repair(row: PaymentStatus) -> PaymentStatus {
     match row {
-        // Without a row the gateway's word is all there is.
-        // One that is still pending has lost to nobody: it cannot be written (a policy, a trigger).
+        // Without a row the gateway alone decides. A row that is still pending has no competing change: it cannot be
+        // written (a policy, a trigger).
         PaymentStatus::Paid | PaymentStatus::Unknown | PaymentStatus::Pending => PaymentStatus::Paid,
-        // Somebody has just closed it: their change wins, and the next check sees it.
+        // It was closed concurrently: that change wins, and the next check sees it.
         PaymentStatus::Closed => PaymentStatus::Pending,
         PaymentStatus::Unrecognised => PaymentStatus::Unrecognised,
     }
 }
 
+/// Whether the gateway must be asked.
+fn is_undecided(payment: &Payment) -> bool {
+    match payment.status {
+        PaymentStatus::Pending | PaymentStatus::Unknown => true,
+        PaymentStatus::Paid | PaymentStatus::Closed | PaymentStatus::Unrecognised => false,
+    }
+}
+
 #[async_trait]
 impl PaymentSource for TableThenGateway {
-    async fn look_up(&self, payments: Arc<[PaymentId]>) -> Result<Vec<Lookup>, BatchError> {
-        let mut answers = self.table.look_up(Arc::clone(&payments)).await?;
-        let open = |answer: &Lookup| match answer {
-            Lookup::Known(payment) => matches!(payment.status, PaymentStatus::Pending | PaymentStatus::Unknown),
-            Lookup::Failed(_) | Lookup::NotAsked => false,
+    async fn look_up(
+        &self,
+        payments: Arc<[PaymentId]>,
+        until: Instant,
+        answers: Answers<'_>,
+    ) -> Result<(), BatchError> {
+        let mut open = Vec::new();
+        let mut sort = |index: usize, lookup: Lookup| match (lookup, payments.get(index)) {
+            (Lookup::Known(table), Some(id)) if is_undecided(&table) => {
+                open.push(Open { index, id: id.clone(), table });
+            }
+            (decided, _) => answers(index, decided),
         };
-        let indices: Vec<usize> = (0..answers.len()).filter(|index| open(&answers[*index])).collect();
-        if indices.is_empty() {
-            return Ok(answers);
+        self.table.look_up(Arc::clone(&payments), until, &mut sort).await?;
+        if open.is_empty() {
+            return Ok(());
         }
-        let asked: Arc<[PaymentId]> = indices.iter().map(|index| payments[*index].clone()).collect();
-        let told = self.gateway.look_up(Arc::clone(&asked)).await?;
-        let begun = Instant::now();
-        for ((index, id), gateway) in indices.into_iter().zip(&*asked).zip(told) {
-            let Lookup::Known(table) = answers[index].clone() else { continue };
-            answers[index] =
-                if begun.elapsed() < REPAIRING { self.settle(id, table, gateway).await? } else { Lookup::NotAsked };
-        }
-        Ok(answers)
+        let asked: Arc<[PaymentId]> = open.iter().map(|open| open.id.clone()).collect();
+        let (sender, from_gateway) = mpsc::unbounded_channel();
+        let gateway = async move {
+            // The receiver is dropped only together with this.
+            let mut send = |index: usize, lookup: Lookup| drop(sender.send((index, lookup)));
+            // An error waits until the answers before it are handed over.
+            Ok::<_, BatchError>(self.gateway.look_up(asked, until, &mut send).await)
+        };
+        let (asked, ()) = tokio::try_join!(gateway, self.settle(&open, from_gateway, until, answers))?;
+        asked
     }
 
     async fn set(&self, payments: Arc<[PaymentId]>, to: RowStatus) -> Result<(), BatchError> {
@@ -105,13 +175,9 @@ impl PaymentSource for TableThenGateway {
         self.gateway.probe().await
     }
 
-    fn most(&self) -> usize {
-        self.table.most().min(self.gateway.most())
-    }
-
     fn longest(&self) -> Duration {
-        // A look-up of each, and the repairs, the last of which may take its time.
-        self.gateway.longest() + REPAIRING + self.table.longest() * 3
+        // A repair may take an update and a query, and a probe when it fails.
+        self.gateway.longest() + self.table.longest() * 2
     }
 }
 

@@ -1,15 +1,20 @@
 //! One batch of points messages from arrival to settlement.
 //!
-//! [`CreditPipeline::process`] is the whole way. At every `await` the process may die, and the message comes again:
-//! before the commit nothing happened; after it the message is a duplicate; after a copy for another queue is confirmed
-//! there may be a second copy. Nothing is settled before its effect is durable.
+//! [`CreditPipeline::process`] is the whole way: [`CreditPipeline::commit`] and then [`CreditPipeline::finish`]. The next
+//! batch may commit while this one finishes. At every `await` the process may die, and the message comes again: before
+//! the commit nothing happened; after it the message is a duplicate whose check is scheduled again; after a check message
+//! or a copy is confirmed there may be a second one. Nothing is settled before its effect is durable and its check is
+//! scheduled.
 
 use super::{
-    ports::{BatchError, CreditLedger, Decided, Deliveries, Forward, Message, Outage},
-    stages::{Fate, Interrupted, Progress, Turn, Work, forward, parse, tell_copies, through},
+    confirm,
+    ports::{BatchError, CopyBody, CreditLedger, Decided, Deliveries, FirstChecks, Forward, Message, Outage},
+    stages::{Fate, Interrupted, Progress, Turn, Work, log_copies, through},
 };
 use crate::{
     domain::{
+        check::Wait,
+        check_message::{Limits, Writer},
         credit::{Credit, Outcome, Verdict},
         message::Format,
         retry::RetryPolicy,
@@ -37,62 +42,172 @@ pub struct CreditPipeline {
     pub immediate_attempts: u32,
     /// The delayed retries of a message that fails alone (`retry.delays`).
     pub retry: RetryPolicy,
+    /// How checks are scheduled; `None` without a payment source.
+    pub checks: Option<CheckScheduling>,
+}
+
+/// How the checks of credits are scheduled.
+#[derive(Debug, Clone, Copy)]
+pub struct CheckScheduling {
+    /// The wait before the first check.
+    pub wait: Wait,
+    /// How large a check message may be.
+    pub limits: Limits,
+}
+
+/// A batch whose outcomes are durable in the ledger, and whose messages are not settled yet.
+pub struct Committed<M> {
+    /// Each message with its outcome.
+    pub decided: Vec<Decided<M, Outcome>>,
+    /// What has no outcome, because the ledger is down or the worker was told to stop.
+    pub undecided: Vec<M>,
+    /// What is down.
+    pub outage: Option<Outage>,
+    /// The check messages for the batch.
+    first_checks: Vec<FirstChecks>,
 }
 
 impl CreditPipeline {
-    /// Takes `batch` the whole way: parse, commit, forward what is not done with, settle. Each message ends as if it
-    /// had come alone. What is left undone is handed back, the rest is settled.
-    pub async fn process<D: Deliveries<Outcome>>(
+    /// Takes `batch` the whole way. Each message ends as if it had come alone. What is left undone is handed back, the
+    /// rest is settled.
+    pub async fn process<D: Deliveries>(
         &self,
         deliveries: &D,
         batch: Vec<D::Message>,
         turn: &Turn<'_>,
     ) -> Result<(), Interrupted<D::Message>> {
-        let (credits, malformed) = parse(&self.format, batch);
-        let committed = self.commit(credits, turn).await;
-        turn.pulse.beat();
-        let mut decided = committed.decided;
-        decided.extend(malformed);
-        let forwarded = forward(deliveries, decided, copy, turn).await;
-        turn.pulse.beat();
-        self.report(&forwarded.decided);
-        deliveries.settle(forwarded.decided).await;
-
-        let mut unsettled = committed.undecided;
-        unsettled.extend(forwarded.undecided);
-        Interrupted::unless_done(committed.outage.or(forwarded.outage), unsettled)
+        let committed = self.commit(batch, turn).await;
+        self.finish(deliveries, committed, turn).await
     }
 
-    async fn commit<M: Message>(&self, credits: Vec<(M, Credit)>, turn: &Turn<'_>) -> Progress<M, Outcome> {
-        let (messages, credits): (Vec<M>, Vec<Credit>) = credits.into_iter().unzip();
-        let credits: Arc<[Credit]> = credits.into();
+    /// The first half: parse, commit, and write the check messages.
+    pub async fn commit<M: Message>(&self, batch: Vec<M>, turn: &Turn<'_>) -> Committed<M> {
+        let (messages, credits, malformed) = self.parse(batch);
         let work = Commit(&*self.ledger);
         let (fates, outage) = through(&work, &credits, self.immediate_attempts, turn).await;
-        let mut progress = Progress { decided: Vec::with_capacity(messages.len()), undecided: Vec::new(), outage };
+        let mut committed = Committed {
+            decided: Vec::with_capacity(messages.len()),
+            undecided: Vec::new(),
+            outage,
+            first_checks: Vec::new(),
+        };
+        let mut scheduled = Vec::new();
         for ((message, credit), fate) in messages.into_iter().zip(&*credits).zip(fates) {
             let outcome = match fate {
                 Fate::Open => {
-                    progress.undecided.push(message);
+                    committed.undecided.push(message);
                     continue;
                 }
                 Fate::Done(verdict) => verdict.into(),
                 Fate::Refused(reason) => Outcome::Rejected(reason),
                 Fate::Failed(error) => Outcome::after_failure(error, message.retries_taken(), &self.retry),
             };
-            let told = outcome.settlement() != Settlement::Ack;
-            let payment_id = told.then(|| credit.payment_id.clone());
-            progress.decided.push(Decided { message, payment_id, outcome });
+            if outcome.schedules_check() {
+                scheduled.push(credit);
+            }
+            let named = outcome.settlement() != Settlement::Ack;
+            let payment_id = named.then(|| credit.payment_id.clone());
+            committed.decided.push(Decided { message, payment_id, outcome });
         }
-        progress
+        committed.decided.extend(malformed);
+        committed.first_checks = self.first_checks(scheduled);
+        committed
     }
 
-    /// Tells of every message that is about to be settled.
+    /// The second half: schedule the checks, forward what is not done with, settle.
+    pub async fn finish<D: Deliveries>(
+        &self,
+        deliveries: &D,
+        committed: Committed<D::Message>,
+        turn: &Turn<'_>,
+    ) -> Result<(), Interrupted<D::Message>> {
+        let Committed { decided, undecided: mut unsettled, outage, first_checks } = committed;
+        if let Err(broker) = confirm::schedule(deliveries, &first_checks, turn).await {
+            unsettled.extend(decided.into_iter().map(|decided| decided.message));
+            return Interrupted::unless_done(outage.or(Some(broker)), unsettled);
+        }
+        let forwarded = forward(deliveries, decided, turn).await;
+        turn.pulse.beat();
+        self.report(&forwarded.decided);
+        deliveries.settle(forwarded.decided.into_iter().map(|decided| decided.message).collect()).await;
+        unsettled.extend(forwarded.undecided);
+        Interrupted::unless_done(outage.or(forwarded.outage), unsettled)
+    }
+
+    /// Reads every body in the credit format.
+    fn parse<M: Message>(&self, batch: Vec<M>) -> (Vec<M>, Arc<[Credit]>, Vec<Decided<M, Outcome>>) {
+        let (mut messages, mut credits) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+        let mut malformed = Vec::new();
+        for message in batch {
+            match self.format.parse(message.body()) {
+                Ok(credit) => {
+                    messages.push(message);
+                    credits.push(credit);
+                }
+                Err(error) => {
+                    malformed.push(Decided { message, payment_id: None, outcome: Outcome::Malformed(error) });
+                }
+            }
+        }
+        (messages, credits.into(), malformed)
+    }
+
+    /// The check messages for these credits, one check for each payment.
+    fn first_checks(&self, mut credits: Vec<&Credit>) -> Vec<FirstChecks> {
+        let Some(CheckScheduling { wait, limits }) = self.checks else { return Vec::new() };
+        credits.sort_unstable_by(|a, b| a.payment_id.cmp(&b.payment_id));
+        credits.dedup_by(|later, first| later.payment_id == first.payment_id);
+        let mut writer = Writer::new(limits);
+        for Credit { payment_id, user_id, points } in credits {
+            writer.push_claim(payment_id, user_id, *points);
+        }
+        writer.finish().into_iter().map(|body| FirstChecks { wait, body }).collect()
+    }
+
+    /// Counts and logs every message that is about to be settled.
     fn report<M: Message>(&self, done: &[Decided<M, Outcome>]) {
         let now = SystemTime::now();
         let ages = done.iter().filter_map(|decided| now.duration_since(decided.message.sent_at()?).ok());
         events::CreditsSettled { part: self.part, outcomes: done.iter().map(|decided| &decided.outcome), ages }.emit();
-        tell_copies(done.iter().filter_map(copy), &self.retry);
+        log_copies(done.iter().filter_map(copy).collect::<Vec<_>>().iter(), &self.retry);
     }
+}
+
+/// Publishes confirmed copies of what is not done with. What is not confirmed stays undecided.
+async fn forward<D: Deliveries>(
+    deliveries: &D,
+    decided: Vec<Decided<D::Message, Outcome>>,
+    turn: &Turn<'_>,
+) -> Progress<D::Message, Outcome> {
+    let mut progress = Progress { decided: Vec::new(), undecided: Vec::new(), outage: None };
+    let (copied, done): (Vec<_>, Vec<_>) = decided.into_iter().partition(|decided| copy(decided).is_some());
+    progress.decided = done;
+    // As nearly always.
+    if copied.is_empty() {
+        return progress;
+    }
+    let confirmed = {
+        let copies: Vec<Forward<'_, D::Message>> = copied.iter().filter_map(copy).collect();
+        confirm::forward(deliveries, &copies, turn).await
+    };
+    match confirmed {
+        Err(outage) => {
+            progress.outage = Some(outage);
+            progress.undecided = copied.into_iter().map(|decided| decided.message).collect();
+        }
+        Ok(confirmed) => {
+            for (decided, confirmed) in copied.into_iter().zip(confirmed) {
+                match confirmed {
+                    Ok(()) => progress.decided.push(decided),
+                    Err(reason) => {
+                        progress.outage.get_or_insert_with(|| confirm::outage(&reason));
+                        progress.undecided.push(decided.message);
+                    }
+                }
+            }
+        }
+    }
+    progress
 }
 
 /// A transaction of the ledger.
@@ -116,11 +231,11 @@ impl Work for Commit<'_> {
 }
 
 /// The copy for another queue, for outcomes that ask for one.
-fn copy<M>(decided: &Decided<M, Outcome>) -> Option<Forward<'_, M>> {
+pub fn copy<M>(decided: &Decided<M, Outcome>) -> Option<Forward<'_, M>> {
     let Settlement::Forward(to) = decided.outcome.settlement() else { return None };
     let mut standing = None;
     let error = match &decided.outcome {
-        Outcome::Credited | Outcome::Duplicate => return None,
+        Outcome::Credited | Outcome::Duplicate { .. } => return None,
         Outcome::Conflict(version) => {
             standing = Some(version);
             Cow::Borrowed("the payment is in the ledger with another user or other points")
@@ -130,8 +245,8 @@ fn copy<M>(decided: &Decided<M, Outcome>) -> Option<Forward<'_, M>> {
             Cow::Borrowed(error.as_str())
         }
     };
-    let error = Some(error);
-    Some(Forward { message: &decided.message, payment_id: decided.payment_id.as_ref(), to, error, standing })
+    let (payment_id, error) = (decided.payment_id.as_ref(), Some(error));
+    Some(Forward { message: &decided.message, payment_id, to, error, standing, body: CopyBody::Original })
 }
 
 #[cfg(test)]

@@ -1,13 +1,16 @@
 use super::*;
 use crate::{
     domain::{
+        check::CheckPolicy,
+        check_message,
         credit::{Standing, Verdict},
+        id_rule::IdRule,
         message::Format,
         retry::Delay,
         shape::Shape,
     },
-    observe::pulse::Pulses,
-    pipeline::ports::{Dependency, Outage},
+    observe::pulse::{Pulse, Pulses},
+    pipeline::ports::{Confirmed, Dependency, Outage},
 };
 use async_trait::async_trait;
 use std::{
@@ -30,9 +33,6 @@ impl Message for Text {
     }
     fn retries_taken(&self) -> u32 {
         TAKEN
-    }
-    fn checks_done(&self) -> u32 {
-        0
     }
     fn label(&self) -> String {
         String::new()
@@ -73,7 +73,7 @@ impl CreditLedger for Script {
         }
         let mut rows = self.rows.lock().unwrap();
         let verdict = |credit: &Credit| {
-            let new = Standing { user_id: credit.user_id.to_string(), points: credit.points.get() };
+            let new = Standing { user_id: credit.user_id.to_string(), points: credit.points.get(), checked: false };
             if let Some(standing) = rows.get(credit.payment_id.as_str()) {
                 return Verdict::of_existing(credit, standing);
             }
@@ -90,16 +90,21 @@ impl CreditLedger for Script {
 
 #[derive(Default)]
 struct Queue {
-    settled: Mutex<Vec<(String, &'static str)>>,
+    settled: Mutex<Vec<String>>,
+    /// By body.
+    outcomes: Mutex<HashMap<String, &'static str>>,
     parked: Mutex<Vec<String>>,
+    scheduled: Mutex<Vec<Vec<String>>>,
     parking_fails: bool,
+    /// How often the last check message of several is not confirmed.
+    scheduling_fails: Mutex<u32>,
 }
 
 #[async_trait]
-impl Deliveries<Outcome> for Queue {
+impl Deliveries for Queue {
     type Message = Text;
 
-    async fn forward(&self, copies: &[Forward<'_, Text>]) -> Result<(), Outage> {
+    async fn forward(&self, copies: &[Forward<'_, Text>], _: &Pulse) -> Result<Confirmed, Outage> {
         assert!(self.settled.lock().unwrap().is_empty(), "nothing is settled before its copy is confirmed");
         if self.parking_fails {
             return Err(outage(Dependency::Broker));
@@ -107,12 +112,27 @@ impl Deliveries<Outcome> for Queue {
         self.parked.lock().unwrap().extend(
             copies.iter().map(|copy| format!("{}: {}", copy.message.0, copy.error.as_deref().unwrap_or_default())),
         );
-        Ok(())
+        Ok(vec![Ok(()); copies.len()])
     }
 
-    async fn settle(&self, done: Vec<Decided<Text, Outcome>>) {
-        let mut settled = self.settled.lock().unwrap();
-        settled.extend(done.into_iter().map(|decided| (decided.message.0, decided.outcome.label())));
+    async fn schedule(&self, checks: &[FirstChecks], _: &Pulse) -> Result<Confirmed, Outage> {
+        assert!(self.settled.lock().unwrap().is_empty(), "nothing is settled before its check is scheduled");
+        let mut confirmed: Confirmed = vec![Ok(()); checks.len()];
+        let mut fails = self.scheduling_fails.lock().unwrap();
+        if *fails > 0 {
+            *fails -= 1;
+            confirmed[checks.len() - 1] = Err("full".into());
+        }
+        for (FirstChecks { body, .. }, _) in checks.iter().zip(&confirmed).filter(|(_, confirmed)| confirmed.is_ok()) {
+            let checks = check_message::parse(body).unwrap().into_iter();
+            let payments = checks.map(|check| check.unwrap().payment_id.to_string()).collect();
+            self.scheduled.lock().unwrap().push(payments);
+        }
+        Ok(confirmed)
+    }
+
+    async fn settle(&self, done: Vec<Text>) {
+        self.settled.lock().unwrap().extend(done.into_iter().map(|message| message.0));
     }
 }
 
@@ -123,10 +143,14 @@ fn body(payment: &str, user: &str) -> String {
 fn pipeline(ledger: &Arc<Script>, delays: &[&str]) -> CreditPipeline {
     CreditPipeline {
         part: Part::Credits,
-        format: Format { shape: Shape::default(), max_body_bytes: 1000, max_points: 100 },
+        format: Format { shape: Shape::default(), max_body_bytes: 1000, max_points: 100, payment_ids: IdRule::Any },
         ledger: Arc::clone(ledger) as Arc<dyn CreditLedger>,
         immediate_attempts: 3,
         retry: RetryPolicy::new(delays.iter().filter_map(|delay| Delay::parse(delay)).collect()),
+        checks: Some(CheckScheduling {
+            wait: CheckPolicy::default().beginning(),
+            limits: Limits { entries: 2, bytes: 65_536 },
+        }),
     }
 }
 
@@ -145,13 +169,20 @@ async fn process_with(
     let pulse = Pulses::default().begin("test", Duration::from_secs(60));
     let batch = bodies.iter().cloned().map(Text).collect();
     let stop = CancellationToken::new();
-    let done = pipeline.process(queue, batch, &Turn { pulse: &pulse, stop: &stop }).await;
+    let turn = Turn { pulse: &pulse, stop: &stop };
+    let committed = pipeline.commit(batch, &turn).await;
+    for Decided { message, outcome, .. } in &committed.decided {
+        queue.outcomes.lock().unwrap().insert(message.0.clone(), outcome.label());
+    }
+    let done = pipeline.finish(queue, committed, &turn).await;
     let calls = ledger.calls.lock().unwrap().clone();
     (done, calls)
 }
 
 fn settled(queue: &Queue) -> Vec<(String, &'static str)> {
-    let mut settled = queue.settled.lock().unwrap().clone();
+    let outcomes = queue.outcomes.lock().unwrap();
+    let settled = queue.settled.lock().unwrap().clone().into_iter();
+    let mut settled: Vec<_> = settled.map(|body| (body.clone(), outcomes[&body])).collect();
     settled.sort();
     settled
 }
@@ -274,4 +305,50 @@ async fn an_empty_batch_asks_nothing_of_the_ledger() {
     let (done, calls) = process(Script::default(), &queue, &["garbage".into()]).await;
     assert!(done.is_ok() && calls.is_empty());
     assert_eq!(settled(&queue).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_is_scheduled_for_what_may_count_once_a_payment_and_before_anything_is_settled() {
+    // Credited, the same again, in conflict, refused for good, to come again, malformed, and one that was there before.
+    let ledger = Script::default();
+    let standing = |checked| Standing { user_id: "u".into(), points: 1, checked };
+    ledger.rows.lock().unwrap().insert("known".into(), standing(false));
+    ledger.rows.lock().unwrap().insert("verified".into(), standing(true));
+    let bodies = [
+        body("a", "u"),
+        body("a", "u"),
+        body("a", "v"),
+        body("refused", "u"),
+        body("transient", "u"),
+        "garbage".into(),
+        body("known", "u"),
+        body("verified", "u"),
+    ];
+    let queue = Queue::default();
+    let (done, _) = process(ledger, &queue, &bodies).await;
+    assert!(done.is_ok());
+    assert_eq!(*queue.scheduled.lock().unwrap(), [vec!["a", "known"], vec!["refused"]]);
+    assert_eq!(settled(&queue).len(), 8);
+
+    let queue = Queue::default();
+    let (done, _) = process_with(Script::default(), &queue, &[body("transient", "u")], &["1s"]).await;
+    assert!(done.is_ok());
+    assert_eq!(*queue.scheduled.lock().unwrap(), [["transient"]], "exhausted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn check_messages_that_are_confirmed_in_part_are_not_sent_again_but_for_the_rest() {
+    let bodies = [body("a", "u"), body("b", "u"), body("c", "u")];
+    let queue = Queue { scheduling_fails: Mutex::new(3), ..Queue::default() };
+    // The second of two is not confirmed, alone neither, and then it is.
+    let (done, _) = process(Script::default(), &queue, &bodies).await;
+    assert!(done.is_ok());
+    assert_eq!(*queue.scheduled.lock().unwrap(), [vec!["a", "b"], vec!["c"]]);
+    assert_eq!(settled(&queue).len(), 3);
+
+    let queue = Queue { scheduling_fails: Mutex::new(1), ..Queue::default() };
+    let (done, _) = process(Script::default(), &queue, &[body("a", "u"), "garbage".into()]).await;
+    let interrupted = done.unwrap_err();
+    assert_eq!(interrupted.outage.unwrap().dependency, Dependency::Broker);
+    assert_eq!((interrupted.unsettled.len(), settled(&queue).len()), (2, 0), "none is confirmed: all go back");
 }

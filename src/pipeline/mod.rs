@@ -1,10 +1,8 @@
-//! A message's way: parse, commit, forward, settle ([`credit`]); a check's way: parse, look up, act, forward, settle
-//! ([`check`]); what they share ([`stages`]), and what they need of the world ([`ports`]).
+//! A message's way: parse, commit, schedule, forward, settle ([`credit`]); a check's way: parse, look up, apply, forward,
+//! settle ([`check`]); what they share ([`stages`], [`confirm`]), and what they need of the world ([`ports`]).
 
-mod asked;
-pub mod brake;
 pub mod check;
+mod confirm;
 pub mod credit;
 pub mod ports;
-mod rows;
 pub mod stages;

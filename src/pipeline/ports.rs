@@ -1,18 +1,19 @@
 //! What the pipeline needs of the world. `ledger/` and `broker/` provide it; `replay` provides its own deliveries.
 
 use crate::domain::{
-    check::{Check, Checked, OnUnpaid, PaymentStatus},
+    check::{Check, Checked, OnUnpaid, PaymentStatus, Wait},
     credit::{Credit, Standing, Verdict},
     ids::PaymentId,
     settlement::Destination,
     worth::Worth,
 };
+use crate::observe::pulse::Pulse;
 use async_trait::async_trait;
 use std::{
     borrow::Cow,
     fmt,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// Something the daemon cannot work without.
@@ -112,9 +113,10 @@ pub enum Lookup {
     Known(Payment),
     /// Nothing that can be used, for a reason of this payment's own that may pass.
     Failed(String),
-    /// There was no time to ask.
-    NotAsked,
 }
+
+/// Takes the answers of a look-up as they arrive: the payment's index, and what the source says about it.
+pub type Answers<'a> = &'a mut (dyn FnMut(usize, Lookup) + Send);
 
 /// A payment as its source knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +125,8 @@ pub struct Payment {
     pub status: PaymentStatus,
     /// The source's own word, where it is in none of the configured lists; at most a line.
     pub said: Option<String>,
+    /// How the payment's own record writes its id; `None` without such a record.
+    pub id: Option<String>,
     /// Whose payment it is, where the source is asked for that and has the payment.
     pub user: Option<String>,
     /// What it is worth, the same.
@@ -132,7 +136,7 @@ pub struct Payment {
 impl Payment {
     /// One of which nothing but the status matters.
     pub fn new(status: PaymentStatus) -> Self {
-        Self { status, said: None, user: None, worth: None }
+        Self { status, said: None, id: None, user: None, worth: None }
     }
 }
 
@@ -148,9 +152,11 @@ pub enum RowStatus {
 /// What knows whether payments are paid.
 #[async_trait]
 pub trait PaymentSource: Send + Sync {
-    /// Looks payments up, each id once, and answers in order, within [`PaymentSource::longest`]. An outage is an error: one
-    /// that no message is charged for.
-    async fn look_up(&self, payments: Arc<[PaymentId]>) -> Result<Vec<Lookup>, BatchError>;
+    /// Looks payments up, each id once. Each answer is handed over as soon as it is there, at most one for each payment.
+    /// No request begins after `until`: payments without an answer were not asked. An outage is an error that no message is
+    /// charged for; answers handed over before it count.
+    async fn look_up(&self, payments: Arc<[PaymentId]>, until: Instant, answers: Answers<'_>)
+    -> Result<(), BatchError>;
 
     /// Sets the rows of these payments, as far as they are pending at that moment: a change that somebody else has made wins.
     /// Where there is no row nothing is set.
@@ -162,11 +168,25 @@ pub trait PaymentSource: Send + Sync {
     /// Whether it works at all, whatever becomes of any one payment.
     async fn probe(&self) -> Result<(), Outage>;
 
-    /// Most payments that are worth asking for at a time: at least 1.
-    fn most(&self) -> usize;
-
-    /// How long one call may take.
+    /// How long a call may go on after `until`.
     fn longest(&self) -> Duration;
+}
+
+/// Looks payments up and waits for all answers, in order; `None` for a payment that was not asked.
+pub async fn look_up_all(
+    source: &dyn PaymentSource,
+    payments: Arc<[PaymentId]>,
+    until: Instant,
+) -> Result<Vec<Option<Lookup>>, BatchError> {
+    let mut all: Vec<Option<Lookup>> = vec![None; payments.len()];
+    source
+        .look_up(payments, until, &mut |index, lookup| {
+            if let Some(answer) = all.get_mut(index) {
+                *answer = Some(lookup);
+            }
+        })
+        .await?;
+    Ok(all)
 }
 
 /// A message on its way through a pipeline.
@@ -178,24 +198,41 @@ pub trait Message: Send + Sync {
     fn sent_at(&self) -> Option<SystemTime>;
 
     /// Delayed retries that it has taken (`x-pointsd-attempt`).
-    fn retries_taken(&self) -> u32;
+    fn retries_taken(&self) -> u32 {
+        0
+    }
 
-    /// Checks that are done (`x-pointsd-check`).
-    fn checks_done(&self) -> u32;
+    /// Checks that are done of each payment in it (`x-pointsd-check`).
+    fn checks_done(&self) -> u32 {
+        0
+    }
 
-    /// The source whose format the body has: that of the queue, or on a check `x-pointsd-source`. `None`: the credit format.
+    /// The source whose format the body has: that of the queue, or in the check queue `x-pointsd-source`. `None`: the credit
+    /// format.
     fn source(&self) -> Option<&str> {
         None
     }
 
-    /// Whether it is a first check that comes after another delay than the one that is configured now: its queue is still
-    /// bound. The queue's name.
-    fn former_delay_queue(&self) -> Option<&str> {
-        None
+    /// What a message in the check queue is.
+    fn origin(&self) -> Origin {
+        Origin::Foreign
     }
 
     /// What a person can find it by when no payment id can be read from it: a message id or a line number.
     fn label(&self) -> String;
+}
+
+/// What a message in the check queue is, by its properties.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A check message of a daemon.
+    Checks,
+    /// A single message that a daemon or a requeue sent here: checked at once.
+    Ours,
+    /// A producer's message that came through this check delay queue, which an earlier build bound to the exchange.
+    FormerBinding(String),
+    /// A producer's message: the check queue is bound to an exchange.
+    Foreign,
 }
 
 /// A message and what became of it.
@@ -222,19 +259,47 @@ pub struct Forward<'a, M> {
     pub error: Option<Cow<'a, str>>,
     /// The version in the ledger, on a conflict.
     pub standing: Option<&'a Standing>,
+    /// The copy's body.
+    pub body: CopyBody<'a>,
 }
 
-/// Where messages come from, and where they go when all is done. `O`: what can become of them.
+/// The body of a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyBody<'a> {
+    /// The original's, byte by byte.
+    Original,
+    /// A check message.
+    Checks(&'a [u8]),
+    /// A points message.
+    Points(&'a [u8]),
+}
+
+/// A check message that begins the checks of payments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirstChecks {
+    /// How long it waits.
+    pub wait: Wait,
+    /// The check message.
+    pub body: Vec<u8>,
+}
+
+/// For each message that was published, in order: it stands confirmed in its queue, or why it does not.
+pub type Confirmed = Vec<Result<(), String>>;
+
+/// Where messages come from, and where they go when all is done.
 #[async_trait]
-pub trait Deliveries<O>: Send + Sync {
+pub trait Deliveries: Send + Sync {
     /// What is delivered.
     type Message: Message;
 
-    /// Puts confirmed copies into the queues that they go to. When this returns `Ok`, each of them stands there
-    /// durably; an error leaves it open which ones do.
-    async fn forward(&self, copies: &[Forward<'_, Self::Message>]) -> Result<(), Outage>;
+    /// Publishes copies to the queues that they go to, and waits for the confirms. An error leaves it open which of them
+    /// stand there. `pulse` beats while confirms are late.
+    async fn forward(&self, copies: &[Forward<'_, Self::Message>], pulse: &Pulse) -> Result<Confirmed, Outage>;
+
+    /// The same for check messages that are not copies.
+    async fn schedule(&self, checks: &[FirstChecks], pulse: &Pulse) -> Result<Confirmed, Outage>;
 
     /// Settles messages whose effect is durable. It cannot fail: a message whose settlement is lost comes again and
     /// is a duplicate then.
-    async fn settle(&self, done: Vec<Decided<Self::Message, O>>);
+    async fn settle(&self, done: Vec<Self::Message>);
 }

@@ -1,14 +1,9 @@
-//! What every pipeline shares: reading, the immediate stage of a batch that fails, and the forwarding of what is not done with.
+//! What every pipeline shares: the immediate stage of a batch that fails, and the log lines of copies.
 
-use super::ports::{BatchError, Decided, Deliveries, Forward, Message, Outage};
+use super::ports::{BatchError, Decided, Forward, Message, Outage};
 use crate::{
     backoff,
-    domain::{
-        credit::{Credit, Outcome},
-        message::Format,
-        retry::RetryPolicy,
-        settlement::Destination,
-    },
+    domain::{retry::RetryPolicy, settlement::Destination},
     observe::{events, pulse::Pulse},
 };
 use async_trait::async_trait;
@@ -19,12 +14,9 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How long a batch that fails may be worked on. The broker takes deliveries back that are not settled for half an
+/// How long a batch that fails may be split. The broker takes deliveries back that are not settled for half an
 /// hour (RabbitMQ, "Delivery Acknowledgement Timeout"); what is undecided by then goes back in order before.
 const SPLITTING_TIME: Duration = Duration::from_secs(60);
-
-/// Copies that are sent and confirmed together.
-const FORWARDED_TOGETHER: usize = 100;
 
 /// Who works on a batch.
 pub struct Turn<'a> {
@@ -164,25 +156,6 @@ async fn attempt<W: Work>(
     }
 }
 
-/// Messages with what was read from them, and those from which nothing could be read.
-pub(super) type Parsed<M> = (Vec<(M, Credit)>, Vec<Decided<M, Outcome>>);
-
-/// Reads every body in the credit format.
-pub(super) fn parse<M: Message>(format: &Format, batch: Vec<M>) -> Parsed<M> {
-    let mut credits = Vec::with_capacity(batch.len());
-    let mut decided = Vec::new();
-    for message in batch {
-        match format.parse(message.body()) {
-            Ok(credit) => credits.push((message, credit)),
-            Err(error) => decided.push(Decided { message, payment_id: None, outcome: Outcome::Malformed(error) }),
-        }
-    }
-    (credits, decided)
-}
-
-/// How a message that is not acknowledged at once is copied.
-pub(super) type Copied<M, O> = for<'a> fn(&'a Decided<M, O>) -> Option<Forward<'a, M>>;
-
 /// How far a batch came in one step.
 pub(super) struct Progress<M, O> {
     pub(super) decided: Vec<Decided<M, O>>,
@@ -190,64 +163,19 @@ pub(super) struct Progress<M, O> {
     pub(super) outage: Option<Outage>,
 }
 
-impl<M, O> Default for Progress<M, O> {
-    fn default() -> Self {
-        Self { decided: Vec::new(), undecided: Vec::new(), outage: None }
-    }
-}
-
-impl<M, O> Progress<M, O> {
-    /// Keeps the first outage.
-    pub(super) fn meet(&mut self, outage: Option<Outage>) {
-        self.outage = self.outage.take().or(outage);
-    }
-}
-
-/// Puts confirmed copies of what is not done with into the queues that they go to, so many at a time; what was confirmed
-/// before one fails is done. Of those that fail together none counts as being there: a second copy is better than none.
-/// `copy`: that of a message which is not acknowledged at once.
-pub(super) async fn forward<O, D: Deliveries<O>>(
-    deliveries: &D,
-    decided: Vec<Decided<D::Message, O>>,
-    copy: Copied<D::Message, O>,
-    turn: &Turn<'_>,
-) -> Progress<D::Message, O> {
-    // As nearly always.
-    if decided.iter().all(|decided| copy(decided).is_none()) {
-        return Progress { decided, undecided: Vec::new(), outage: None };
-    }
-    let (mut done, mut open): (Vec<_>, Vec<_>) = decided.into_iter().partition(|decided| copy(decided).is_none());
-    // Together only what goes to one queue: one that takes nothing must not have the copies of the others made again.
-    let to = |decided: &Decided<D::Message, O>| copy(decided).map(|copy| copy.to);
-    open.sort_by_cached_key(to);
-    let mut open = open.into_iter();
-    while let Some(first) = open.as_slice().first() {
-        let next = open.as_slice().iter().take(FORWARDED_TOGETHER);
-        let same = next.take_while(|decided| to(decided) == to(first)).count();
-        let together: Vec<_> = open.by_ref().take(same).collect();
-        let copies: Vec<_> = together.iter().filter_map(copy).collect();
-        turn.pulse.beat();
-        if let Err(outage) = deliveries.forward(&copies).await {
-            let undecided = together.into_iter().chain(open).map(|decided| decided.message).collect();
-            return Progress { decided: done, undecided, outage: Some(outage) };
-        }
-        done.extend(together);
-    }
-    Progress { decided: done, undecided: Vec::new(), outage: None }
-}
-
-/// Tells of every copy that was confirmed.
-pub(super) fn tell_copies<'a, M: Message + 'a>(copies: impl Iterator<Item = Forward<'a, M>>, retry: &RetryPolicy) {
+/// Writes a log line for every copy that is confirmed.
+pub(super) fn log_copies<'a, M: Message + 'a>(copies: impl Iterator<Item = &'a Forward<'a, M>>, retry: &RetryPolicy) {
     for Forward { message, payment_id, to, error, .. } in copies {
         let (message, error) = (&message.label(), error.as_deref().unwrap_or_default());
-        match to {
+        let payment_id = *payment_id;
+        match *to {
             Destination::Dead(reason) => events::MessageParked { reason, payment_id, message, error }.emit(),
             Destination::Retry(step) => {
                 let delay = retry.delays()[step.index()].as_str();
                 events::MessageDelayed { attempt: step.attempt(), delay, payment_id, message, error }.emit();
             }
             // No trouble: it is counted with the step that asks for it.
-            Destination::Check(_) => {}
+            Destination::Check(_) | Destination::CheckQueue => {}
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::{Audit, Exit, Filter, Output, Walk};
 use crate::{
     config::Settings,
+    domain::check_message::CONTENT_TYPE,
     parked::Selection,
     recorded::{self, Recorded},
 };
@@ -64,6 +65,7 @@ async fn write(
                 headers: found.headers(),
                 // The configured one: a parked message came through the queue's own name.
                 routing_key: None,
+                content_type: found.is_check_message().then(|| CONTENT_TYPE.to_owned()),
             };
             writeln!(file, "{}", recorded::to_line(&message))?;
             selected += 1;

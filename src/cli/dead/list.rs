@@ -97,7 +97,7 @@ fn line(parked: &Parked, now: Timestamp) -> String {
     format!(
         "{:<14}  payment {}  message {}  {} ago  attempts {}  from {}  {}",
         printable(&parked.reason),
-        or_dash(&parked.payment_id),
+        or_dash(&parked.payments()),
         or_dash(&parked.message_id),
         age(parked.first_failed_at, now),
         parked.attempts,

@@ -120,7 +120,7 @@ pub(super) async fn of_payment(
     let mut walk = Walk::begin(settings, false, output).await?;
     let mut messages = Vec::new();
     while let Some((_, parked)) = walk.next().await? {
-        if parked.payment_id.as_deref() == Some(payment_id) {
+        if parked.concerns(payment_id) {
             messages.push(parked);
         }
     }
@@ -184,8 +184,9 @@ fn parked(settings: &Settings, found: &Found) -> Parked {
     // What the broker moved itself says no more than from which queue.
     let of_queue = || settings.source_of_queue(parked.source_queue.as_deref()?).map(str::to_owned);
     let source = found.source().or_else(of_queue);
-    let payment_id = settings.payment_of(source.as_deref(), found.body()).map(|id| id.to_string());
-    Parked { payment_id, ..parked }
+    let mut payment_ids = settings.payments_of(found.is_check_message(), source.as_deref(), found.body());
+    let payment_id = if payment_ids.len() == 1 { payment_ids.pop() } else { None };
+    Parked { payment_id, payment_ids, ..parked }
 }
 
 /// SIGINT and SIGTERM end a command between two steps: the account is given, and the audit's line. The second one leaves

@@ -2,9 +2,16 @@
 
 use super::{Audit, Exit, Filter, Output, Walk, printable};
 use crate::{
+    broker::Found,
     cli::reading,
     config::Settings,
     database::Guarded,
+    domain::{
+        check::Claim,
+        check_message::{self, About, ScheduledCheck},
+        credit::Points,
+        ids::UserId,
+    },
     ledger::{Ledger, PaymentRecord},
     parked::Parked,
 };
@@ -78,13 +85,13 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     for (found, parked) in taken {
         let ledger_now = ask(ledger.as_ref(), parked.payment_id.as_deref()).await;
         let text = std::str::from_utf8(found.body()).ok().map(str::to_owned);
-        let credit = settings.message.parse(found.body()).ok();
+        let version = version(settings, &found);
         messages.push(Shown {
             parked,
             headers: found.headers(),
             body_base64: text.is_none().then(|| BASE64_STANDARD.encode(found.body())),
             body: text,
-            message: credit.map(|credit| Version { user_id: credit.user_id.to_string(), points: credit.points.get() }),
+            message: version,
             ledger_now,
         });
     }
@@ -109,10 +116,22 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     Ok(exit)
 }
 
+/// What a points message asks for, or a check message with one entry.
+fn version(settings: &Settings, found: &Found) -> Option<Version> {
+    let of = |user: &UserId, points: Points| Version { user_id: user.to_string(), points: points.get() };
+    if !found.is_check_message() {
+        return settings.message.parse(found.body()).ok().map(|credit| of(&credit.user_id, credit.points));
+    }
+    match check_message::parse(found.body()).ok()?.as_slice() {
+        [Ok(ScheduledCheck { about: About::Claim(Claim { user_id, points }), .. })] => Some(of(user_id, *points)),
+        _ => None,
+    }
+}
+
 /// A ledger that is down is no reason not to show a message.
 async fn ask(ledger: Result<&Guarded<dyn Ledger>, &String>, payment_id: Option<&str>) -> LedgerNow {
     let Some(payment_id) = payment_id.map(str::to_owned) else {
-        return LedgerNow::NotAsked("no payment id can be read".into());
+        return LedgerNow::NotAsked("it names no payment, or several".into());
     };
     match ledger {
         Err(error) => LedgerNow::NotAsked(error.clone()),
@@ -129,7 +148,7 @@ fn lines(shown: &Shown) -> Vec<String> {
     let or_none = |text: &Option<String>| text.as_deref().map_or_else(|| "none".to_owned(), printable);
     let version = |user: &str, points: i64| format!("user {}, {points} points", printable(user));
     let mut lines = vec![
-        format!("{}: payment {}", printable(&parked.reason), or_none(&parked.payment_id)),
+        format!("{}: payment {}", printable(&parked.reason), or_none(&parked.payments())),
         format!("  error           {}", or_none(&parked.error)),
         format!("  message id      {}", or_none(&parked.message_id)),
         format!("  consumed from   {}", or_none(&parked.source_queue)),

@@ -30,10 +30,10 @@ pub(super) fn check(connection: &mut PgConnection, checks: &[Check], on_unpaid: 
             changes::decide(check, found, on_unpaid)
         })
         .collect();
-    let write: Vec<Change<'_>> =
+    let changes: Vec<Change<'_>> =
         checks.iter().zip(&checked).filter_map(|(check, checked)| changes::change(check, checked)).collect();
-    if !write.is_empty() {
-        Write::new(&write).execute(connection)?;
+    if !changes.is_empty() {
+        Write::new(&changes).execute(connection)?;
     }
     Ok(checked)
 }
@@ -106,10 +106,10 @@ impl<'a> ReadRows<'a> {
 
     /// By payment id.
     fn load(&self, connection: &mut PgConnection) -> QueryResult<HashMap<String, Found>> {
-        <&Self as LoadQuery<'_, PgConnection, (String, String, i64, String)>>::internal_load(self, connection)?
+        <&Self as LoadQuery<'_, PgConnection, (String, String, i64, String, bool)>>::internal_load(self, connection)?
             .map(|row| {
-                row.map(|(payment_id, user_id, points, state)| {
-                    (payment_id, Found { user_id, points, state: LedgerState::of_state(&state) })
+                row.map(|(payment_id, user_id, points, state, verified)| {
+                    (payment_id, Found { user_id, points, state: LedgerState::of_row(&state, verified) })
                 })
             })
             .collect()
@@ -122,14 +122,17 @@ impl QueryId for ReadRows<'_> {
 }
 
 impl Query for ReadRows<'_> {
-    type SqlType = (Text, Text, BigInt, Text);
+    type SqlType = (Text, Text, BigInt, Text, Bool);
 }
 
 impl RunQueryDsl<PgConnection> for &ReadRows<'_> {}
 
 impl QueryFragment<Pg> for ReadRows<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        out.push_sql("SELECT payment_id, user_id, points, state FROM points_credits WHERE payment_id = ANY (");
+        out.push_sql(
+            "SELECT payment_id, user_id, points, state, verified_at IS NOT NULL FROM points_credits \
+             WHERE payment_id = ANY (",
+        );
         out.push_bind_param::<Array<Text>, _>(&self.payments)?;
         out.push_sql(")");
         Ok(())
@@ -142,6 +145,7 @@ struct Write<'a> {
     users: Vec<&'a str>,
     states: Vec<&'a str>,
     verified: Vec<bool>,
+    asked: Vec<bool>,
     balances: Vec<i64>,
     /// Empty where nothing is appended.
     kinds: Vec<&'a str>,
@@ -150,18 +154,18 @@ struct Write<'a> {
 }
 
 impl<'a> Write<'a> {
-    fn new(changes: &[Change<'a>]) -> Self {
-        let adjustment =
-            |change: &Change<'a>| change.adjustment.as_ref().map_or(("", 0, ""), |it| (it.kind, it.points, it.reason));
+    fn new(changes: &'a [Change<'a>]) -> Self {
+        let adjustments = || changes.iter().map(|change| change.adjustment.as_ref());
         Self {
             payments: changes.iter().map(|change| change.payment_id).collect(),
             users: changes.iter().map(|change| change.user_id).collect(),
             states: changes.iter().map(|change| change.state).collect(),
             verified: changes.iter().map(|change| change.verified).collect(),
+            asked: changes.iter().map(|change| change.asked).collect(),
             balances: changes.iter().map(|change| change.balance).collect(),
-            kinds: changes.iter().map(|change| adjustment(change).0).collect(),
-            points: changes.iter().map(|change| adjustment(change).1).collect(),
-            reasons: changes.iter().map(|change| adjustment(change).2).collect(),
+            kinds: adjustments().map(|it| it.map_or("", |it| it.kind)).collect(),
+            points: adjustments().map(|it| it.map_or(0, |it| it.points)).collect(),
+            reasons: adjustments().map(|it| it.map_or("", |it| &it.reason)).collect(),
         }
     }
 }
@@ -184,6 +188,8 @@ impl QueryFragment<Pg> for Write<'_> {
         out.push_sql(", ");
         out.push_bind_param::<Array<Bool>, _>(&self.verified)?;
         out.push_sql(", ");
+        out.push_bind_param::<Array<Bool>, _>(&self.asked)?;
+        out.push_sql(", ");
         out.push_bind_param::<Array<BigInt>, _>(&self.balances)?;
         out.push_sql(", ");
         out.push_bind_param::<Array<Text>, _>(&self.kinds)?;
@@ -192,7 +198,7 @@ impl QueryFragment<Pg> for Write<'_> {
         out.push_sql(", ");
         out.push_bind_param::<Array<Text>, _>(&self.reasons)?;
         out.push_sql(
-            ") AS change (payment_id, user_id, state, verified, balance, kind, points, reason)\
+            ") AS change (payment_id, user_id, state, verified, asked, balance, kind, points, reason)\
             ), adjusted AS (\
                 INSERT INTO points_adjustments (payment_id, seq, user_id, kind, points, reason) \
                 SELECT payment_id, 1 + coalesce((SELECT max(seq) FROM points_adjustments AS a \
@@ -203,7 +209,8 @@ impl QueryFragment<Pg> for Write<'_> {
                 SELECT user_id, sum(balance)::bigint FROM change WHERE balance <> 0 GROUP BY user_id ORDER BY user_id COLLATE \"C\" \
                 ON CONFLICT (user_id) DO UPDATE SET balance = b.balance + excluded.balance, updated_at = now()\
             ) UPDATE points_credits AS c SET state = change.state, \
-                     verified_at = CASE WHEN change.verified THEN now() ELSE c.verified_at END \
+                     verified_at = CASE WHEN change.verified THEN now() ELSE c.verified_at END, \
+                     asked_at = CASE WHEN change.asked THEN coalesce(c.asked_at, now()) END \
                 FROM change WHERE c.payment_id = change.payment_id",
         );
         Ok(())

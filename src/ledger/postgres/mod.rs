@@ -4,11 +4,13 @@ mod checks;
 mod statements;
 
 use super::{
-    Ledger, MOST_COUNTED, Options, PaymentRecord, SchemaState, Verification,
+    Ledger, Options, PaymentRecord, SchemaState, Verification,
     announce::{Announcements, Announcer},
     batch::Sorted,
     migrations, outbox,
-    records::{self, AdjustmentRow, BalanceRow, CountRow, CreditRow, UnverifiedCredit, UnverifiedPage, VersionRow},
+    records::{
+        self, AdjustmentRow, BalanceRow, CreditRow, UnverifiedCount, UnverifiedCredit, UnverifiedPage, VersionRow,
+    },
     verify,
 };
 use crate::{
@@ -28,7 +30,10 @@ use diesel::{
     sql_types::{BigInt, Double, Text},
 };
 use statements::{CompareExisting, InsertCredits, New};
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 /// Longer ago than any credit.
 const FOR_EVER_SECONDS: f64 = 1e10;
@@ -131,10 +136,11 @@ impl Ledger for PostgresLedger {
         super::keeping_the_reason(|work| connection.build_transaction().read_committed().run(work), check)
     }
 
-    fn count_unverified(&self) -> Result<i64, DatabaseError> {
-        let count: CountRow = sql_query(format!("{} LIMIT {MOST_COUNTED}) AS counted", records::COUNT_UNVERIFIED))
+    fn count_unverified(&self, overdue_after: Duration) -> Result<UnverifiedCount, DatabaseError> {
+        let count = sql_query(records::count_unverified("now() - make_interval(secs => $1)"))
+            .bind::<Double, _>(overdue_after.as_secs_f64().min(FOR_EVER_SECONDS))
             .get_result(&mut self.server.fresh()?)?;
-        Ok(count.count)
+        Ok(count)
     }
 
     fn unverified(&self, page: &UnverifiedPage) -> Result<Vec<UnverifiedCredit>, DatabaseError> {

@@ -7,7 +7,7 @@ use diesel::{
     pg::Pg,
     query_builder::{AstPass, Query, QueryFragment, QueryId},
     query_dsl::methods::LoadQuery,
-    sql_types::{Array, BigInt, Nullable, Text},
+    sql_types::{Array, BigInt, Bool, Nullable, Text},
 };
 use std::collections::{HashMap, HashSet};
 
@@ -121,21 +121,27 @@ impl<'a> CompareExisting<'a> {
 
     /// By payment id.
     pub(super) fn load(&self, connection: &mut PgConnection) -> QueryResult<HashMap<String, Standing>> {
-        <&Self as LoadQuery<'_, PgConnection, (String, String, i64)>>::internal_load(self, connection)?
-            .map(|row| row.map(|(payment_id, user_id, points)| (payment_id, Standing { user_id, points })))
+        <&Self as LoadQuery<'_, PgConnection, (String, String, i64, bool)>>::internal_load(self, connection)?
+            .map(|row| {
+                row.map(|(payment_id, user_id, points, checked)| (payment_id, Standing { user_id, points, checked }))
+            })
             .collect()
     }
 }
 
 impl Query for CompareExisting<'_> {
-    type SqlType = (Text, Text, BigInt);
+    type SqlType = (Text, Text, BigInt, Bool);
 }
 
 impl RunQueryDsl<PgConnection> for &CompareExisting<'_> {}
 
 impl QueryFragment<Pg> for CompareExisting<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        out.push_sql("SELECT payment_id, user_id, points FROM points_credits WHERE payment_id = ANY (");
+        out.push_sql(
+            "SELECT payment_id, user_id, points, \
+                    (verified_at IS NOT NULL AND state = 'credited') OR asked_at IS NOT NULL \
+             FROM points_credits WHERE payment_id = ANY (",
+        );
         out.push_bind_param::<Array<Text>, _>(&self.payment_ids)?;
         out.push_sql(")");
         Ok(())
@@ -146,7 +152,8 @@ impl QueryFragment<Pg> for CompareExisting<'_> {
 pub(super) const PAYMENT: &str = r#"
     SELECT payment_id, user_id, points, state,
            to_char(credited_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS credited_at,
-           to_char(verified_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS verified_at
+           to_char(verified_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS verified_at,
+           to_char(asked_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS asked_at
       FROM points_credits WHERE payment_id = $1"#;
 
 /// One payment's adjustments, in order.

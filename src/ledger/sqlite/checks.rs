@@ -47,21 +47,33 @@ pub(super) fn check(
 }
 
 fn find(connection: &mut SqliteConnection, payment_id: &str) -> QueryResult<Option<Found>> {
-    let row: Option<(String, i64, String)> = points_credits::table
+    let row: Option<(String, i64, String, bool)> = points_credits::table
         .find(payment_id)
-        .select((points_credits::user_id, points_credits::points, points_credits::state))
+        .select((
+            points_credits::user_id,
+            points_credits::points,
+            points_credits::state,
+            points_credits::verified_at.is_not_null(),
+        ))
         .first(connection)
         .optional()?;
-    Ok(row.map(|(user_id, points, state)| Found { user_id, points, state: LedgerState::of_state(&state) }))
+    Ok(row.map(|(user_id, points, state, verified)| Found {
+        user_id,
+        points,
+        state: LedgerState::of_row(&state, verified),
+    }))
 }
 
 fn update_credit(connection: &mut SqliteConnection, change: &Change<'_>, now: &str) -> QueryResult<()> {
     let row = diesel::update(points_credits::table.find(change.payment_id));
-    let state = points_credits::state.eq(change.state);
+    let (state, asked_at) = (points_credits::state.eq(change.state), points_credits::asked_at);
     if change.verified {
-        row.set((state, points_credits::verified_at.eq(now))).execute(connection)?;
+        row.set((state, points_credits::verified_at.eq(now), asked_at.eq(None::<String>))).execute(connection)?;
+    } else if change.asked {
+        // The first time counts.
+        row.filter(asked_at.is_null()).set((state, asked_at.eq(now))).execute(connection)?;
     } else {
-        row.set(state).execute(connection)?;
+        row.set((state, asked_at.eq(None::<String>))).execute(connection)?;
     }
     Ok(())
 }
@@ -79,7 +91,7 @@ fn append(connection: &mut SqliteConnection, change: &Change<'_>, now: &str) -> 
             points_adjustments::user_id.eq(change.user_id),
             points_adjustments::kind.eq(adjustment.kind),
             points_adjustments::points.eq(adjustment.points),
-            points_adjustments::reason.eq(adjustment.reason),
+            points_adjustments::reason.eq(adjustment.reason.as_ref()),
             points_adjustments::created_at.eq(now),
         ))
         .execute(connection)?;

@@ -5,11 +5,13 @@ mod schema;
 pub(super) mod statements;
 
 use super::{
-    Access, Ledger, MOST_COUNTED, Options, PaymentRecord, SchemaState, Verification,
+    Access, Ledger, Options, PaymentRecord, SchemaState, Verification,
     announce::Announcer,
     batch::Sorted,
     migrations, outbox,
-    records::{self, AdjustmentRow, BalanceRow, CountRow, CreditRow, UnverifiedCredit, UnverifiedPage, VersionRow},
+    records::{
+        self, AdjustmentRow, BalanceRow, CreditRow, UnverifiedCount, UnverifiedCredit, UnverifiedPage, VersionRow,
+    },
     verify,
 };
 use crate::{
@@ -144,10 +146,11 @@ impl Ledger for SqliteLedger {
         Ok(checked)
     }
 
-    fn count_unverified(&self) -> Result<i64, DatabaseError> {
-        let count: CountRow = sql_query(format!("{} LIMIT {MOST_COUNTED}) AS counted", records::COUNT_UNVERIFIED))
-            .get_result(&mut self.fresh()?)?;
-        Ok(count.count)
+    fn count_unverified(&self, overdue_after: Duration) -> Result<UnverifiedCount, DatabaseError> {
+        let overdue = Timestamp::now().checked_sub(overdue_after).map(statements::time).unwrap_or_default();
+        let count =
+            sql_query(records::count_unverified("?")).bind::<Text, _>(overdue).get_result(&mut self.fresh()?)?;
+        Ok(count)
     }
 
     fn unverified(&self, page: &UnverifiedPage) -> Result<Vec<UnverifiedCredit>, DatabaseError> {

@@ -20,6 +20,7 @@ diesel::table! {
         credited_at -> Text,
         verified_at -> Nullable<Text>,
         state -> Text,
+        asked_at -> Nullable<Text>,
     }
 }
 

@@ -4,7 +4,7 @@
 use super::schema::{points_credits, points_outbox};
 use crate::domain::credit::{Credit, Standing};
 use diesel::{
-    ExpressionMethods, OptionalExtension, QueryDsl, QueryResult, RunQueryDsl, SqliteConnection,
+    BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, QueryResult, RunQueryDsl, SqliteConnection,
     query_builder::{AstPass, QueryFragment, QueryId},
     sql_types::{BigInt, Text},
     sqlite::Sqlite,
@@ -25,12 +25,17 @@ pub(super) fn insert_credit(connection: &mut SqliteConnection, credit: &Credit) 
 
 /// What stands in the ledger under a payment id.
 pub(super) fn standing(connection: &mut SqliteConnection, payment_id: &str) -> QueryResult<Option<Standing>> {
-    let row: Option<(String, i64)> = points_credits::table
+    let counts_and_verified = points_credits::verified_at.is_not_null().and(points_credits::state.eq("credited"));
+    let row: Option<(String, i64, bool)> = points_credits::table
         .find(payment_id)
-        .select((points_credits::user_id, points_credits::points))
+        .select((
+            points_credits::user_id,
+            points_credits::points,
+            counts_and_verified.or(points_credits::asked_at.is_not_null()),
+        ))
         .first(connection)
         .optional()?;
-    Ok(row.map(|(user_id, points)| Standing { user_id, points }))
+    Ok(row.map(|(user_id, points, checked)| Standing { user_id, points, checked }))
 }
 
 /// Adds to a user's balance, which begins at 0.
@@ -85,8 +90,7 @@ pub(in crate::ledger) fn insert_announcement(
 }
 
 /// One payment's credit.
-pub(super) const PAYMENT: &str =
-    "SELECT payment_id, user_id, points, state, credited_at, verified_at FROM points_credits WHERE payment_id = ?";
+pub(super) const PAYMENT: &str = "SELECT payment_id, user_id, points, state, credited_at, verified_at, asked_at FROM points_credits WHERE payment_id = ?";
 
 /// One payment's adjustments, in order.
 pub(super) const ADJUSTMENTS: &str =

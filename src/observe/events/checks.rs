@@ -6,6 +6,7 @@ use super::messages::count_messages;
 use crate::{
     domain::{
         check::{Check, CheckOutcome, CheckStep, Checked},
+        ids::PaymentId,
         status::PaymentStatus,
     },
     observe::{metrics as names, status::Part},
@@ -37,7 +38,7 @@ impl ChecksCommitted<'_> {
                 CheckStep::Void => {}
                 CheckStep::Verify | CheckStep::Recheck | CheckStep::None | CheckStep::Dead(_) => continue,
             }
-            let reason = check.finding.reason(*step);
+            let reason = &*check.reason(*step);
             info!(step = step_label, payment_id, user_id, points, reason, "ledger corrected");
         }
         counter!(names::POINTS_CREDITED).increment(credited);
@@ -60,12 +61,8 @@ impl<'a, O: Iterator<Item = &'a CheckOutcome> + Clone, A: Iterator<Item = Durati
     /// Tells of it.
     pub fn emit(self) {
         let mut steps: Vec<(PaymentStatus, &'static str, u64)> = Vec::new();
-        for outcome in self.outcomes.clone() {
-            let (status, step) = match outcome {
-                CheckOutcome::Checked { status, step, .. } => (*status, step.label()),
-                CheckOutcome::Parked { status, reason, .. } => (*status, CheckStep::Dead(*reason).label()),
-                _ => continue,
-            };
+        for (status, step) in self.outcomes.clone().filter_map(CheckOutcome::decision) {
+            let step = step.label();
             match steps.iter_mut().find(|(of, label, _)| (*of, *label) == (status, step)) {
                 Some((_, _, count)) => *count += 1,
                 None => steps.push((status, step, 1)),
@@ -84,34 +81,91 @@ impl<'a, O: Iterator<Item = &'a CheckOutcome> + Clone, A: Iterator<Item = Durati
     }
 }
 
-/// Checks come out of a delay queue that is no longer the first one, and wait for the one that is. Told once a queue.
-pub struct ChecksPostponed<'a> {
+/// Producers' messages come through a check delay queue that an earlier build bound to an exchange. Logged once for each
+/// queue.
+pub struct CheckQueueBound<'a> {
     /// Which queue.
     pub queue: &'a str,
 }
 
-impl ChecksPostponed<'_> {
-    /// Tells of it.
+impl CheckQueueBound<'_> {
+    /// Writes the log line.
     pub fn emit(self) {
         warn!(
             queue = self.queue,
-            "checks come after a delay that is no longer configured, and wait for the first one that is; \
-             `pointsd topology retire` unbinds that queue"
+            "a check delay queue is still bound to an exchange, and what producers send to it is checked; \
+             `pointsd topology declare` removes the binding of an earlier version"
         );
     }
 }
 
-/// How many credits no check has found paid.
-pub struct Unverified(
+/// A message in the check queue that no daemon has sent, and that cannot be read: it is acknowledged, because its own
+/// queue parks it.
+pub struct CheckIgnored<'a> {
+    /// What it can be found by.
+    pub message_id: &'a str,
+    /// What is wrong with it.
+    pub error: &'a str,
+}
+
+impl CheckIgnored<'_> {
+    /// Writes the log line.
+    pub fn emit(self) {
+        info!(message_id = self.message_id, error = self.error, "malformed message in the check queue acknowledged");
+    }
+}
+
+/// The ledger could not be told which credits a person must decide about.
+pub struct ParkedNotNoted<'a> {
+    /// How many payments.
+    pub payments: usize,
+    /// Why.
+    pub error: &'a str,
+}
+
+impl ParkedNotNoted<'_> {
+    /// Writes the log line.
+    pub fn emit(self) {
+        debug!(payments = self.payments, error = self.error, "parked payments not noted in the ledger");
+    }
+}
+
+/// A notification was settled.
+pub struct NotificationWithoutEffect<'a> {
+    /// Of which source.
+    pub part: Part,
+    /// Its payment.
+    pub payment_id: &'a PaymentId,
+    /// What became of it.
+    pub outcome: &'a CheckOutcome,
+}
+
+impl NotificationWithoutEffect<'_> {
+    /// Writes a log line if nothing has come of it and nothing more will: otherwise no one could tell why.
+    pub fn emit(self) {
+        let why = match self.outcome {
+            CheckOutcome::Checked { status, step: CheckStep::None, next: None } => status.label(),
+            CheckOutcome::Ignored => "gives no points",
+            _ => return,
+        };
+        info!(source = self.part.label(), payment_id = self.payment_id.as_str(), why, "notification without effect");
+    }
+}
+
+/// Credits that no check has found paid.
+pub struct Unverified {
     /// Their number.
-    pub i64,
-);
+    pub unverified: i64,
+    /// How many of them should have been verified or reversed by now.
+    pub overdue: i64,
+}
 
 impl Unverified {
-    /// Tells of it.
+    /// Sets the metrics.
+    #[allow(clippy::cast_precision_loss, reason = "at most a million")]
     pub fn emit(self) {
-        #[allow(clippy::cast_precision_loss, reason = "at most a million")]
-        gauge!(names::UNVERIFIED_CREDITS).set(self.0 as f64);
+        gauge!(names::UNVERIFIED_CREDITS).set(self.unverified as f64);
+        gauge!(names::OVERDUE_CREDITS).set(self.overdue as f64);
     }
 }
 

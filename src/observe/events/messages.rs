@@ -179,3 +179,52 @@ impl GaveBack {
         }
     }
 }
+
+/// Checks were held for so long that the broker might take them back.
+pub struct HeldTooLong<'a> {
+    /// Of which queue.
+    pub queue: &'a str,
+}
+
+impl HeldTooLong<'_> {
+    /// Writes the log line.
+    pub fn emit(self) {
+        warn!(
+            queue = self.queue,
+            "checks take long: deliveries given back, one message is held at a time until they are faster"
+        );
+    }
+}
+
+/// A queue that is needed was gone.
+pub struct QueueGone<'a> {
+    /// Which queue, or exchange.
+    pub subject: &'a str,
+}
+
+impl QueueGone<'_> {
+    /// Writes the log line.
+    pub fn emit(self) {
+        warn!(
+            subject = self.subject,
+            "gone from the broker, and declared again; what was in it is lost: `pointsd reconcile` finds credits without checks"
+        );
+    }
+}
+
+/// A check queue exists, and this daemon schedules no checks.
+pub struct ChecksNotScheduled<'a> {
+    /// Which queue.
+    pub queue: &'a str,
+}
+
+impl ChecksNotScheduled<'_> {
+    /// Writes the log line.
+    pub fn emit(self) {
+        warn!(
+            queue = self.queue,
+            "the check queue exists, but pay_status.source is \"none\": what this daemon credits is not checked; all daemons \
+             of a credit queue must have the same payment source"
+        );
+    }
+}

@@ -12,7 +12,7 @@ use crate::{
         status::{PaymentStatus, StatusValues},
         worth::Valuation,
     },
-    pipeline::ports::{BatchError, Class, Dependency, Lookup, Outage, Payment, PaymentSource, RowStatus},
+    pipeline::ports::{Answers, BatchError, Class, Dependency, Lookup, Outage, Payment, PaymentSource, RowStatus},
 };
 use async_trait::async_trait;
 use postgres::PostgresTable;
@@ -20,7 +20,7 @@ use sqlite::SqliteTable;
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Payments that are looked up in one query.
@@ -94,6 +94,9 @@ struct Row {
     /// Which of the payments that were asked for.
     #[diesel(sql_type = diesel::sql_types::Integer)]
     n: i32,
+    /// How the row writes its id, in its canonical spelling.
+    #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
+    id: Option<String>,
     #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
     status: Option<String>,
     #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
@@ -171,6 +174,23 @@ impl SqlSource {
             .await
     }
 
+    /// Looks up at most [`MOST`] payments in one query; in order.
+    async fn look_up_part(&self, payments: Arc<[PaymentId]>) -> Result<Vec<Payment>, BatchError> {
+        let rows = self.rows(Arc::clone(&payments)).await;
+        // A probe repeats the last look-up that worked.
+        if let (Some(first), true) = (payments.first(), rows.is_ok()) {
+            *self.known() = Some(first.clone());
+        }
+        let Rows { rows, has_value } = rows.map_err(batch_error)?;
+        let mut of_each: Vec<Vec<Row>> = vec![Vec::new(); payments.len()];
+        for row in rows {
+            if let Some(rows) = usize::try_from(row.n).ok().and_then(|n| of_each.get_mut(n)) {
+                rows.push(row);
+            }
+        }
+        Ok(of_each.iter().map(|rows| self.payment(rows, has_value)).collect())
+    }
+
     /// The guarded update, and what the row says after it.
     pub(super) async fn set_and_read(&self, payment: &PaymentId, to: RowStatus) -> Result<Payment, BatchError> {
         let payments: Arc<[PaymentId]> = Arc::from([payment.clone()]);
@@ -184,7 +204,7 @@ impl SqlSource {
         let Some((row, others)) = rows.split_first() else { return Payment::new(PaymentStatus::Unknown) };
         let unrecognised = |said: String| Payment { said: Some(said), ..Payment::new(PaymentStatus::Unrecognised) };
         if others.iter().any(|other| Row { n: row.n, ..other.clone() } != *row) {
-            return unrecognised(format!("{} rows that differ", rows.len()));
+            return Payment { id: row.id.clone(), ..unrecognised(format!("{} rows that differ", rows.len())) };
         }
         let worth = self.valuation.as_ref().map(|valuation| {
             if has_value {
@@ -193,12 +213,15 @@ impl SqlSource {
                 valuation.without_column()
             }
         });
-        // A row without a user is nobody's: no message can match it.
+        let id = row.id.clone();
+        // A row without a user matches no message.
         let user = self.has_user.then(|| row.user_id.clone().unwrap_or_default());
-        let Some(word) = &row.status else { return Payment { user, worth, ..unrecognised("NULL".into()) } };
+        let Some(word) = &row.status else {
+            return Payment { id, user, worth, ..unrecognised("NULL".into()) };
+        };
         let status = self.values.status(word);
         let said = (status == PaymentStatus::Unrecognised).then(|| quoted(word));
-        Payment { status, said, user, worth }
+        Payment { id, status, said, user, worth }
     }
 }
 
@@ -219,20 +242,23 @@ fn is_slow(error: &DatabaseError) -> bool {
 
 #[async_trait]
 impl PaymentSource for SqlSource {
-    async fn look_up(&self, payments: Arc<[PaymentId]>) -> Result<Vec<Lookup>, BatchError> {
-        let rows = self.rows(Arc::clone(&payments)).await;
-        // What was looked up last is what a probe looks up: whether it works for somebody else.
-        if let (Some(first), true) = (payments.first(), rows.is_ok()) {
-            *self.known() = Some(first.clone());
-        }
-        let Rows { rows, has_value } = rows.map_err(batch_error)?;
-        let mut of_each: Vec<Vec<Row>> = vec![Vec::new(); payments.len()];
-        for row in rows {
-            if let Some(rows) = usize::try_from(row.n).ok().and_then(|n| of_each.get_mut(n)) {
-                rows.push(row);
+    async fn look_up(
+        &self,
+        payments: Arc<[PaymentId]>,
+        until: Instant,
+        answers: Answers<'_>,
+    ) -> Result<(), BatchError> {
+        for start in (0..payments.len()).step_by(MOST) {
+            if Instant::now() > until {
+                break;
+            }
+            let end = payments.len().min(start + MOST);
+            let part = if end - start == payments.len() { Arc::clone(&payments) } else { payments[start..end].into() };
+            for (index, payment) in self.look_up_part(part).await?.into_iter().enumerate() {
+                answers(start + index, Lookup::Known(payment));
             }
         }
-        Ok(of_each.iter().map(|rows| Lookup::Known(self.payment(rows, has_value))).collect())
+        Ok(())
     }
 
     async fn set(&self, payments: Arc<[PaymentId]>, to: RowStatus) -> Result<(), BatchError> {
@@ -267,10 +293,6 @@ impl PaymentSource for SqlSource {
             read = self.rows(Arc::from([])).await;
         }
         read.map(|_| ()).map_err(|error| error.into_outage(Dependency::PayStatus))
-    }
-
-    fn most(&self) -> usize {
-        MOST
     }
 
     fn longest(&self) -> Duration {

@@ -1,6 +1,6 @@
 //! A payment table in PostgreSQL.
 
-use super::{Columns, Identifier, PaymentTable, Rows};
+use super::{Columns, Identifier, PaymentTable, Row, Rows};
 use crate::{
     database::{
         DatabaseError,
@@ -113,6 +113,17 @@ fn cast(
     Ok(castable)
 }
 
+/// Brings an id, as the database writes it, into its canonical spelling. Blanks at the end of `char(n)` and zeros at the
+/// end of a fraction make no difference to its column.
+fn make_canonical(id: &mut String, id_type: &str) {
+    let length = match id_type {
+        "bpchar" => id.trim_end_matches(' ').len(),
+        "numeric" if id.contains('.') => id.trim_end_matches('0').trim_end_matches('.').len(),
+        _ => return,
+    };
+    id.truncate(length);
+}
+
 /// Statements that look for what cannot be cast, in one call: where that is not enough, the batch is split.
 const MOST_CASTS: u32 = 200;
 
@@ -163,11 +174,16 @@ impl PaymentTable for PostgresTable {
         let (user, value) = (or_null(user.as_ref()), or_null(value.as_ref().filter(|_| has_value)));
         // The id is cast to the column's type, never the column: its index must serve.
         let query = format!(
-            "SELECT i.n AS n, t.{status}::text AS status, {user}::text AS user_id, {value}::text AS value \
+            "SELECT i.n AS n, t.{id}::text AS id, t.{status}::text AS status, {user}::text AS user_id, \
+                    {value}::text AS value \
              FROM unnest($1::text[]::{id_type}[], $2) AS i(id, n) JOIN {table} AS t ON t.{id} = i.id"
         );
         let query = sql_query(query).bind::<Array<Text>, _>(ids).bind::<Array<Integer>, _>(numbers);
-        Ok(Rows { rows: query.load(connection)?, has_value })
+        let mut rows: Vec<Row> = query.load(connection)?;
+        for id in rows.iter_mut().filter_map(|row| row.id.as_mut()) {
+            make_canonical(id, &id_type);
+        }
+        Ok(Rows { rows, has_value })
     }
 
     fn probe_update(&self) -> Result<(), DatabaseError> {
@@ -196,5 +212,28 @@ impl PaymentTable for PostgresTable {
             .bind::<Array<Text>, _>(from)
             .execute(connection)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_written_without_what_its_column_ignores() {
+        for (id, id_type, canonical) in [
+            ("7.00", "numeric", "7"),
+            ("7.50", "numeric", "7.5"),
+            ("700", "numeric", "700"),
+            ("0.00", "numeric", "0"),
+            ("NaN", "numeric", "NaN"),
+            ("P7  ", "bpchar", "P7"),
+            ("7.00", "text", "7.00"),
+            ("P7 ", "character varying", "P7 "),
+        ] {
+            let mut id = id.to_owned();
+            make_canonical(&mut id, id_type);
+            assert_eq!(id, canonical, "{id_type}");
+        }
     }
 }

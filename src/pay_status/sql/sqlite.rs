@@ -66,11 +66,16 @@ impl PaymentTable for SqliteTable {
         let has_value = value.as_ref().map_or(Ok(false), |value| has_column(connection, table, value))?;
         let or_null = |column: Option<&Identifier>| column.map_or_else(|| "NULL".to_owned(), |it| format!("t.{it}"));
         let (user, value) = (or_null(user.as_ref()), or_null(value.as_ref().filter(|_| has_value)));
+        // SQLite writes the real number 7 as 7.0.
+        let canonical = format!(
+            "CASE WHEN typeof(t.{id}) = 'real' AND t.{id} = CAST(t.{id} AS INTEGER) \
+                  THEN CAST(CAST(t.{id} AS INTEGER) AS TEXT) ELSE CAST(t.{id} AS TEXT) END"
+        );
         // The text that is compared takes the column's type (SQLite, "Type Conversions Prior To Comparison"), and its
         // index serves. Every column is qualified: SQLite takes a quoted name that it does not know for a text.
         let query = format!(
-            "SELECT j.value ->> 0 AS n, CAST(t.{status} AS TEXT) AS status, CAST({user} AS TEXT) AS user_id, \
-                    CAST({value} AS TEXT) AS value \
+            "SELECT j.value ->> 0 AS n, {canonical} AS id, CAST(t.{status} AS TEXT) AS status, \
+                    CAST({user} AS TEXT) AS user_id, CAST({value} AS TEXT) AS value \
              FROM json_each(?) AS j CROSS JOIN {table} AS t WHERE t.{id} = j.value ->> 1"
         );
         let rows = sql_query(query).bind::<Text, _>(numbered(payments)).load(connection)?;

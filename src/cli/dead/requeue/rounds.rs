@@ -6,12 +6,12 @@
 
 use super::{Account, Arguments};
 use crate::{
-    broker::{BrokerError, Found, Outgoing, Publisher, Tag, check_delay_queue},
+    broker::{BrokerError, Found, Outgoing, Publisher, Tag},
     cli::{
         Output,
         dead::{PATIENCE, Walk, parked, printable},
     },
-    config::{Settings, SourceKind},
+    config::Settings,
     parked::{Groups, Parked, Selection},
 };
 use anyhow::Context as _;
@@ -294,16 +294,6 @@ impl<'a> Run<'a> {
         self.next_due.saturating_duration_since(now)
     }
 
-    /// Where a copy goes first of what goes back to the credit queue: its check may have been done long ago, when it was
-    /// not credited yet.
-    fn check_delay_queue(&self, target: &str) -> Option<String> {
-        let Settings { broker, compensation, pay_status, .. } = self.settings;
-        let of_points = self.settings.sources.iter().filter(|source| matches!(source.kind, SourceKind::Credit));
-        let mut credited = of_points.map(|source| &source.queue).chain([&broker.credit_queue]);
-        let checked = pay_status.is_some() && credited.any(|queue| queue == target);
-        checked.then(|| check_delay_queue(&broker.check_queue, compensation.policy.first()))
-    }
-
     /// Publish, confirm, then remove.
     async fn send_chunk(&mut self, chunk: &[Chosen], walk: &mut Walk<'_>, publisher: &Publisher) -> anyhow::Result<()> {
         let mut by_target: BTreeMap<&str, Vec<&Found>> = BTreeMap::new();
@@ -312,17 +302,9 @@ impl<'a> Run<'a> {
         }
         for (target, found) in by_target {
             // Together only what goes to one queue: one that takes nothing must not hinder the others.
-            let to = |queue: &str| -> Vec<Outgoing<'_>> {
-                found.iter().map(|found| found.requeued(publisher, queue, &self.account.requeue_id)).collect()
-            };
-            let checked_first = match self.check_delay_queue(target) {
-                Some(queue) => publisher.publish(&to(&queue)).await,
-                None => Ok(()),
-            };
-            let sent = match checked_first {
-                Ok(()) => publisher.publish(&to(target)).await,
-                refused => refused,
-            };
+            let requeued = found.iter().map(|found| found.requeued(publisher, target, &self.account.requeue_id));
+            let messages: Vec<Outgoing<'_>> = requeued.collect();
+            let sent = publisher.publish(&messages).await;
             match sent {
                 Ok(()) => {
                     let tags: Vec<Tag> = found.iter().map(|found| found.tag()).collect();

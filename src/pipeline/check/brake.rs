@@ -1,9 +1,11 @@
 //! The brake of the checks, as the pipeline and the signal share it.
 
-use super::ports::{Dependency, Outage};
-use crate::domain::{
-    brake::Brake,
-    check::{CheckStep, Finding},
+use crate::{
+    domain::{
+        brake::Brake,
+        check::{CheckStep, Finding},
+    },
+    pipeline::ports::{Dependency, Outage},
 };
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;

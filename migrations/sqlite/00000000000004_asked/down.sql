@@ -1,0 +1,1 @@
+ALTER TABLE points_credits DROP COLUMN asked_at;

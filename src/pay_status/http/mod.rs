@@ -1,0 +1,304 @@
+//! A payment service or gateway over HTTP: one GET for each payment, as many at a time and a second as it takes.
+
+mod look_up;
+mod rate;
+mod retry_after;
+mod url_template;
+
+pub use url_template::{Header, HeaderError, UrlTemplate, UrlTemplateError};
+
+use super::{SourceError, quoted};
+use crate::{
+    config::HttpSourceSettings,
+    domain::{
+        id_rule::IdRule,
+        ids::PaymentId,
+        status::{PaymentStatus, StatusValues},
+    },
+    pipeline::ports::{Answers, BatchError, Dependency, Outage, Payment, PaymentSource, RowStatus},
+};
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream};
+use jiff::Timestamp;
+use look_up::LookUp;
+use rate::Rate;
+use reqwest::{Certificate, Client, StatusCode, header::HeaderMap, redirect};
+use std::{
+    error::Error as _,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// The longest answer that is read. Bytes.
+const MAX_ANSWER_BYTES: usize = 256 * 1024;
+
+/// How long a probe waits until the rate permits its request.
+const PROBE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// An id that no payment has.
+const NO_PAYMENT: &str = "pointsd-probe";
+
+/// A payment source over HTTP.
+pub(super) struct HttpSource {
+    client: Client,
+    url: UrlTemplate,
+    pointer: String,
+    values: StatusValues,
+    timeout: Duration,
+    concurrency: usize,
+    payment_ids: IdRule,
+    known: Mutex<Known>,
+    rate: Mutex<Rate>,
+}
+
+/// Payments that a probe asks for.
+#[derive(Debug, Clone, Default)]
+struct Known {
+    /// The last one that was answered.
+    answered: Option<PaymentId>,
+    /// The last one that failed.
+    failed: Option<PaymentId>,
+    /// Whether two of them have failed since the last answer: an answer for [`NO_PAYMENT`] is no evidence against that.
+    refuted: bool,
+}
+
+/// What a look-up has met so far.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    /// The first payment that was answered.
+    answered: Option<usize>,
+    /// The first payment that failed.
+    failed: Option<usize>,
+    /// How many did either.
+    count: usize,
+}
+
+/// Why a request has no usable answer.
+#[derive(Debug)]
+enum Miss {
+    /// Perhaps because no payment gets an answer now.
+    Perhaps(String),
+    /// Because of this payment's own answer.
+    Own(String),
+    /// The service asks for fewer requests.
+    Refused { error: String, retry_after: Option<Duration> },
+}
+
+impl Miss {
+    fn into_error(self) -> String {
+        match self {
+            Self::Perhaps(error) | Self::Own(error) | Self::Refused { error, .. } => error,
+        }
+    }
+}
+
+impl HttpSource {
+    pub(super) fn new(settings: &HttpSourceSettings) -> Result<Self, SourceError> {
+        let mut headers = HeaderMap::new();
+        for Header { name, value } in &settings.headers {
+            headers.append(name.clone(), value.clone());
+        }
+        let failed = |error: reqwest::Error| SourceError::Client(with_causes(error));
+        let mut client = Client::builder()
+            .user_agent(concat!("pointsd/", env!("CARGO_PKG_VERSION")))
+            .default_headers(headers)
+            // A redirect could take the secret headers anywhere.
+            .redirect(redirect::Policy::none())
+            // The environment's proxies do not apply: payments are asked for where the configuration says.
+            .no_proxy()
+            // Attempts are counted by the pipeline.
+            .retry(reqwest::retry::never())
+            .pool_max_idle_per_host(settings.concurrency);
+        if let Some(ca) = &settings.ca {
+            client = client.tls_certs_only(Certificate::from_pem_bundle(ca).map_err(failed)?);
+        }
+        Ok(Self {
+            client: client.build().map_err(failed)?,
+            url: settings.url.clone(),
+            pointer: settings.status_pointer.clone(),
+            values: settings.values.clone(),
+            timeout: settings.timeout,
+            concurrency: settings.concurrency.max(1),
+            payment_ids: settings.payment_ids.clone(),
+            known: Mutex::default(),
+            rate: Mutex::default(),
+        })
+    }
+
+    /// Asks for one payment, within the timeout. The rate has permitted it; what comes of it changes the rate.
+    async fn ask(&self, payment: &str) -> Result<Payment, Miss> {
+        let begun = Instant::now();
+        let answer = match tokio::time::timeout(self.timeout, self.exchange(payment)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Miss::Perhaps(format!("no answer within {:?} (pay_status.http.timeout)", self.timeout))),
+        };
+        let now = Instant::now();
+        match &answer {
+            Ok(_) => self.rate().answered(now),
+            Err(Miss::Refused { retry_after, .. }) => self.rate().refused(begun, now, *retry_after),
+            Err(Miss::Perhaps(_) | Miss::Own(_)) => {}
+        }
+        answer
+    }
+
+    async fn exchange(&self, payment: &str) -> Result<Payment, Miss> {
+        let url = self.url.url(payment).map_err(|error| Miss::Own(error.to_string()))?;
+        let answer = self.client.get(url).send().await.map_err(|error| Miss::Perhaps(with_causes(error)))?;
+        let status = answer.status();
+        match status {
+            StatusCode::OK => self.read(answer).await,
+            StatusCode::NOT_FOUND => Ok(Payment::new(PaymentStatus::Unknown)),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Err(Miss::Refused {
+                error: format!("answered {status}"),
+                retry_after: retry_after::retry_after(answer.headers(), Timestamp::now()),
+            }),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Miss::Perhaps(format!("answered {status}"))),
+            _ if status.is_redirection() => {
+                Err(Miss::Perhaps(format!("answered {status}; redirects are not followed")))
+            }
+            _ if status.is_server_error() => Err(Miss::Perhaps(format!("answered {status}"))),
+            _ => Err(Miss::Own(format!("answered {status}"))),
+        }
+    }
+
+    async fn read(&self, mut answer: reqwest::Response) -> Result<Payment, Miss> {
+        let oversized = || Miss::Own(format!("the answer has more than {MAX_ANSWER_BYTES} bytes"));
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(|error| Miss::Perhaps(with_causes(error)))? {
+            if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+                return Err(oversized());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        // The parser's description has a position, and nothing of the content.
+        let json: serde_json::Value =
+            serde_json::from_slice(&body).map_err(|error| Miss::Own(format!("the answer is not JSON: {error}")))?;
+        let word = match json.pointer(&self.pointer) {
+            Some(serde_json::Value::String(text)) => text.clone(),
+            Some(serde_json::Value::Number(number)) => number.to_string(),
+            Some(serde_json::Value::Bool(flag)) => flag.to_string(),
+            Some(_) | None => return Err(Miss::Own(format!("the answer has no status at {:?}", self.pointer))),
+        };
+        let status = self.values.status(&word);
+        let said = (status == PaymentStatus::Unrecognised).then(|| quoted(&word));
+        Ok(Payment { said, ..Payment::new(status) })
+    }
+
+    /// A request of a probe, as soon as the rate permits it.
+    async fn ask_in_turn(&self, payment: &str) -> Result<Payment, Miss> {
+        let patience = Instant::now() + PROBE_PATIENCE;
+        loop {
+            let now = Instant::now();
+            if let Some(Outage { reason, .. }) = self.asks_to_wait(now) {
+                return Err(Miss::Perhaps(reason));
+            }
+            let permitted = self.rate().begin(now);
+            match permitted {
+                Ok(()) => return self.ask(payment).await,
+                Err(at) if at <= patience => sleep_until(at).await,
+                Err(_) => {
+                    let error = format!("no request was possible within {PROBE_PATIENCE:?} at the rate that it takes");
+                    return Err(Miss::Perhaps(error));
+                }
+            }
+        }
+    }
+
+    /// The outage to report while a `Retry-After` is not over.
+    fn asks_to_wait(&self, now: Instant) -> Option<Outage> {
+        let wait = self.rate().retry_after(now)?;
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        let reason = format!("the payment service asks to wait for {seconds} s");
+        Some(Outage { dependency: Dependency::PayStatus, reason })
+    }
+
+    fn rate(&self) -> MutexGuard<'_, Rate> {
+        self.rate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps for later probes what a look-up has met.
+    fn remember(&self, payments: &[PaymentId], Seen { answered, failed, count }: Seen) {
+        let id = |index: Option<usize>| index.and_then(|index| payments.get(index)).cloned();
+        let (answered, failed) = (id(answered), id(failed));
+        let mut known = self.known();
+        let another = failed.as_ref().is_some_and(|id| known.failed.as_ref().is_some_and(|before| before != id));
+        known.refuted = answered.is_none() && (known.refuted || another || count > 1);
+        known.answered = answered.or_else(|| known.answered.take());
+        known.failed = failed.or_else(|| known.failed.take());
+    }
+}
+
+/// What went wrong, with its causes, without the URL, which may have a secret.
+fn with_causes(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+async fn sleep_until(at: Instant) {
+    tokio::time::sleep_until(at.into()).await;
+}
+
+fn outage(error: &str) -> Outage {
+    Outage { dependency: Dependency::PayStatus, reason: format!("the payment service: {error}") }
+}
+
+#[async_trait]
+impl PaymentSource for HttpSource {
+    async fn look_up(
+        &self,
+        payments: Arc<[PaymentId]>,
+        until: Instant,
+        answers: Answers<'_>,
+    ) -> Result<(), BatchError> {
+        LookUp::new(self, &payments, until).run(answers).await
+    }
+
+    async fn set(&self, _: Arc<[PaymentId]>, _: RowStatus) -> Result<(), BatchError> {
+        // The configuration has refused whatever would ask for it.
+        Err(BatchError::Refused("a payment service's records are not written".into()))
+    }
+
+    async fn probe_set(&self) -> Result<(), Outage> {
+        self.probe().await
+    }
+
+    /// Asks for a payment that was answered before, and for the last one that failed. As long as none was ever answered and
+    /// no two have failed, an id that no payment has may stand in: a gateway whose store is down may still answer that one.
+    async fn probe(&self) -> Result<(), Outage> {
+        if let Some(outage) = self.asks_to_wait(Instant::now()) {
+            return Err(outage);
+        }
+        let Known { answered, failed, refuted } = self.known().clone();
+        let no_payment = (answered.is_none() && !refuted).then_some(NO_PAYMENT);
+        let ids = [answered.as_ref().map(PaymentId::as_str), failed.as_ref().map(PaymentId::as_str), no_payment];
+        let asked: Vec<_> = ids.into_iter().flatten().map(|id| self.ask_in_turn(id)).collect();
+        let mut asked = stream::iter(asked).buffer_unordered(ids.len());
+        let mut reason = String::new();
+        while let Some(answer) = asked.next().await {
+            match answer {
+                Ok(_) => return Ok(()),
+                Err(miss) => reason = miss.into_error(),
+            }
+        }
+        Err(self.asks_to_wait(Instant::now()).unwrap_or_else(|| outage(&reason)))
+    }
+
+    fn longest(&self) -> Duration {
+        // The last request, and the probe that decides what its failure means.
+        self.timeout * 2 + PROBE_PATIENCE
+    }
+}

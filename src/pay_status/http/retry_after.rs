@@ -1,0 +1,59 @@
+//! `Retry-After` (RFC 9110, section 10.2.3): seconds, or an HTTP-date.
+
+use jiff::{Timestamp, fmt::rfc2822::DateTimeParser};
+use reqwest::header::{DATE, HeaderMap, HeaderName, RETRY_AFTER};
+use std::time::Duration;
+
+/// How long an answer asks to wait; `None` where it does not, or not legibly. A date counts from the service's own clock,
+/// where the answer has it.
+pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let value = text(headers, &RETRY_AFTER)?;
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // So many digits that they do not fit are a long time all the same.
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
+    }
+    let now = text(headers, &DATE).and_then(date).unwrap_or(now);
+    Some(Duration::try_from(date(value)?.duration_since(now)).unwrap_or_default())
+}
+
+fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
+    headers.get(name)?.to_str().ok().map(str::trim)
+}
+
+/// The preferred format of an HTTP-date is one of RFC 2822.
+fn date(text: &str) -> Option<Timestamp> {
+    DateTimeParser::new().parse_timestamp(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reqwest::header::HeaderValue;
+
+    #[test]
+    fn seconds_and_dates_are_read() {
+        let now: Timestamp = "1994-11-06T08:49:00Z".parse().unwrap();
+        for (value, date, seconds) in [
+            ("120", None, Some(120)),
+            ("0", None, Some(0)),
+            (" 7 ", None, Some(7)),
+            ("99999999999999999999999", None, Some(u64::MAX)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", None, Some(37)),
+            ("Sun, 06 Nov 1994 08:48:37 GMT", None, Some(0)),
+            ("Sun, 06 Nov 1994 10:00:10 GMT", Some("Sun, 06 Nov 1994 10:00:00 GMT"), Some(10)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some("yesterday"), Some(37)),
+            ("", None, None),
+            ("-1", None, None),
+            ("1.5", None, None),
+            ("soon", None, None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, HeaderValue::from_static(value));
+            if let Some(date) = date {
+                headers.insert(DATE, HeaderValue::from_static(date));
+            }
+            assert_eq!(retry_after(&headers, now), seconds.map(Duration::from_secs), "{value:?}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+}

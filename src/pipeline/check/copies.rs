@@ -1,0 +1,318 @@
+//! What goes on to other queues: the copies of a check message, and the first checks of notifications.
+
+use super::{
+    CheckPipeline,
+    parse::{Asked, Batch, Entry, Held},
+};
+use crate::{
+    domain::{
+        check::{CheckOutcome, Wait},
+        check_message::{About, Limits, Writer},
+        ids::PaymentId,
+        settlement::{Destination, Settlement},
+    },
+    pipeline::{
+        confirm,
+        ports::{CopyBody, Deliveries, FirstChecks, Forward, Outage},
+        stages::{Turn, log_copies},
+    },
+};
+use std::{borrow::Cow, collections::BTreeMap, time::Instant};
+
+/// A copy of a delivery, with some of its entries.
+pub(super) struct Outgoing {
+    /// Which delivery, by its index in the batch.
+    delivery: usize,
+    to: Destination,
+    /// Of the batch.
+    entries: Vec<usize>,
+    payment_id: Option<PaymentId>,
+    error: Option<String>,
+    body: Body,
+}
+
+enum Body {
+    Original,
+    Checks(Vec<u8>),
+    Points(Vec<u8>),
+}
+
+impl Outgoing {
+    fn forward<'a, M>(&'a self, message: &'a M) -> Forward<'a, M> {
+        Forward {
+            message,
+            payment_id: self.payment_id.as_ref(),
+            to: self.to,
+            error: self.error.as_deref().map(Cow::Borrowed),
+            standing: None,
+            body: match &self.body {
+                Body::Original => CopyBody::Original,
+                Body::Checks(body) => CopyBody::Checks(body),
+                Body::Points(body) => CopyBody::Points(body),
+            },
+        }
+    }
+}
+
+/// Which deliveries of a batch are done with.
+pub(super) struct Forwarded {
+    /// By their index: whether every copy of it is confirmed.
+    pub(super) done: Vec<bool>,
+    pub(super) outage: Option<Outage>,
+}
+
+impl CheckPipeline {
+    /// The copies that a delivery from the check queue asks for: one for each next wait, each retry step, each parked
+    /// entry, and one to the end of the check queue with what has no outcome.
+    fn copies<M>(&self, index: usize, held: &Held<M>, batch: &Batch<M>) -> Vec<Outgoing> {
+        let mut together: BTreeMap<Destination, Vec<usize>> = BTreeMap::new();
+        let mut copies = Vec::new();
+        for entry in held.entries.clone() {
+            let to = match batch.outcomes[entry].as_ref().map(CheckOutcome::settlement) {
+                None => Destination::CheckQueue,
+                Some(Settlement::Ack) => continue,
+                Some(Settlement::Forward(to)) => to,
+            };
+            match to {
+                Destination::Dead(_) => copies.push(self.parked(index, held, batch, entry, to)),
+                _ => together.entry(to).or_default().push(entry),
+            }
+        }
+        for (to, entries) in together {
+            copies.extend(self.check_messages(index, to, entries, batch));
+        }
+        copies
+    }
+
+    /// Check messages with these entries, as many as the limits ask for.
+    fn check_messages<M>(
+        &self,
+        delivery: usize,
+        to: Destination,
+        entries: Vec<usize>,
+        batch: &Batch<M>,
+    ) -> Vec<Outgoing> {
+        let mut writer = Writer::new(self.limits);
+        let mut copies: Vec<Outgoing> = Vec::new();
+        for entry in entries {
+            write(&batch.entries[entry], &mut writer);
+            if writer.begun() > copies.len() {
+                let payment_id = batch.entries[entry].payment_id().cloned();
+                let body = Body::Checks(Vec::new());
+                copies.push(Outgoing { delivery, to, entries: Vec::new(), payment_id, error: None, body });
+            }
+            if let Some(copy) = copies.last_mut() {
+                copy.entries.push(entry);
+                let error = || batch.outcomes[entry].as_ref()?.error().map(str::to_owned);
+                copy.error = copy.error.take().or_else(error);
+            }
+        }
+        for (copy, body) in copies.iter_mut().zip(writer.finish()) {
+            copy.body = Body::Checks(body);
+        }
+        copies
+    }
+
+    /// One entry for a person: a points message as `[message]` configures it, otherwise a check message with that entry.
+    fn parked<M>(&self, delivery: usize, held: &Held<M>, batch: &Batch<M>, entry: usize, to: Destination) -> Outgoing {
+        let Entry { asked, .. } = &batch.entries[entry];
+        let body = match asked {
+            _ if !held.is_check_message => Body::Original,
+            Asked::Message(_) => Body::Original,
+            Asked::Check(check) => match &check.about {
+                About::Claim(claim) => Body::Points(self.format.compose(
+                    check.payment_id.as_str(),
+                    claim.user_id.as_str(),
+                    claim.points.get(),
+                )),
+                About::Notification { .. } | About::Record => Body::Checks(single(|writer| writer.push(check))),
+            },
+            Asked::Bad(json) => Body::Checks(single(|writer| writer.push_json(json))),
+        };
+        Outgoing {
+            delivery,
+            to,
+            entries: vec![entry],
+            payment_id: batch.entries[entry].payment_id().cloned(),
+            error: batch.outcomes[entry].as_ref().and_then(CheckOutcome::error).map(str::to_owned),
+            body,
+        }
+    }
+
+    /// Publishes the copies of deliveries from the check queue: all of a delivery, or none. What is confirmed only in part
+    /// is kept and the rest tried again; what is not confirmed then goes to the end of the check queue.
+    /// `concluded`: whether a delivery may be settled at all.
+    pub(super) async fn forward_copies<D: Deliveries>(
+        &self,
+        deliveries: &D,
+        batch: &Batch<D::Message>,
+        concluded: &[bool],
+        turn: &Turn<'_>,
+    ) -> Forwarded {
+        let mut forwarded = Forwarded { done: concluded.to_vec(), outage: None };
+        let mut open: Vec<Outgoing> = Vec::new();
+        for (index, held) in batch.deliveries.iter().enumerate().filter(|(index, _)| concluded[*index]) {
+            open.extend(self.copies(index, held, batch));
+        }
+        let copies_of = |open: &[Outgoing], delivery| open.iter().filter(|copy| copy.delivery == delivery).count();
+        let in_all: Vec<usize> = (0..batch.deliveries.len()).map(|delivery| copies_of(&open, delivery)).collect();
+        let begun = Instant::now();
+        let mut put_off = false;
+        while !open.is_empty() {
+            let copies: Vec<_> =
+                open.iter().map(|copy| copy.forward(&batch.deliveries[copy.delivery].message)).collect();
+            let confirmed = match confirm::forward(deliveries, &copies, turn).await {
+                Ok(confirmed) => confirmed,
+                Err(outage) => {
+                    // Which of them stand there is not known: those of a delivery whose copies are open go back whole.
+                    open.iter().for_each(|copy| forwarded.done[copy.delivery] = false);
+                    forwarded.outage = Some(outage);
+                    break;
+                }
+            };
+            log_copies(copies.iter().zip(&confirmed).filter(|(_, it)| it.is_ok()).map(|(copy, _)| copy), &self.retry);
+            let (rest, reason) = confirm::unconfirmed(&confirmed);
+            let Some(reason) = reason else { break };
+            open = rest_of(open, &rest);
+            // Of what nothing is confirmed nothing is lost when it goes back.
+            let untouched = |open: &[Outgoing], delivery: usize| copies_of(open, delivery) == in_all[delivery];
+            let lost: Vec<usize> = open.iter().map(|copy| copy.delivery).filter(|it| untouched(&open, *it)).collect();
+            for delivery in lost {
+                forwarded.done[delivery] = false;
+                forwarded.outage.get_or_insert_with(|| reason.clone());
+                open.retain(|copy| copy.delivery != delivery);
+            }
+            if open.is_empty() {
+                break;
+            }
+            if begun.elapsed() > confirm::CONFIRMING_TIME {
+                if put_off || turn.stop.is_cancelled() {
+                    open.iter().for_each(|copy| forwarded.done[copy.delivery] = false);
+                    forwarded.outage.get_or_insert(reason);
+                    break;
+                }
+                put_off = true;
+                open = self.put_off(open, batch);
+            } else if confirm::pause(turn).await.is_err() {
+                // Told to stop: its copies are made again by whoever takes it next.
+                open.iter().for_each(|copy| forwarded.done[copy.delivery] = false);
+                break;
+            }
+        }
+        forwarded
+    }
+
+    /// The entries of these copies, to the end of the check queue.
+    fn put_off<M>(&self, open: Vec<Outgoing>, batch: &Batch<M>) -> Vec<Outgoing> {
+        let mut by_delivery: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for copy in open {
+            by_delivery.entry(copy.delivery).or_default().extend(copy.entries);
+        }
+        let to = Destination::CheckQueue;
+        by_delivery
+            .into_iter()
+            .flat_map(|(delivery, entries)| self.check_messages(delivery, to, entries, batch))
+            .collect()
+    }
+
+    /// The check messages that begin the checks of notifications: those of one wait together.
+    pub(super) fn first_checks<M>(&self, batch: &Batch<M>) -> Vec<FirstChecks> {
+        let mut writers: BTreeMap<Wait, Writer> = BTreeMap::new();
+        for (entry, outcome) in batch.entries.iter().zip(&batch.outcomes) {
+            if let Some(Settlement::Forward(Destination::Check(wait))) = outcome.as_ref().map(CheckOutcome::settlement)
+            {
+                let writer = writers.entry(wait).or_insert_with(|| Writer::new(self.limits));
+                if let Some(check) = entry.check() {
+                    writer.push(check);
+                }
+            }
+        }
+        let bodies = writers
+            .into_iter()
+            .flat_map(|(wait, writer)| writer.finish().into_iter().map(move |body| FirstChecks { wait, body }));
+        bodies.collect()
+    }
+
+    /// Publishes the check messages and the copies of notifications.
+    pub(super) async fn forward_arrivals<D: Deliveries>(
+        &self,
+        deliveries: &D,
+        batch: &Batch<D::Message>,
+        turn: &Turn<'_>,
+    ) -> Forwarded {
+        let mut forwarded = Forwarded { done: batch.outcomes.iter().map(Option::is_some).collect(), outage: None };
+        let to = |index: usize| match batch.outcomes[index].as_ref().map(CheckOutcome::settlement) {
+            Some(Settlement::Forward(to)) => Some(to),
+            Some(Settlement::Ack) | None => None,
+        };
+        if let Err(outage) = confirm::schedule(deliveries, &self.first_checks(batch), turn).await {
+            let scheduled = |index: &usize| matches!(to(*index), Some(Destination::Check(_)));
+            (0..batch.outcomes.len()).filter(scheduled).for_each(|index| forwarded.done[index] = false);
+            forwarded.outage = Some(outage);
+        }
+        // Each delivery has one entry.
+        let mut copies: Vec<(usize, Forward<'_, D::Message>)> = Vec::new();
+        for (index, held) in batch.deliveries.iter().enumerate() {
+            let (Some(to @ (Destination::Dead(_) | Destination::Retry(_))), Some(outcome)) =
+                (to(index), &batch.outcomes[index])
+            else {
+                continue;
+            };
+            copies.push((
+                index,
+                Forward {
+                    message: &held.message,
+                    payment_id: batch.entries[index].payment_id(),
+                    to,
+                    error: outcome.error().map(Cow::Borrowed),
+                    standing: None,
+                    body: CopyBody::Original,
+                },
+            ));
+        }
+        let (indices, copies): (Vec<usize>, Vec<_>) = copies.into_iter().unzip();
+        match confirm::forward(deliveries, &copies, turn).await {
+            Err(outage) => {
+                indices.iter().for_each(|index| forwarded.done[*index] = false);
+                forwarded.outage.get_or_insert(outage);
+            }
+            Ok(confirmed) => {
+                for (index, confirmed) in indices.iter().zip(&confirmed) {
+                    if let Err(reason) = confirmed {
+                        forwarded.done[*index] = false;
+                        forwarded.outage.get_or_insert_with(|| confirm::outage(reason));
+                    }
+                }
+                log_copies(
+                    copies.iter().zip(&confirmed).filter(|(_, it)| it.is_ok()).map(|(copy, _)| copy),
+                    &self.retry,
+                );
+            }
+        }
+        forwarded
+    }
+}
+
+fn write(entry: &Entry, writer: &mut Writer) {
+    match &entry.asked {
+        Asked::Check(check) => writer.push(check),
+        Asked::Bad(json) => writer.push_json(json),
+        // Decided as a whole: it is parked, or done with.
+        Asked::Message(_) => {}
+    }
+}
+
+/// A check message with one entry.
+fn single(write: impl FnOnce(&mut Writer)) -> Vec<u8> {
+    let mut writer = Writer::new(Limits { entries: 1, bytes: usize::MAX });
+    write(&mut writer);
+    writer.finish().into_iter().next().unwrap_or_default()
+}
+
+fn rest_of(open: Vec<Outgoing>, rest: &[usize]) -> Vec<Outgoing> {
+    let mut rest = rest.iter().peekable();
+    let is_open = |index: usize, rest: &mut std::iter::Peekable<std::slice::Iter<'_, usize>>| {
+        rest.next_if(|next| **next == index).is_some()
+    };
+    open.into_iter().enumerate().filter(|(index, _)| is_open(*index, &mut rest)).map(|(_, copy)| copy).collect()
+}

@@ -1,0 +1,225 @@
+//! Asking the payment source, and what its answer means for an entry.
+
+use super::{
+    CheckPipeline,
+    parse::{Asked, Entry},
+};
+use crate::{
+    backoff,
+    domain::{
+        check::{CheckOutcome, Finding},
+        check_message::{About, ScheduledCheck},
+        ids::PaymentId,
+        settlement::Reason,
+        source::Meaning,
+        status::PaymentStatus,
+    },
+    pipeline::{
+        ports::{BatchError, Lookup, Outage, Payment, PaymentSource},
+        stages::{Fate, Turn, Work, through},
+    },
+};
+use async_trait::async_trait;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+use tokio::sync::mpsc::UnboundedSender;
+
+/// An answer of the source.
+pub(super) struct Found {
+    /// Which of the payments that were asked for.
+    pub(super) index: usize,
+    pub(super) payment: Payment,
+    /// When it came.
+    pub(super) at: Instant,
+}
+
+/// What a look-up has left open.
+#[derive(Default)]
+pub(super) struct Unanswered {
+    /// Payments about which the source could say nothing, and why: by index.
+    pub(super) failed: Vec<(usize, String)>,
+    pub(super) outage: Option<Outage>,
+}
+
+/// The payments of some entries, in order, each once.
+pub(super) fn distinct_payment_ids<'a>(entries: impl Iterator<Item = &'a Entry>) -> Arc<[PaymentId]> {
+    let mut payments: Vec<PaymentId> = entries.filter_map(|entry| Some(entry.check()?.payment_id.clone())).collect();
+    payments.sort_unstable();
+    payments.dedup();
+    payments.into()
+}
+
+impl CheckPipeline {
+    /// Asks for payments (in order, each once) and hands every answer over as it comes. The immediate stage: the batch
+    /// as a whole, then those about which the source could say nothing.
+    pub(super) async fn ask(
+        &self,
+        payments: &Arc<[PaymentId]>,
+        until: Instant,
+        answers: UnboundedSender<Found>,
+        turn: &Turn<'_>,
+    ) -> Unanswered {
+        let work = Ask { pipeline: self, payments, until, answers };
+        let (fates, outage) = through(&work, payments, self.immediate_attempts, turn).await;
+        let failed = fates.into_iter().enumerate().filter_map(|(index, fate)| Some((index, failure(fate)?)));
+        let mut left = Unanswered { failed: failed.collect(), outage };
+        for pause in backoff::immediate(self.immediate_attempts) {
+            if left.failed.is_empty() || left.outage.is_some() || turn.stop.is_cancelled() || Instant::now() > until {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            let again: Arc<[PaymentId]> = left.failed.iter().map(|(index, _)| payments[*index].clone()).collect();
+            let (fates, outage) = through(&work, &again, 1, turn).await;
+            left.outage = outage;
+            let retried = left.failed.into_iter().zip(fates);
+            left.failed = retried.filter_map(|((index, _), fate)| Some((index, failure(fate)?))).collect();
+        }
+        // Told to stop: no attempt is spent on a message that has not had all of its own.
+        if turn.stop.is_cancelled() || left.outage.is_some() {
+            left.failed.clear();
+        }
+        left
+    }
+
+    /// What the source's answer means for an entry.
+    pub(super) fn judge(&self, entry: &Entry, mut payment: Payment) -> Judged {
+        let Asked::Check(check) = &entry.asked else {
+            return Judged::Outcome(CheckOutcome::Rejected("nothing to look up".into()));
+        };
+        let used_up = entry.turn.used_up;
+        let meaning = match &check.about {
+            About::Claim(claim) => {
+                if let Some(id) = payment.id.as_deref().filter(|id| *id != check.payment_id.as_str()) {
+                    let spelling = printable(id);
+                    return Judged::Finding(Finding::Misspelt, Payment { id: Some(spelling), ..payment });
+                }
+                let user = payment.user.as_deref();
+                if let Some(user) = user.filter(|user| *user != claim.user_id.as_str()) {
+                    let error = format!("the payment's own record has another user: {}", printable(user));
+                    return Judged::Outcome(CheckOutcome::Conflict(error));
+                }
+                return of_status(payment, used_up);
+            }
+            About::Notification { meaning, .. } => *meaning,
+            About::Record => None,
+        };
+        // A gateway may have heard of it before the row was committed from which it is credited.
+        if payment.status == PaymentStatus::Paid && payment.worth.is_none() {
+            if used_up {
+                let error = "it is paid at the gateway, but no record of it has come".into();
+                let reason = Reason::Expired;
+                return Judged::Outcome(CheckOutcome::Parked { status: payment.status, reason, error });
+            }
+            payment.status = PaymentStatus::Unknown;
+        }
+        let status = payment.status;
+        match (meaning, status, used_up) {
+            (Some(Meaning::Paid), PaymentStatus::Closed, _) => Judged::Outcome(CheckOutcome::Conflict(
+                "the notification says that it is paid, its own record that it is closed".into(),
+            )),
+            // It was paid, and nothing shows it.
+            (Some(Meaning::Paid), PaymentStatus::Pending | PaymentStatus::Unknown, true) => {
+                let error = match status {
+                    PaymentStatus::Unknown => "the notification says that it is paid, but no record of it has come",
+                    _ => "the notification says that it is paid, but its record cannot be set to that",
+                };
+                Judged::Outcome(CheckOutcome::Parked { status, reason: Reason::Expired, error: error.into() })
+            }
+            (Some(Meaning::Created), PaymentStatus::Pending, true) => Judged::ToBeClosed,
+            _ => of_status(payment, used_up),
+        }
+    }
+}
+
+/// What an answer means for an entry.
+pub(super) enum Judged {
+    /// The ledger must know.
+    Finding(Finding, Payment),
+    /// Nothing is certain: checked again.
+    Again(PaymentStatus),
+    /// Its time is up, and its row must say so.
+    ToBeClosed,
+    /// Decided without the ledger.
+    Outcome(CheckOutcome),
+}
+
+fn of_status(payment: Payment, used_up: bool) -> Judged {
+    match Finding::of(payment.status, used_up) {
+        Some(finding) => Judged::Finding(finding, payment),
+        None => Judged::Again(payment.status),
+    }
+}
+
+/// A source's text for a line.
+fn printable(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).take(128).collect()
+}
+
+/// The id under which the ledger has, or gets, the payment: its record's spelling where the payment is credited from that
+/// record.
+pub(super) fn ledger_id(check: &ScheduledCheck, payment: &Payment) -> PaymentId {
+    let own = || check.payment_id.clone();
+    match (&check.about, &payment.id) {
+        (About::Claim(_), _) | (_, None) => own(),
+        (About::Notification { .. } | About::Record, Some(id)) => PaymentId::new(id).unwrap_or_else(|_| own()),
+    }
+}
+
+/// Why the source could say nothing about a payment.
+fn failure(fate: Fate<Answer>) -> Option<String> {
+    match fate {
+        Fate::Done(Answer::Failed(error)) | Fate::Failed(error) | Fate::Refused(error) => Some(error),
+        Fate::Done(Answer::Given | Answer::NotAsked) | Fate::Open => None,
+    }
+}
+
+/// Whether a payment was answered for.
+#[derive(Debug, Clone)]
+enum Answer {
+    /// It was, and the answer is handed over.
+    Given,
+    Failed(String),
+    NotAsked,
+}
+
+/// A look-up.
+struct Ask<'a> {
+    pipeline: &'a CheckPipeline,
+    payments: &'a [PaymentId],
+    until: Instant,
+    answers: UnboundedSender<Found>,
+}
+
+#[async_trait]
+impl Work for Ask<'_> {
+    type Item = PaymentId;
+    type Done = Answer;
+
+    async fn attempt(&self, batch: Arc<[PaymentId]>) -> Result<Vec<Answer>, BatchError> {
+        let mut given = vec![Answer::NotAsked; batch.len()];
+        let source: &dyn PaymentSource = &*self.pipeline.source;
+        let asked = source
+            .look_up(Arc::clone(&batch), self.until, &mut |index, lookup| {
+                let Some(answer) = given.get_mut(index) else { return };
+                *answer = match lookup {
+                    Lookup::Failed(error) => Answer::Failed(error),
+                    Lookup::Known(payment) => {
+                        self.pipeline.answered.store(true, Ordering::Relaxed);
+                        if let Ok(index) = self.payments.binary_search(&batch[index]) {
+                            // Whoever takes the answers has stopped at an outage.
+                            let _ = self.answers.send(Found { index, payment, at: Instant::now() });
+                        }
+                        Answer::Given
+                    }
+                };
+            })
+            .await;
+        asked.map(|()| given)
+    }
+
+    async fn probe(&self) -> Result<(), Outage> {
+        self.pipeline.source.probe().await
+    }
+}

@@ -1,0 +1,246 @@
+//! Check messages, or notifications, from arrival to settlement: parse, mark paid, look up, apply (judge, close, commit),
+//! forward, settle. (Only notifications mark a payment's row as paid, or close it.)
+//!
+//! [`CheckPipeline::process`] is the whole way. At every `await` the process may die, and the message comes again: every
+//! step leaves the ledger the same when it is done twice, and a copy for a later check may be there twice.
+
+mod apply;
+pub mod brake;
+mod copies;
+mod look_up;
+mod parse;
+mod payment_rows;
+
+use super::{
+    ports::{CheckLedger, Deliveries, Dependency, Message, Outage, PaymentSource},
+    stages::{Interrupted, Turn},
+};
+use crate::{
+    domain::{
+        check::{CheckOutcome, CheckPolicy},
+        check_message::Limits,
+        ids::PaymentId,
+        message::Format,
+        retry::RetryPolicy,
+        source::Source,
+    },
+    observe::{events, status::Part},
+};
+use apply::Group;
+use brake::SharedBrake;
+use copies::Forwarded;
+use look_up::{Found, Unanswered, distinct_payment_ids};
+use parse::Batch;
+use std::{
+    collections::BTreeSet,
+    pin::pin,
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+
+/// How long a batch is worked on. What has no outcome by then goes to the end of the check queue.
+pub const DECIDING_TIME: Duration = Duration::from_secs(60);
+
+/// How long answers are gathered before those that have come are committed.
+const GATHERING: Duration = Duration::from_millis(100);
+
+/// Attempts at entries of which the source says something else each time.
+const PASSES: usize = 3;
+
+/// What stands between a delivered check, or a notification, and the ledger.
+pub struct CheckPipeline {
+    /// Which queue it works on: the check queue, or that of a source.
+    pub part: Part,
+    /// How bodies look in the credit format.
+    pub format: Format,
+    /// How those of notifications look, and what they mean.
+    pub sources: Arc<[Source]>,
+    /// What knows whether payments are paid.
+    pub source: Arc<dyn PaymentSource>,
+    /// What is brought to agree with it.
+    pub ledger: Arc<dyn CheckLedger>,
+    /// How often and when a credit is checked, and what is done in the end.
+    pub policy: CheckPolicy,
+    /// How large check messages may be; also how many payments are looked up and committed together.
+    pub limits: Limits,
+    /// As in [`super::credit::CreditPipeline`].
+    pub immediate_attempts: u32,
+    /// As in [`super::credit::CreditPipeline`].
+    pub retry: RetryPolicy,
+    /// Stops it when too much is reversed.
+    pub brake: SharedBrake,
+    /// Set whenever the source has answered.
+    pub answered: AtomicBool,
+    /// Check delay queues that an earlier build bound to an exchange, as far as they were logged.
+    pub former: Mutex<BTreeSet<String>>,
+}
+
+impl CheckPipeline {
+    /// Takes `batch` the whole way. Each check ends as if it had come alone. What is left undone is handed back, the
+    /// rest is settled.
+    pub async fn process<D: Deliveries>(
+        &self,
+        deliveries: &D,
+        batch: Vec<D::Message>,
+        turn: &Turn<'_>,
+    ) -> Result<(), Interrupted<D::Message>> {
+        let mut batch = self.parse(batch);
+        let decided = self.decide(&mut batch, turn).await;
+        turn.pulse.beat();
+        let Forwarded { done, outage } = if self.is_arrival() {
+            self.forward_arrivals(deliveries, &batch, turn).await
+        } else {
+            let concluded = self.concluded(&batch, decided.is_some(), turn);
+            self.forward_copies(deliveries, &batch, &concluded, turn).await
+        };
+        turn.pulse.beat();
+        self.report(&batch, &done);
+        let (settled, unsettled): (Vec<_>, Vec<_>) =
+            batch.deliveries.into_iter().zip(done).partition(|(_, done)| *done);
+        let messages =
+            |held: Vec<(parse::Held<D::Message>, bool)>| held.into_iter().map(|(held, _)| held.message).collect();
+        deliveries.settle(messages(settled)).await;
+        Interrupted::unless_done(decided.or(outage).or_else(|| self.brake.engaged()), messages(unsettled))
+    }
+
+    /// Finds an outcome for every entry, as far as there is time. What is down.
+    async fn decide<M: Message>(&self, batch: &mut Batch<M>, turn: &Turn<'_>) -> Option<Outage> {
+        let outage = self.decide_in_groups(batch, turn).await;
+        if outage.as_ref().is_none_or(|outage| outage.dependency != Dependency::Ledger) {
+            let group = Group { entries: &batch.entries, outcomes: &mut batch.outcomes };
+            self.note_parked(&group, turn).await;
+        }
+        outage
+    }
+
+    async fn decide_in_groups<M: Message>(&self, batch: &mut Batch<M>, turn: &Turn<'_>) -> Option<Outage> {
+        let until = Instant::now() + DECIDING_TIME;
+        let together = self.limits.entries.max(1);
+        for _ in 0..PASSES {
+            let groups = batch.entries.chunks(together).zip(batch.outcomes.chunks_mut(together));
+            for (entries, outcomes) in groups {
+                if turn.stop.is_cancelled() || Instant::now() > until {
+                    break;
+                }
+                let mut group = Group { entries, outcomes };
+                if group.open().next().is_none() {
+                    continue;
+                }
+                match self.mark_paid(&mut group, turn).await {
+                    Err(outage) => return Some(outage),
+                    Ok(false) => continue,
+                    Ok(true) => {}
+                }
+                let outage = self.look_up_and_apply(&mut group, until, turn).await;
+                if outage.is_some() {
+                    return outage;
+                }
+            }
+            if batch.outcomes.iter().all(Option::is_some) {
+                break;
+            }
+        }
+        None
+    }
+
+    /// Asks for the payments of a group; answers are applied in groups as they come, while others are still asked for.
+    async fn look_up_and_apply(&self, group: &mut Group<'_>, until: Instant, turn: &Turn<'_>) -> Option<Outage> {
+        let payments = distinct_payment_ids(group.open());
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut asking = pin!(self.ask(&payments, until, sender, turn));
+        let (mut unanswered, mut applied) = (None, None);
+        {
+            let mut applying = pin!(self.apply_as_they_come(group, &payments, receiver, turn));
+            while applied.is_none() {
+                tokio::select! {
+                    biased;
+                    outage = &mut applying => applied = Some(outage),
+                    left = &mut asking, if unanswered.is_none() => unanswered = Some(left),
+                }
+            }
+        }
+        // When applying has met an outage nothing more is asked.
+        let Unanswered { failed, outage } = unanswered.unwrap_or_default();
+        for (index, error) in failed {
+            for entry in group.open_of(&payments[index]) {
+                let retries_taken = group.entries[entry].retries_taken;
+                group.outcomes[entry] = Some(CheckOutcome::after_failure(error.clone(), retries_taken, &self.retry));
+            }
+        }
+        applied.flatten().or(outage)
+    }
+
+    async fn apply_as_they_come(
+        &self,
+        group: &mut Group<'_>,
+        payments: &[PaymentId],
+        mut answers: UnboundedReceiver<Found>,
+        turn: &Turn<'_>,
+    ) -> Option<Outage> {
+        // The entries of each payment, by the payment's index.
+        let mut entries_of: Vec<(usize, usize)> = Vec::with_capacity(group.entries.len());
+        for (entry, asked) in group.entries.iter().enumerate().filter(|(entry, _)| group.outcomes[*entry].is_none()) {
+            let payment = asked.check().and_then(|check| payments.binary_search(&check.payment_id).ok());
+            entries_of.extend(payment.map(|payment| (payment, entry)));
+        }
+        entries_of.sort_unstable();
+        while let Some(first) = answers.recv().await {
+            let gathered_at = first.at + GATHERING;
+            let mut found = vec![first];
+            while found.len() < self.limits.entries {
+                match tokio::time::timeout_at(gathered_at.into(), answers.recv()).await {
+                    Ok(Some(another)) => found.push(another),
+                    Ok(None) | Err(_) => break,
+                }
+            }
+            turn.pulse.beat();
+            let mut of_entries = Vec::with_capacity(found.len());
+            for Found { index, payment, at } in found {
+                let begin = entries_of.partition_point(|(payment, _)| *payment < index);
+                let these = entries_of[begin..].iter().take_while(|(payment, _)| *payment == index);
+                // Answered twice after a part of a look-up failed: the first answer counts.
+                let open = these.filter(|(_, entry)| group.outcomes[*entry].is_none());
+                of_entries.extend(open.map(|(_, entry)| (*entry, Found { index, payment: payment.clone(), at })));
+            }
+            let outage = self.apply(group, of_entries, turn).await;
+            if outage.is_some() {
+                return outage;
+            }
+        }
+        None
+    }
+
+    /// Which deliveries may be settled when their copies are confirmed: with an outcome for every entry, or, when only the
+    /// time was up, for some of them. Anything else goes back whole.
+    fn concluded<M>(&self, batch: &Batch<M>, is_down: bool, turn: &Turn<'_>) -> Vec<bool> {
+        let only_late = !is_down && !turn.stop.is_cancelled();
+        let concluded = |held: &parse::Held<M>| {
+            let decided = batch.outcomes[held.entries.clone()].iter().filter(|outcome| outcome.is_some()).count();
+            decided == held.entries.len() || (only_late && decided > 0)
+        };
+        batch.deliveries.iter().map(concluded).collect()
+    }
+
+    /// Counts and logs every delivery that is about to be settled.
+    fn report<M: Message>(&self, batch: &Batch<M>, done: &[bool]) {
+        let settled = || batch.deliveries.iter().zip(done).filter(|(_, done)| **done).map(|(held, _)| held);
+        let entries = || settled().flat_map(|held| held.entries.clone());
+        let outcomes = entries().filter_map(|entry| batch.outcomes[entry].as_ref());
+        let now = SystemTime::now();
+        let ages = settled().filter_map(|held| now.duration_since(held.message.sent_at()?).ok());
+        events::ChecksSettled { part: self.part, outcomes, ages }.emit();
+        if self.is_arrival() {
+            for entry in entries() {
+                if let (Some(payment_id), Some(outcome)) =
+                    (batch.entries[entry].payment_id(), batch.outcomes[entry].as_ref())
+                {
+                    events::NotificationWithoutEffect { part: self.part, payment_id, outcome }.emit();
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

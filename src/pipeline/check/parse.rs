@@ -1,0 +1,220 @@
+//! From deliveries to the checks that they ask for.
+
+use super::CheckPipeline;
+use crate::{
+    domain::{
+        check::{self, CheckOutcome},
+        check_message::{self, About, BadCheck, ScheduledCheck},
+        credit::Credit,
+        ids::PaymentId,
+        notification::Notification,
+        source::{Meaning, Source},
+    },
+    observe::{events, status::Part},
+    pipeline::ports::{Message, Origin},
+};
+use std::{ops::Range, sync::PoisonError};
+
+/// Deliveries on their way, and the checks that they ask for.
+pub(super) struct Batch<M> {
+    pub(super) deliveries: Vec<Held<M>>,
+    /// Those of all deliveries, in order.
+    pub(super) entries: Vec<Entry>,
+    /// What became of each entry; `None` while nothing has.
+    pub(super) outcomes: Vec<Option<CheckOutcome>>,
+}
+
+/// A delivery, and which entries are its own: at least one.
+pub(super) struct Held<M> {
+    pub(super) message: M,
+    pub(super) entries: Range<usize>,
+    /// Whether its body is a check message, and not a single points message or notification.
+    pub(super) is_check_message: bool,
+}
+
+/// One check.
+pub(super) struct Entry {
+    pub(super) asked: Asked,
+    /// Which check of its payment it is.
+    pub(super) turn: check::Turn,
+    /// Delayed retries that it has taken.
+    pub(super) retries_taken: u32,
+}
+
+/// What an entry is about.
+pub(super) enum Asked {
+    /// A payment.
+    Check(ScheduledCheck),
+    /// Nothing that could be read, of a check message: the entry's text.
+    Bad(String),
+    /// Nothing that is looked up: the message as a whole has its outcome already.
+    Message(Option<PaymentId>),
+}
+
+impl Entry {
+    /// The check, where there is one.
+    pub(super) fn check(&self) -> Option<&ScheduledCheck> {
+        match &self.asked {
+            Asked::Check(check) => Some(check),
+            Asked::Bad(_) | Asked::Message(_) => None,
+        }
+    }
+
+    /// The payment as the message writes it.
+    pub(super) fn payment_id(&self) -> Option<&PaymentId> {
+        match &self.asked {
+            Asked::Check(check) => Some(&check.payment_id),
+            Asked::Message(payment_id) => payment_id.as_ref(),
+            Asked::Bad(_) => None,
+        }
+    }
+
+    /// What it means that its notification has come.
+    pub(super) fn meaning(&self) -> Option<Meaning> {
+        match &self.check()?.about {
+            About::Notification { meaning, .. } => *meaning,
+            About::Claim(_) | About::Record => None,
+        }
+    }
+}
+
+/// What was read: a check that is looked up, or something that is decided already.
+enum Read {
+    Check(ScheduledCheck, check::Turn),
+    Decided(Asked, CheckOutcome),
+}
+
+impl CheckPipeline {
+    /// Reads every body, each in its own format.
+    pub(super) fn parse<M: Message>(&self, batch: Vec<M>) -> Batch<M> {
+        let mut read = Batch { deliveries: Vec::with_capacity(batch.len()), entries: Vec::new(), outcomes: Vec::new() };
+        for message in batch {
+            let begin = read.entries.len();
+            let is_check_message = self.part == Part::Checks && message.origin() == Origin::Checks;
+            if is_check_message {
+                self.read_check_message(&message, &mut read);
+            } else {
+                let one = self.read_single(&message);
+                self.push(&message, one, &mut read);
+            }
+            let entries = begin..read.entries.len();
+            read.deliveries.push(Held { message, entries, is_check_message });
+        }
+        read
+    }
+
+    fn push<M: Message>(&self, message: &M, read: Read, into: &mut Batch<M>) {
+        let (asked, turn, outcome) = match read {
+            Read::Check(check, turn) => (Asked::Check(check), turn, None),
+            Read::Decided(asked, outcome) => (asked, self.policy.turn(message.checks_done()), Some(outcome)),
+        };
+        into.entries.push(Entry { asked, turn, retries_taken: message.retries_taken() });
+        into.outcomes.push(outcome);
+    }
+
+    fn read_check_message<M: Message>(&self, message: &M, into: &mut Batch<M>) {
+        match check_message::parse(message.body()) {
+            Ok(checks) => {
+                for check in checks {
+                    let read = match check {
+                        Ok(check) => self.scheduled(check, message.checks_done()),
+                        Err(BadCheck { json, error }) => {
+                            Read::Decided(Asked::Bad(json), CheckOutcome::Unreadable(error))
+                        }
+                    };
+                    self.push(message, read, into);
+                }
+            }
+            Err(error) => {
+                let outcome = CheckOutcome::Unreadable(error.to_string());
+                self.push(message, Read::Decided(Asked::Message(None), outcome), into);
+            }
+        }
+    }
+
+    /// A check of a check message, or of a copy of an earlier build: its source must still mean the same.
+    fn scheduled(&self, mut check: ScheduledCheck, checks_done: u32) -> Read {
+        let About::Notification { source: name, meaning } = &mut check.about else {
+            return Read::Check(check, self.policy.turn(checks_done));
+        };
+        let rejected = match self.sources.iter().find(|source| source.name == *name) {
+            None => format!("it came from the source {name:?}, which is not configured"),
+            Some(Source { meaning: now, policy, .. }) => {
+                let then = *meaning.get_or_insert(*now);
+                if then == *now {
+                    let turn = policy.turn(checks_done);
+                    return Read::Check(check, turn);
+                }
+                format!(
+                    "it was scheduled when notifications of source {name:?} meant {:?}; now they mean {:?}",
+                    then.label(),
+                    now.label()
+                )
+            }
+        };
+        Read::Decided(Asked::Check(check), CheckOutcome::Rejected(rejected))
+    }
+
+    /// A message with one payment: a notification on arrival, or a single message in the check queue.
+    fn read_single<M: Message>(&self, message: &M) -> Read {
+        if let Some(name) = message.source() {
+            return self.read_notification(name, message);
+        }
+        let origin = message.origin();
+        let credit = match self.format.parse(message.body()) {
+            Ok(credit) => credit,
+            Err(error) => {
+                let error = error.to_string();
+                let outcome = if origin == Origin::Ours {
+                    CheckOutcome::Unreadable(error)
+                } else {
+                    events::CheckIgnored { message_id: &message.label(), error: &error }.emit();
+                    CheckOutcome::Malformed(error)
+                };
+                return Read::Decided(Asked::Message(None), outcome);
+            }
+        };
+        let Credit { payment_id, .. } = credit.clone();
+        let check = ScheduledCheck { payment_id, about: About::Claim(credit.into()) };
+        match origin {
+            Origin::Ours | Origin::Checks => {}
+            Origin::FormerBinding(queue) => {
+                if self.former.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.clone()) {
+                    events::CheckQueueBound { queue: &queue }.emit();
+                }
+            }
+            Origin::Foreign => {
+                return Read::Decided(Asked::Check(check), CheckOutcome::Begins(self.policy.beginning()));
+            }
+        }
+        Read::Check(check, self.policy.turn(message.checks_done()))
+    }
+
+    fn read_notification<M: Message>(&self, name: &str, message: &M) -> Read {
+        let arrives = self.is_arrival();
+        let Some(source) = self.sources.iter().find(|source| source.name == name) else {
+            let error = format!("it came from the source {name:?}, which is not configured");
+            return Read::Decided(Asked::Message(None), CheckOutcome::Rejected(error));
+        };
+        match source.format.parse(message.body(), &self.format) {
+            Ok(Notification::Payment(payment_id)) => {
+                let about = About::Notification { source: name.to_owned(), meaning: Some(source.meaning) };
+                let check = ScheduledCheck { payment_id, about };
+                match (arrives, source.meaning) {
+                    (true, Meaning::Created) => {
+                        Read::Decided(Asked::Check(check), CheckOutcome::Begins(source.policy.beginning()))
+                    }
+                    (true, _) => Read::Check(check, source.policy.arrival()),
+                    (false, _) => Read::Check(check, source.policy.turn(message.checks_done())),
+                }
+            }
+            Ok(Notification::Ignored) => Read::Decided(Asked::Message(None), CheckOutcome::Ignored),
+            Err(error) => Read::Decided(Asked::Message(None), CheckOutcome::Unreadable(error.to_string())),
+        }
+    }
+
+    /// Whether its messages are notifications on arrival.
+    pub(super) fn is_arrival(&self) -> bool {
+        matches!(self.part, Part::Source(_))
+    }
+}
