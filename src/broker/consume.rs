@@ -359,12 +359,11 @@ impl Consumer {
     /// Cancel safe: between taking a delivery and returning it nothing is awaited.
     pub async fn next_batch(&self, size: BatchSize) -> Result<Vec<Delivered>, BrokerError> {
         let mut stream = self.stream.lock().await;
-        let first = match stream.next().now_or_never() {
-            Some(next) => next?,
-            None => {
-                locked(&self.taken).none_waits();
-                stream.next().await?
-            }
+        let first = if let Some(next) = stream.next().now_or_never() {
+            next?
+        } else {
+            locked(&self.taken).none_waits();
+            stream.next().await?
         };
         let mut batch = Vec::with_capacity(size.messages.min(64));
         let mut bytes = 0_usize;

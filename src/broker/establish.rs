@@ -62,10 +62,9 @@ impl Topology {
         let mut gone = Vec::new();
         for item in self.items().filter(Item::is_declared) {
             match item.declare(connection, true).await {
-                Ok(()) => {}
                 Err(Failure::Broker(text)) if text.starts_with(NOT_FOUND) => gone.push(item.subject()),
-                // What else the broker says of it was accepted when the session began.
-                Err(Failure::Broker(_)) => {}
+                // What else the broker says about it was accepted when the session began.
+                Ok(()) | Err(Failure::Broker(_)) => {}
                 Err(Failure::Other(error)) => return Err(error),
             }
         }
@@ -73,7 +72,9 @@ impl Topology {
             return self.require_on(connection).await;
         }
         self.establish_on(connection).await?;
-        gone.iter().for_each(|subject| events::QueueGone { subject }.emit());
+        for subject in &gone {
+            events::QueueGone { subject }.emit();
+        }
         Ok(())
     }
 

@@ -263,7 +263,12 @@ impl Publisher {
         while !rest.is_empty() {
             let (window, later) = rest.split_at(window_size(rest));
             match self.publish_each(window, LATE_CONFIRMS, pulse).await {
-                Ok(each) => confirmed.extend(each),
+                Ok(each) => {
+                    let named = window.iter().zip(each).map(|(message, each)| {
+                        each.map_err(|reason| format!("a message to {}: {reason}", message.target()))
+                    });
+                    confirmed.extend(named);
+                }
                 Err(Unsent::Broker(error)) => return Err(error),
                 Err(Unsent::Refused(reason)) => return Err(BrokerError::Lost(reason)),
                 Err(Unsent::Silent) => {

@@ -148,7 +148,9 @@ async fn send(
         let due = tokio::time::Instant::now() + takes;
         let mut writer = Writer::new(settings.check_limits());
         let checks: Vec<ScheduledCheck> = chunk.iter().filter_map(check).collect();
-        checks.iter().for_each(|check| writer.push(check));
+        for check in &checks {
+            writer.push(check);
+        }
         account.not_sendable += (chunk.len() - checks.len()) as u64;
         let messages: Result<Vec<_>, _> =
             writer.finish().into_iter().map(|body| Outgoing::checks(&settings.broker.check_queue, body)).collect();

@@ -185,11 +185,12 @@ impl Finding {
             (Self::Pending | Self::Unknown, Credited) => unless_a_person_decides(CheckStep::Expire, Reason::Expired),
             // It was paid once, and is pending again.
             (Self::Pending, Verified) => CheckStep::Dead(Reason::Expired),
-            // It was paid once, and its record was archived.
-            (Self::Unknown, Verified) => CheckStep::None,
-            // Nobody has these points, so there is nothing for a person to decide.
+            // No user has these points, so there is nothing for a person to decide.
             (Self::Closed | Self::Misspelt | Self::Pending | Self::Unknown, Absent) => CheckStep::Void,
-            (Self::Closed | Self::Misspelt | Self::Pending | Self::Unknown, Reversed) => CheckStep::None,
+            // An unknown payment that was verified was paid once, and its record was archived.
+            (Self::Closed | Self::Misspelt | Self::Pending | Self::Unknown, Reversed) | (Self::Unknown, Verified) => {
+                CheckStep::None
+            }
             (Self::ForPerson(reason), _) => CheckStep::Dead(reason),
         }
     }

@@ -285,7 +285,9 @@ mod tests {
 
     fn bodies(checks: &[ScheduledCheck], limits: Limits) -> Vec<Vec<u8>> {
         let mut writer = Writer::new(limits);
-        checks.iter().for_each(|check| writer.push(check));
+        for check in checks {
+            writer.push(check);
+        }
         writer.finish()
     }
 

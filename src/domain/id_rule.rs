@@ -45,7 +45,7 @@ pub enum IdRefused {
     /// It does not match the configured pattern.
     #[error("is refused by pay_status.http.id_pattern; must match {pattern} and must not be \".\" or \"..\"")]
     NoMatch {
-        /// The pattern, as it is configured.
+        /// The pattern, on one line.
         pattern: String,
     },
 }
@@ -68,6 +68,14 @@ impl IdPattern {
     }
 }
 
+/// A pattern may have line breaks; the text of an error must not.
+fn on_one_line(text: &str) -> String {
+    let escaped = |character: char| {
+        if character.is_control() { character.escape_default().to_string() } else { character.into() }
+    };
+    text.chars().map(escaped).collect()
+}
+
 /// The reason: the lines above it repeat the expression and mark a place in it.
 fn last_line(error: &regex::Error) -> String {
     let text = error.to_string();
@@ -80,13 +88,11 @@ impl IdRule {
     pub fn check(&self, id: &str) -> Result<(), IdRefused> {
         let is_dots = matches!(id, "." | "..");
         match self {
-            Self::Any => Ok(()),
             Self::UrlSafe if id.is_empty() || is_dots || id.contains(RESERVED) => Err(IdRefused::UnsafeInUrl),
-            Self::UrlSafe => Ok(()),
             Self::Matching(pattern) if is_dots || !pattern.regex.is_match(id) => {
-                Err(IdRefused::NoMatch { pattern: pattern.text.clone() })
+                Err(IdRefused::NoMatch { pattern: on_one_line(&pattern.text) })
             }
-            Self::Matching(_) => Ok(()),
+            Self::Any | Self::UrlSafe | Self::Matching(_) => Ok(()),
         }
     }
 }
@@ -133,6 +139,8 @@ mod tests {
             refused.to_string(),
             "is refused by pay_status.http.id_pattern; must match [0-9]+ and must not be \".\" or \"..\""
         );
+        let of_two_lines = IdRule::Matching(IdPattern::new("(?x)[0-9]+\n").unwrap()).check("S3CRET").unwrap_err();
+        assert!(of_two_lines.to_string().contains("must match (?x)[0-9]+\\n and"), "{of_two_lines}");
         let refused = IdRule::UrlSafe.check("S3CRET/").unwrap_err().to_string();
         assert!(refused.contains("/ \\ % ? # ;") && !refused.contains("S3CRET"), "{refused}");
     }

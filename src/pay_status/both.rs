@@ -98,7 +98,6 @@ impl TableThenGateway {
                     }
                 }
                 Some((payment, repaired)) = repairs.next() => {
-                    let payment: &Open = payment;
                     answers(payment.index, repaired?);
                 }
                 else => return Ok(()),

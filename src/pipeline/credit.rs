@@ -67,6 +67,9 @@ pub struct Committed<M> {
     first_checks: Vec<FirstChecks>,
 }
 
+/// Messages, their credits in the same order, and the messages from which nothing could be read.
+type Parsed<M> = (Vec<M>, Arc<[Credit]>, Vec<Decided<M, Outcome>>);
+
 impl CreditPipeline {
     /// Takes `batch` the whole way. Each message ends as if it had come alone. What is left undone is handed back, the
     /// rest is settled.
@@ -135,7 +138,7 @@ impl CreditPipeline {
     }
 
     /// Reads every body in the credit format.
-    fn parse<M: Message>(&self, batch: Vec<M>) -> (Vec<M>, Arc<[Credit]>, Vec<Decided<M, Outcome>>) {
+    fn parse<M: Message>(&self, batch: Vec<M>) -> Parsed<M> {
         let (mut messages, mut credits) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         let mut malformed = Vec::new();
         for message in batch {

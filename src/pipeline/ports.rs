@@ -121,12 +121,13 @@ pub type Answers<'a> = &'a mut (dyn FnMut(usize, Lookup) + Send);
 /// A payment as its source knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Payment {
+    /// How the payment's own record writes the id (its canonical spelling). `None` where the source has no record of its
+    /// own (HTTP), or the payment is unknown.
+    pub id: Option<String>,
     /// How it stands.
     pub status: PaymentStatus,
     /// The source's own word, where it is in none of the configured lists; at most a line.
     pub said: Option<String>,
-    /// How the payment's own record writes its id; `None` without such a record.
-    pub id: Option<String>,
     /// Whose payment it is, where the source is asked for that and has the payment.
     pub user: Option<String>,
     /// What it is worth, the same.
@@ -136,7 +137,7 @@ pub struct Payment {
 impl Payment {
     /// One of which nothing but the status matters.
     pub fn new(status: PaymentStatus) -> Self {
-        Self { status, said: None, id: None, user: None, worth: None }
+        Self { id: None, status, said: None, user: None, worth: None }
     }
 }
 

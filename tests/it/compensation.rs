@@ -2,7 +2,7 @@
 //! gateways.
 
 use crate::support::{
-    amqp::{Client, text},
+    amqp::{Client, check_entry, check_message, text},
     daemon::{Daemon, Setup, Signal, told},
     eventually,
     gateway::{Gateway, Reply},
@@ -174,7 +174,9 @@ fn what_is_in_no_list_is_parked_after_the_last_check_and_the_ledger_stays() {
     let parked = client.take(&setup.dead_queue).unwrap();
     assert_eq!(text(&parked, "x-pointsd-reason"), Some("unrecognised".into()));
     assert_eq!(text(&parked, "x-pointsd-check"), Some("LongLongInt(2)".into()));
-    assert_eq!(parked.delivery.data, body(1, "u", 10));
+    assert_eq!(parked.delivery.data, br#"{"paymentId":"1","userId":"u","integral":10}"#);
+    let content_type = parked.delivery.properties.content_type().as_ref().map(|it| it.as_str().to_owned());
+    assert_eq!(content_type.as_deref(), Some("application/json"));
     wait_for_checks(&daemon, "unrecognised", "dead", 1.0);
     assert_eq!(checks(&daemon, "unrecognised", "recheck"), 2.0);
     assert_eq!(state(&setup, 1), is("credited", false));
@@ -194,7 +196,7 @@ fn a_person_decides_where_that_is_wanted() {
     let client = Client::connect(&rabbit::shared().url());
     publish(&client, &setup, [1, 2]);
     // A third one was never credited: nobody has its points, so that there is nothing to decide.
-    client.publish("", &setup.check_queue, [(body(3, "u", 10), BasicProperties::default())]);
+    client.publish("", &setup.check_queue, [check_message(&[check_entry("3", "u", 10)], 0)]);
     eventually("two are parked", || client.ready(&setup.dead_queue)?.eq(&2).then_some(()));
     wait_for_state(&setup, &daemon, 3, &is("reversed", false));
     let mut parked: Vec<_> =
@@ -310,8 +312,9 @@ fn a_credit_that_failed_for_good_is_made_by_the_check_once_also_when_it_is_reque
     daemon.wait_for("it is a duplicate", |daemon| {
         daemon.metric(r#"pointsd_messages_total{queue="credit",outcome="duplicate"}"#).eq(&1.0).then_some(())
     });
-    // A check was sent before it, and finds the credit right.
+    // The credit was confirmed once, and needs no further check.
     wait_for_checks(&daemon, "paid", "verify", 1.0);
+    assert_eq!(client.drain_checks(&setup.check_delay_queue("3s")), []);
     assert_eq!(setup.json(&["balance", "u", "--json"])["balance"], 10);
     assert_eq!(client.ready(&setup.dead_queue), Some(0));
     assert_right(&setup);
@@ -327,13 +330,13 @@ fn what_goes_back_to_the_credit_queue_is_checked_again() {
     let daemon = start(&setup);
     let client = Client::connect(&rabbit::shared().url());
     publish(&client, &setup, [1]);
-    // The credit is refused, and its checks are used up, too.
+    // The credit is refused, and its check cannot make it either.
     eventually("both are parked", || client.ready(&setup.dead_queue)?.eq(&2).then_some(()));
     place.execute("DROP TRIGGER refuse ON points_credits");
     payments.set(1, "TRADE_CLOSED");
     let requeue = setup.run(&["dead", "requeue", "--reason", "rejected", "--canary", "0"]);
     assert!(requeue.status.success(), "{}", told(&requeue));
-    // It is credited, and found closed by the check that was sent before it.
+    // It is credited, and found closed by the check that follows.
     wait_for_state(&setup, &daemon, 1, &is("reversed", false));
     assert_right(&setup);
     daemon.stop();
@@ -347,7 +350,7 @@ fn a_payment_that_becomes_paid_in_the_moment_of_its_expiry_is_reinstated() {
     let daemon = start(&setup);
     let client = Client::connect(&rabbit::shared().url());
     publish(&client, &setup, [1]);
-    client.publish("", &setup.check_queue, [(body(2, "u", 10), BasicProperties::default())]);
+    client.publish("", &setup.check_queue, [check_message(&[check_entry("2", "u", 10)], 0)]);
     // Expired, and voided because it was never credited.
     wait_for_state(&setup, &daemon, 1, &is("reversed", false));
     wait_for_state(&setup, &daemon, 2, &is("reversed", false));
@@ -398,16 +401,23 @@ fn a_credit_that_is_delayed_until_after_its_payment_was_given_up_never_ends_cred
         // In a retry queue, or in the dead queue.
         let waits = if refusal == "40001" { setup.retry_queue("6s") } else { setup.dead_queue.clone() };
         eventually("it waits", || client.ready(&waits)?.eq(&1).then_some(()));
-        place.execute("DROP TRIGGER refuse ON points_credits");
-        wait_for_state(&setup, &daemon, 1, &is("reversed", false));
-        wait_for_checks(&daemon, if status == "TRADE_CLOSED" { "closed" } else { "pending" }, "void", 1.0);
+        // What comes again by itself is not checked before; one that is parked is.
+        assert_eq!(client.drain_checks(&setup.check_delay_queue("3s")).len(), usize::from(refusal == "23514"));
         if refusal == "23514" {
-            assert!(setup.run(&["dead", "requeue", "--all", "--canary", "0"]).status.success());
+            client.publish("", &setup.check_queue, [check_message(&[check_entry("1", "u", 10)], 0)]);
         }
-        daemon.wait_for("it comes later, and is a duplicate", |daemon| {
-            daemon.metric(r#"pointsd_messages_total{queue="credit",outcome="duplicate"}"#).eq(&1.0).then_some(())
-        });
-        assert_eq!(state(&setup, 1), is("reversed", false));
+        place.execute("DROP TRIGGER refuse ON points_credits");
+        if refusal == "23514" {
+            wait_for_checks(&daemon, "closed", "void", 1.0);
+            assert!(setup.run(&["dead", "requeue", "--all", "--canary", "0"]).status.success());
+            daemon.wait_for("it comes later, and is a duplicate", |daemon| {
+                daemon.metric(r#"pointsd_messages_total{queue="credit",outcome="duplicate"}"#).eq(&1.0).then_some(())
+            });
+        } else {
+            let (word, step) = if status == "TRADE_CLOSED" { ("closed", "reverse") } else { ("pending", "expire") };
+            wait_for_checks(&daemon, word, step, 1.0);
+        }
+        wait_for_state(&setup, &daemon, 1, &is("reversed", false));
         assert_eq!(setup.json(&["balance", "u", "--json"])["balance"], 0);
         assert_right(&setup);
         daemon.stop();
@@ -428,7 +438,7 @@ fn without_a_source_there_are_no_checks_and_no_queues_for_them() {
     let daemon = start(&with);
     publish(&client, &with, [1]);
     let delay_queue = with.check_delay_queue("1h");
-    eventually("the broker keeps a copy for the check", || client.ready(&delay_queue)?.eq(&1).then_some(()));
+    eventually("its check is scheduled", || client.ready(&delay_queue)?.eq(&1).then_some(()));
     daemon.stop();
     let text = std::fs::read_to_string(with.config()).unwrap();
     std::fs::write(with.config(), text.split("[pay_status]").next().unwrap()).unwrap();
@@ -436,7 +446,9 @@ fn without_a_source_there_are_no_checks_and_no_queues_for_them() {
     daemon.wait_ready();
     publish(&client, &with, [2]);
     eventually("it is credited", || state(&with, 2));
-    assert_eq!(client.ready(&delay_queue), Some(1), "it is unbound, and keeps what it has");
+    assert_eq!(client.ready(&delay_queue), Some(1), "it keeps what it has, and gets no more");
+    daemon
+        .wait_for("it says that others check", |daemon| daemon.log().contains("the check queue exists").then_some(()));
     daemon.stop();
 
     // From the beginning: nothing of it is declared, and a signal to reload ends nothing.
@@ -450,7 +462,7 @@ fn without_a_source_there_are_no_checks_and_no_queues_for_them() {
 }
 
 #[test]
-fn a_first_delay_that_is_changed_gives_no_payment_less_time_and_its_queue_can_be_retired() {
+fn what_waits_for_a_delay_that_is_changed_is_checked_and_its_queue_can_be_retired() {
     let (place, payments) = (Place::new(Kind::Sqlite), Payments::new());
     let setup = setup(&place, "sql", &payments.settings(), "4s", r#"["1h"]"#);
     let client = Client::connect(&rabbit::shared().url());
@@ -461,7 +473,6 @@ fn a_first_delay_that_is_changed_gives_no_payment_less_time_and_its_queue_can_be
     eventually("it waits", || client.ready(&old)?.eq(&1).then_some(()));
     daemon.stop();
 
-    // What was the first delay is a later one now: it is no longer bound to the exchange.
     let with_delays = |first: &str, delays: &str| {
         let (first, delays) = (first.to_owned(), delays.to_owned());
         move |command: &mut std::process::Command| {
@@ -491,25 +502,31 @@ fn a_first_delay_that_is_changed_gives_no_payment_less_time_and_its_queue_can_be
     assert!(told(&none_of_ours).contains("is in use"), "{}", told(&none_of_ours));
 }
 
+/// What an earlier build left: its first check delay queue bound to the producers' exchange, and producers' messages in it.
 #[test]
-fn a_former_first_delay_that_is_still_bound_gives_no_payment_less_time() {
+fn a_check_delay_queue_of_an_earlier_build_is_unbound_and_what_comes_through_it_is_checked() {
     let (place, payments) = (Place::new(Kind::Sqlite), Payments::new());
-    let setup = setup(&place, "sql", &payments.settings(), "100ms", "[]");
+    let setup = setup(&place, "sql", &payments.settings(), "2s", r#"["1h"]"#);
     let client = Client::connect(&rabbit::shared().url());
     start(&setup).stop();
-    payments.set(1, "WAIT_BUYER_PAY");
-    // The queue of 100ms stays bound, and is of no delay that is configured.
-    let daemon = setup.start_with(|command| {
-        command.env("POINTSD_COMPENSATION__FIRST", "5s");
-    });
-    daemon.wait_ready();
+    let delay_queue = setup.check_delay_queue("2s");
+    client.bind(&delay_queue, &setup.exchange, &setup.key);
+    payments.set_all(&[(1, "TRADE_SUCCESS"), (2, "TRADE_SUCCESS"), (3, "TRADE_SUCCESS")]);
+    // While no daemon runs: one copy is credited, and the other one waits for its check.
     publish(&client, &setup, [1]);
-    daemon.wait_for("it is told", |daemon| daemon.log().contains("no longer configured").then_some(()));
-    wait_for_state(&setup, &daemon, 1, &is("credited", false));
-    assert_eq!(checks(&daemon, "pending", "expire"), 0.0);
-    payments.set(1, "TRADE_SUCCESS");
-    // Its own check, and the one that was postponed.
-    wait_for_checks(&daemon, "paid", "verify", 2.0);
-    assert_eq!(daemon.metric("pointsd_points_reversed_total"), 0.0);
+    client.publish("", &setup.credit_queue, [(body(2, "u", 10), BasicProperties::default())]);
+    eventually("it has waited", || client.ready(&setup.check_queue)?.eq(&1).then_some(()));
+    let daemon = start(&setup);
+    daemon.wait_for("it is logged", |daemon| daemon.log().contains("is still bound to an exchange").then_some(()));
+    for payment in [1, 2] {
+        wait_for_state(&setup, &daemon, payment, &is("credited", true));
+    }
+    publish(&client, &setup, [3]);
+    let mut scheduled = Vec::new();
+    eventually("only its check waits, and not what its producer sent", || {
+        scheduled.extend(client.drain_checks(&delay_queue));
+        scheduled.contains(&("3".to_owned(), 0)).then_some(())
+    });
+    assert_eq!(daemon.log().matches("is still bound to an exchange").count(), 1, "once");
     daemon.stop();
 }

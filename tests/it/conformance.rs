@@ -43,6 +43,9 @@ suite!(
     a_payment_tells_its_story,
     reading_makes_no_ledger,
     every_step_of_a_check_is_written,
+    a_duplicate_needs_no_check_once_it_is_verified_or_parked,
+    unverified_and_overdue_credits_are_counted,
+    the_reason_of_another_spelling_names_it,
     the_ledgers_own_row_counts_and_not_the_message,
     a_reversal_may_make_a_balance_negative,
     checks_and_credits_of_the_same_payments_at_once,
@@ -62,7 +65,20 @@ fn credit(payment: &str, user: &str, points: i64) -> Credit {
 }
 
 fn conflict(user: &str, points: i64) -> Verdict {
-    Verdict::Conflict(Standing { user_id: user.into(), points })
+    Verdict::Conflict(Standing { user_id: user.into(), points, checked: false })
+}
+
+const DUPLICATE: Verdict = Verdict::Duplicate { checked: false };
+
+/// Credits a batch; whether a check is needed is another test's.
+fn verdicts(ledger: &dyn Ledger, batch: &[Credit]) -> Vec<Verdict> {
+    let verdicts = ledger.credit(batch).unwrap().into_iter();
+    let plain = |verdict| match verdict {
+        Verdict::Credited => Verdict::Credited,
+        Verdict::Duplicate { .. } => DUPLICATE,
+        Verdict::Conflict(standing) => Verdict::Conflict(Standing { checked: false, ..standing }),
+    };
+    verdicts.map(plain).collect()
 }
 
 /// An empty ledger with its schema.
@@ -83,36 +99,36 @@ fn assert_right(ledger: &dyn Ledger, credits: i64) {
 type Row = Vec<(Credit, Verdict)>;
 
 fn a_table_of_batches(kind: Kind) {
-    use Verdict::{Credited, Duplicate};
+    use Verdict::Credited;
     let (_place, ledger) = ledger(kind);
     let batches: Vec<(&str, Row)> = vec![
         ("nothing", vec![]),
         ("new", vec![(credit("1", "a", 10), Credited), (credit("2", "b", 5), Credited)]),
-        ("duplicate", vec![(credit("1", "a", 10), Duplicate)]),
+        ("duplicate", vec![(credit("1", "a", 10), DUPLICATE)]),
         ("conflict by user", vec![(credit("1", "b", 10), conflict("a", 10))]),
         ("conflict by points", vec![(credit("2", "b", 6), conflict("b", 5))]),
         (
             "new, duplicate and conflict side by side, in no order",
             vec![
                 (credit("9", "a", 1), Credited),
-                (credit("2", "b", 5), Duplicate),
+                (credit("2", "b", 5), DUPLICATE),
                 (credit("1", "a", 11), conflict("a", 10)),
                 (credit("3", "a", 2), Credited),
             ],
         ),
-        ("the same id twice, the same", vec![(credit("4", "c", 7), Credited), (credit("4", "c", 7), Duplicate)]),
+        ("the same id twice, the same", vec![(credit("4", "c", 7), Credited), (credit("4", "c", 7), DUPLICATE)]),
         (
             "the same id three times, the first one counts",
             vec![
                 (credit("5", "c", 8), Credited),
                 (credit("5", "d", 8), conflict("c", 8)),
-                (credit("5", "c", 8), Duplicate),
+                (credit("5", "c", 8), DUPLICATE),
                 (credit("5", "c", 9), conflict("c", 8)),
             ],
         ),
         (
             "the same id twice, known already with other points",
-            vec![(credit("5", "c", 1), conflict("c", 8)), (credit("5", "c", 8), Duplicate)],
+            vec![(credit("5", "c", 1), conflict("c", 8)), (credit("5", "c", 8), DUPLICATE)],
         ),
         (
             "ids differ by case, blank and leading zero",
@@ -127,7 +143,7 @@ fn a_table_of_batches(kind: Kind) {
     ];
     for (name, row) in batches {
         let (batch, expected): (Vec<_>, Vec<_>) = row.into_iter().unzip();
-        assert_eq!(ledger.credit(&batch).unwrap(), expected, "{name}");
+        assert_eq!(verdicts(&*ledger, &batch), expected, "{name}");
     }
     for (user, balance) in [("a", 13), ("b", 5), ("c", 15), ("d", 0), ("x", 4), ("nobody", 0)] {
         assert_eq!(ledger.balance(user).unwrap(), balance, "{user}");
@@ -140,7 +156,7 @@ fn ten_thousand_in_a_batch(kind: Kind) {
     let batch: Vec<Credit> =
         (0..10_000).map(|n| credit(&format!("p{}", n * 7919 % 10_000), &format!("u{}", n % 100), 3)).collect();
     assert_eq!(ledger.credit(&batch).unwrap(), vec![Verdict::Credited; 10_000]);
-    assert_eq!(ledger.credit(&batch).unwrap(), vec![Verdict::Duplicate; 10_000]);
+    assert_eq!(verdicts(&*ledger, &batch), vec![DUPLICATE; 10_000]);
     assert_eq!(ledger.balance("u42").unwrap(), 300);
     assert_right(&*ledger, 10_000);
 }
@@ -170,7 +186,7 @@ fn identifiers_of_every_length_and_kind(kind: Kind) {
     ids.push("e\u{301}".into());
     let batch: Vec<Credit> = ids.iter().map(|id| credit(id, id, 1)).collect();
     assert_eq!(ledger.credit(&batch).unwrap(), vec![Verdict::Credited; ids.len()]);
-    assert_eq!(ledger.credit(&batch).unwrap(), vec![Verdict::Duplicate; ids.len()]);
+    assert_eq!(verdicts(&*ledger, &batch), vec![DUPLICATE; ids.len()]);
     for id in &ids {
         assert_eq!(ledger.balance(id).unwrap(), 1, "{id}");
         assert_eq!(ledger.payment(id).unwrap().unwrap().payment_id, *id);
@@ -236,7 +252,7 @@ fn the_schema_is_told_and_migrated_once(kind: Kind) {
         let threads: Vec<_> = (0..writers).map(|_| scope.spawn(|| place.open().migrate().unwrap().len())).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
-    assert_eq!(ran, 3);
+    assert_eq!(ran, 4);
     assert_eq!(ledger.schema().unwrap(), SchemaState::Current);
     assert!(ledger.migrate().unwrap().is_empty());
     ledger.probe().unwrap();
@@ -326,7 +342,7 @@ fn steps(ledger: &dyn Ledger, checks: &[Check]) -> Vec<(CheckStep, i64)> {
 
 fn every_step_of_a_check_is_written(kind: Kind) {
     use CheckStep::{Dead, Expire, LateCredit, None, Reinstate, Reverse, Verify, Void};
-    use Finding::{Closed, Expired, Paid};
+    use Finding::{Closed, Paid, Pending, Unknown};
     let (_place, ledger) = ledger(kind);
     ledger.credit(&[credit("a", "u", 10), credit("b", "u", 20), credit("c", "v", 5)]).unwrap();
     // One batch a row: the payments, what is found of each, what is done, and the balances of u, v and w after it.
@@ -336,10 +352,10 @@ fn every_step_of_a_check_is_written(kind: Kind) {
             vec![
                 ("a", "u", 10, Paid, Verify),
                 ("b", "u", 20, Closed, Reverse),
-                ("c", "v", 5, Expired, Expire),
+                ("c", "v", 5, Pending, Expire),
                 ("d", "w", 7, Paid, LateCredit),
                 ("e", "w", 9, Closed, Void),
-                ("f", "w", 9, Expired, Void),
+                ("f", "w", 9, Unknown, Void),
             ],
             [10, 0, 7],
         ),
@@ -348,15 +364,24 @@ fn every_step_of_a_check_is_written(kind: Kind) {
             vec![
                 ("a", "u", 10, Paid, Verify),
                 ("b", "u", 20, Closed, None),
-                ("c", "v", 5, Expired, None),
+                ("c", "v", 5, Unknown, None),
                 ("d", "w", 7, Paid, Verify),
                 ("e", "w", 9, Closed, None),
-                ("f", "w", 9, Expired, None),
+                ("f", "w", 9, Pending, None),
             ],
             [10, 0, 7],
         ),
         (vec![("b", "u", 20, Paid, Reinstate), ("e", "w", 9, Paid, Reinstate)], [30, 0, 16]),
-        (vec![("b", "u", 20, Closed, Reverse), ("e", "w", 9, Expired, Expire)], [10, 0, 7]),
+        // What was found paid before: archived, pending again, closed.
+        (
+            vec![
+                ("a", "u", 10, Unknown, None),
+                ("b", "u", 20, Closed, Reverse),
+                ("d", "w", 7, Pending, Dead(Reason::Expired)),
+                ("e", "w", 9, Closed, Reverse),
+            ],
+            [10, 0, 7],
+        ),
     ];
     for (batch, balances) in batches {
         let checks: Vec<Check> =
@@ -369,10 +394,10 @@ fn every_step_of_a_check_is_written(kind: Kind) {
     }
     // A message that comes later than all that is a duplicate: it never ends credited.
     let duplicates = [credit("e", "w", 9), credit("f", "w", 9), credit("b", "u", 20)];
-    assert_eq!(ledger.credit(&duplicates).unwrap(), vec![Verdict::Duplicate; 3]);
+    assert_eq!(verdicts(&*ledger, &duplicates), vec![DUPLICATE; 3]);
     // A person decides: the credit stays, and one that is absent is voided all the same.
     let parked =
-        ledger.check(&[check("a", "u", 10, Closed), check("g", "v", 3, Expired)], OnUnpaid::Dead, later()).unwrap();
+        ledger.check(&[check("a", "u", 10, Closed), check("g", "v", 3, Pending)], OnUnpaid::Dead, later()).unwrap();
     assert_eq!(parked.iter().map(|it| it.step).collect::<Vec<_>>(), [Dead(Reason::Unpaid), Void]);
     assert_right(&*ledger, 7);
 
@@ -388,6 +413,58 @@ fn every_step_of_a_check_is_written(kind: Kind) {
     let void = ledger.payment("f").unwrap().unwrap();
     assert_eq!((void.state.as_str(), void.verified_at), ("reversed", Option::None));
     assert_eq!(void.adjustments[0].reason, "expired before it was credited");
+}
+
+fn a_duplicate_needs_no_check_once_it_is_verified_or_parked(kind: Kind) {
+    let (_place, ledger) = ledger(kind);
+    let batch = ["paid", "parked", "closed", "open"].map(|payment| credit(payment, "u", 10));
+    ledger.credit(&batch).unwrap();
+    let needs_no_check = |expected: [bool; 4]| {
+        let expected = expected.map(|checked| Verdict::Duplicate { checked });
+        assert_eq!(ledger.credit(&batch).unwrap(), expected);
+    };
+    let asked_at = |payment: &str| ledger.payment(payment).unwrap().unwrap().asked_at;
+    let person =
+        |payment: &str| Check { claim: None, ..check(payment, "u", 10, Finding::ForPerson(Reason::Unrecognised)) };
+    needs_no_check([false; 4]);
+    // One that is not in the ledger gets no row by it.
+    steps(&*ledger, &[check("closed", "u", 10, Finding::Closed), check("paid", "u", 10, Finding::Paid)]);
+    steps(&*ledger, &[person("absent"), person("closed"), person("parked")]);
+    needs_no_check([true, true, false, false]);
+    assert!(ledger.payment("absent").unwrap().is_none());
+    assert_eq!((asked_at("paid"), asked_at("closed")), (None, None), "only what counts waits for a person");
+    let first = asked_at("parked");
+    std::thread::sleep(Duration::from_millis(5));
+    steps(&*ledger, &[person("paid"), person("parked")]);
+    assert!(first.is_some() && asked_at("parked") == first && asked_at("paid").is_some(), "the first time counts");
+    // Cleared when it is verified or reversed.
+    steps(&*ledger, &[check("paid", "u", 10, Finding::Closed), check("parked", "u", 10, Finding::Paid)]);
+    assert_eq!((asked_at("paid"), asked_at("parked")), (None, None));
+    needs_no_check([false, true, false, false]);
+    assert_right(&*ledger, 4);
+}
+
+fn unverified_and_overdue_credits_are_counted(kind: Kind) {
+    let (place, ledger) = ledger(kind);
+    let batch = ["paid", "parked", "closed", "old", "new"].map(|payment| credit(payment, "u", 10));
+    ledger.credit(&batch).unwrap();
+    place.execute("UPDATE points_credits SET credited_at = '2020-01-01T00:00:00.000Z' WHERE payment_id <> 'new'");
+    let person = Check { claim: None, ..check("parked", "u", 10, Finding::ForPerson(Reason::Unrecognised)) };
+    steps(&*ledger, &[check("closed", "u", 10, Finding::Closed), check("paid", "u", 10, Finding::Paid), person]);
+    let counted = ledger.count_unverified(Duration::from_secs(3600)).unwrap();
+    assert_eq!((counted.unverified, counted.overdue), (3, 1));
+    let counted = ledger.count_unverified(Duration::from_secs(100 * 365 * 86_400)).unwrap();
+    assert_eq!((counted.unverified, counted.overdue), (3, 0));
+}
+
+fn the_reason_of_another_spelling_names_it(kind: Kind) {
+    let (_place, ledger) = ledger(kind);
+    ledger.credit(&[credit("007", "u", 10)]).unwrap();
+    let check = Check { spelling: Some("7".into()), ..check("007", "u", 10, Finding::Misspelt) };
+    assert_eq!(steps(&*ledger, &[check]), [(CheckStep::Reverse, 10)]);
+    let story = ledger.payment("007").unwrap().unwrap();
+    assert_eq!((story.state.as_str(), story.adjustments[0].reason.as_str()), ("reversed", "another spelling of 7"));
+    assert_right(&*ledger, 1);
 }
 
 fn the_ledgers_own_row_counts_and_not_the_message(kind: Kind) {
@@ -423,7 +500,7 @@ fn a_reversal_may_make_a_balance_negative(kind: Kind) {
 /// payment ends as its finding says.
 fn checks_and_credits_of_the_same_payments_at_once(kind: Kind) {
     let (place, ledger) = ledger(kind);
-    let finding = |n: usize| [Finding::Paid, Finding::Closed, Finding::Expired][n % 3];
+    let finding = |n: usize| [Finding::Paid, Finding::Closed, Finding::Pending][n % 3];
     let payment = |round: usize, n: usize| format!("{round:02}-{n:03}");
     // Which of them is the first depends on who sorts: the database's own collation is not that of the columns.
     let user = |n: usize| ["a", "B", "c", "D", "é", "Z", "z"][n % 7];
@@ -490,9 +567,12 @@ fn credits_that_no_check_has_found_paid_are_counted_and_listed(kind: Kind) {
     };
     ledger.credit(&["a", "b", "c", "d", "e"].map(|id| credit(id, "u", 1))).unwrap();
     std::thread::sleep(Duration::from_millis(5));
-    assert_eq!(ledger.count_unverified().unwrap(), 5);
+    assert_eq!(ledger.count_unverified(Duration::ZERO).unwrap().unverified, 5);
     steps(&*ledger, &[check("b", "u", 1, Finding::Paid), check("e", "u", 1, Finding::Closed)]);
-    assert_eq!((ledger.count_unverified().unwrap(), ledger.verify().unwrap().unverified), (3, 3));
+    assert_eq!(
+        (ledger.count_unverified(Duration::ZERO).unwrap().unverified, ledger.verify().unwrap().unverified),
+        (3, 3)
+    );
 
     let first = ids(&page(false, None));
     let second = ids(&page(false, first.last().cloned()));
@@ -543,7 +623,7 @@ fn a_check_without_a_claim_leaves_nothing_where_nothing_stands(kind: Kind) {
         check("c", "v", 7, Finding::Paid),
         looked_up("d", Finding::Paid),
         looked_up("e", Finding::Paid),
-        looked_up("f", Finding::Expired),
+        looked_up("f", Finding::Pending),
     ];
     use CheckStep::{LateCredit, None, Reverse, Verify};
     let expected = [(None, 0), (Reverse, 20), (LateCredit, 7), (Verify, 5), (None, 0), (None, 0)];
@@ -574,8 +654,8 @@ fn what_is_rolled_back_is_not_made_known(kind: Kind) {
     assert_eq!(outbox.summary().unwrap().rows, 0, "nothing of it was committed");
     // A duplicate makes nothing known either, and neither does a void.
     let verdicts = ledger.credit(&[credit("first", "v", 1), credit("first", "v", 1), credit("quiet", "u", 1)]).unwrap();
-    assert_eq!(verdicts, [Verdict::Credited, Verdict::Duplicate, Verdict::Duplicate]);
-    let checks = [check("first", "v", 1, Finding::Closed), check("never", "w", 3, Finding::Expired)];
+    assert_eq!(verdicts, [Verdict::Credited, Verdict::Duplicate { checked: true }, DUPLICATE]);
+    let checks = [check("first", "v", 1, Finding::Closed), check("never", "w", 3, Finding::Pending)];
     assert_eq!(steps(&*ledger, &checks), [(CheckStep::Reverse, 1), (CheckStep::Void, 3)]);
     assert!(outbox.take_turn().unwrap());
     let keys: Vec<(Option<String>, String)> =

@@ -255,7 +255,7 @@ fn a_delay_queue_that_is_deleted_is_declared_again_and_loses_nothing() {
     client.delete_queue(&setup.retry_queue("1s"));
     let messages = ["a", "transient", "b"].map(|payment| (body(payment, "u"), BasicProperties::default()));
     client.publish(&setup.exchange, &setup.key, messages);
-    daemon.wait_for("it has noticed", |daemon| daemon.log().contains("unroutable").then_some(()));
+    daemon.wait_for("it has noticed", |daemon| daemon.log().contains("reached no queue").then_some(()));
     eventually("it took both steps", || client.ready(&setup.never_used())?.eq(&1).then_some(()));
     eventually("the others are credited", || setup.json(&["balance", "u", "--json"])["balance"].eq(&2).then_some(()));
     daemon.wait_ready();

@@ -17,6 +17,7 @@ mod support;
 
 mod brake;
 mod check_chaos;
+mod check_messages;
 mod cli;
 mod compensation;
 mod conformance;

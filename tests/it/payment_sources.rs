@@ -21,9 +21,13 @@ use pointsd::{
         status::{PaymentStatus, StatusValues},
     },
     pay_status::{Identifier, TableName, source},
-    pipeline::ports::{Lookup, PaymentSource},
+    pipeline::ports::{BatchError, Lookup, PaymentSource, look_up_all},
 };
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 fn wait_paused(daemon: &Daemon, reason: &str) {
     daemon.wait_for(&format!("the checks pause: {reason}"), |daemon| {
@@ -221,7 +225,7 @@ fn malformed_checks_are_acknowledged_because_their_own_queue_has_parked_them() {
 }
 
 /// A source over a table of this database.
-fn table_source(url: &str, table: &str, id: &str, status: &str, user: Option<&str>) -> Arc<dyn PaymentSource> {
+pub fn table_source(url: &str, table: &str, id: &str, status: &str, user: Option<&str>) -> Arc<dyn PaymentSource> {
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
     let settings = SqlSourceSettings {
         url: pointsd::database::DatabaseUrl::parse(url, None).unwrap(),
@@ -242,15 +246,23 @@ fn table_source(url: &str, table: &str, id: &str, status: &str, user: Option<&st
 
 fn look_up(source: &Arc<dyn PaymentSource>, ids: &[&str]) -> Vec<PaymentStatus> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let ids: Arc<[PaymentId]> = ids.iter().map(|id| PaymentId::new(id).unwrap()).collect();
-    let answers = runtime.block_on(source.look_up(ids)).unwrap();
+    let answers = runtime.block_on(look_up_within(source, ids, Duration::from_secs(60))).unwrap();
     answers
         .into_iter()
         .map(|answer| match answer {
-            Lookup::Known(payment) => payment.status,
+            Some(Lookup::Known(payment)) => payment.status,
             nothing => panic!("{nothing:?}"),
         })
         .collect()
+}
+
+pub async fn look_up_within(
+    source: &Arc<dyn PaymentSource>,
+    ids: &[&str],
+    time: Duration,
+) -> Result<Vec<Option<Lookup>>, BatchError> {
+    let ids: Arc<[PaymentId]> = ids.iter().map(|id| PaymentId::new(id).unwrap()).collect();
+    look_up_all(&**source, ids, Instant::now() + time).await
 }
 
 #[test]
@@ -317,7 +329,7 @@ fn ids_are_cast_to_whatever_type_the_column_has_and_statuses_compare_as_text() {
     );
     let rated = table_source(&postgres, "rated", "id", "s", None);
     assert_eq!(look_up(&rated, &["1"]), [Paid]);
-    assert!(runtime.block_on(rated.look_up(Arc::from([PaymentId::new("2").unwrap()]))).is_err());
+    assert!(runtime.block_on(look_up_within(&rated, &["2"], Duration::from_secs(60))).is_err());
 }
 
 #[test]
@@ -355,7 +367,7 @@ fn sqlite_compares_ids_by_the_columns_type_and_a_file_that_is_broken_or_replaced
     // What is broken is no answer, and what is replaced is read anew.
     std::fs::write(&file, vec![0xff; 8192]).unwrap();
     let broken = table_source(&url, "a", "id", "s", None);
-    assert!(runtime.block_on(broken.look_up(Arc::from([PaymentId::new("1").unwrap()]))).is_err());
+    assert!(runtime.block_on(look_up_within(&broken, &["1"], Duration::from_secs(60))).is_err());
     let other = folder.path().join("other.db");
     {
         use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
@@ -524,8 +536,8 @@ fn a_gateway_whose_store_is_down_is_an_outage_though_it_refuses_an_id_that_nobod
     let daemon = start(&setup);
     wait_paused(&daemon, "502 Bad Gateway");
     // And it stays so, although an id that nobody has is answered for.
-    let until = std::time::Instant::now() + Duration::from_secs(4);
-    while std::time::Instant::now() < until {
+    let until = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < until {
         assert!(outcome(&daemon, "retry") <= 1.0);
         std::thread::sleep(Duration::from_millis(50));
     }

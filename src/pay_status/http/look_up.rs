@@ -257,7 +257,7 @@ impl<'a> LookUp<'a> {
                 }
                 self.note_refusal(error, now);
             }
-            // It is no good for that: the others are asked for without it.
+            // It cannot serve as a reference: payments are repeated without one.
             Err(Miss::Own(_) | Miss::Perhaps(_)) => self.reference = None,
         }
     }

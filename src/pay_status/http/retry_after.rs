@@ -1,6 +1,10 @@
 //! `Retry-After` (RFC 9110, section 10.2.3): seconds, or an HTTP-date.
 
-use jiff::{Timestamp, fmt::rfc2822::DateTimeParser};
+use jiff::{
+    Timestamp,
+    fmt::{rfc2822::DateTimeParser, strtime},
+    tz::TimeZone,
+};
 use reqwest::header::{DATE, HeaderMap, HeaderName, RETRY_AFTER};
 use std::time::Duration;
 
@@ -20,9 +24,14 @@ fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     headers.get(name)?.to_str().ok().map(str::trim)
 }
 
-/// The preferred format of an HTTP-date is one of RFC 2822.
+/// An HTTP-date. The preferred format is one of RFC 2822; two obsolete ones must be read, too.
 fn date(text: &str) -> Option<Timestamp> {
-    DateTimeParser::new().parse_timestamp(text).ok()
+    let obsolete = |format: &str| {
+        let date = strtime::parse(format, text).ok()?.to_datetime().ok()?;
+        date.to_zoned(TimeZone::UTC).ok().map(|date| date.timestamp())
+    };
+    let preferred = DateTimeParser::new().parse_timestamp(text).ok();
+    preferred.or_else(|| obsolete("%A, %d-%b-%y %H:%M:%S GMT")).or_else(|| obsolete("%a %b %e %H:%M:%S %Y"))
 }
 
 #[cfg(test)]
@@ -42,6 +51,8 @@ mod tests {
             ("Sun, 06 Nov 1994 08:48:37 GMT", None, Some(0)),
             ("Sun, 06 Nov 1994 10:00:10 GMT", Some("Sun, 06 Nov 1994 10:00:00 GMT"), Some(10)),
             ("Sun, 06 Nov 1994 08:49:37 GMT", Some("yesterday"), Some(37)),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", None, Some(37)),
+            ("Sun Nov  6 08:49:37 1994", None, Some(37)),
             ("", None, None),
             ("-1", None, None),
             ("1.5", None, None),

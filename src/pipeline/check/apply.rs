@@ -2,7 +2,7 @@
 
 use super::{
     CheckPipeline,
-    look_up::{Found, Judged, ledger_id},
+    look_up::{Found, Judged, judge, ledger_id},
     parse::Entry,
 };
 use crate::{
@@ -57,6 +57,26 @@ impl Group<'_> {
         self.outcomes[entry] = Some(outcome);
     }
 
+    /// Decides an entry, or keeps what the ledger must know of it.
+    pub(super) fn sort_in(
+        &mut self,
+        entry: usize,
+        payment: Payment,
+        at: Instant,
+        candidates: &mut Vec<Candidate>,
+        to_be_closed: &mut Vec<usize>,
+    ) {
+        match judge(&self.entries[entry], payment) {
+            Judged::Finding(finding, payment) => candidates.push(Candidate { entry, finding, payment, at }),
+            Judged::Again(status) => {
+                let next = Some(self.entries[entry].turn.next());
+                self.decide(entry, CheckOutcome::Checked { status, step: CheckStep::Recheck, next });
+            }
+            Judged::ToBeClosed => to_be_closed.push(entry),
+            Judged::Outcome(outcome) => self.decide(entry, outcome),
+        }
+    }
+
     /// The entries that have no outcome yet.
     pub(super) fn open(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().zip(&*self.outcomes).filter(|(_, outcome)| outcome.is_none()).map(|(entry, _)| entry)
@@ -82,7 +102,7 @@ impl CheckPipeline {
     ) -> Option<Outage> {
         let (mut candidates, mut to_be_closed) = (Vec::new(), Vec::new());
         for (entry, Found { payment, at, .. }) in found {
-            self.sort_in(group, entry, payment, at, &mut candidates, &mut to_be_closed);
+            group.sort_in(entry, payment, at, &mut candidates, &mut to_be_closed);
         }
         if !to_be_closed.is_empty()
             && let Some(outage) = self.close_unpaid(group, to_be_closed, &mut candidates, turn).await
@@ -96,27 +116,6 @@ impl CheckPipeline {
                 self.confirm_arrivals(group, late_credits, turn).await
             }
             Ok(_) => None,
-        }
-    }
-
-    /// Decides an entry, or keeps what the ledger must know of it.
-    pub(super) fn sort_in(
-        &self,
-        group: &mut Group<'_>,
-        entry: usize,
-        payment: Payment,
-        at: Instant,
-        candidates: &mut Vec<Candidate>,
-        to_be_closed: &mut Vec<usize>,
-    ) {
-        match self.judge(&group.entries[entry], payment) {
-            Judged::Finding(finding, payment) => candidates.push(Candidate { entry, finding, payment, at }),
-            Judged::Again(status) => {
-                let next = Some(group.entries[entry].turn.next());
-                group.decide(entry, CheckOutcome::Checked { status, step: CheckStep::Recheck, next });
-            }
-            Judged::ToBeClosed => to_be_closed.push(entry),
-            Judged::Outcome(outcome) => group.decide(entry, outcome),
         }
     }
 
@@ -212,7 +211,7 @@ impl CheckPipeline {
             match answer {
                 Some(Lookup::Known(payment)) if payment.status == PaymentStatus::Paid => {}
                 Some(Lookup::Known(payment)) => {
-                    self.sort_in(group, entry, payment, at, &mut changed, &mut to_be_closed);
+                    group.sort_in(entry, payment, at, &mut changed, &mut to_be_closed);
                 }
                 // It could not be asked: a check does it.
                 Some(Lookup::Failed(_)) | None => {
@@ -230,10 +229,8 @@ impl CheckPipeline {
     pub(super) async fn note_parked(&self, group: &Group<'_>, turn: &Turn<'_>) {
         let mut checks: Vec<Check> = Vec::new();
         for (entry, outcome) in group.entries.iter().zip(&*group.outcomes) {
-            let reason = match outcome.as_ref().map(CheckOutcome::settlement) {
-                Some(Settlement::Forward(Destination::Dead(reason))) => reason,
-                _ => continue,
-            };
+            let settlement = outcome.as_ref().map(CheckOutcome::settlement);
+            let Some(Settlement::Forward(Destination::Dead(reason))) = settlement else { continue };
             if let Some(payment_id) = entry.payment_id().cloned() {
                 let finding = Finding::ForPerson(reason);
                 checks.push(Check { payment_id, claim: None, finding, spelling: None, closing: None });
@@ -335,7 +332,7 @@ impl Apply<'_> {
                 let index = payments.binary_search(&check.payment_id).ok()?;
                 let Some(Lookup::Known(payment)) = answers.get(index)?.clone() else { return None };
                 // What was just closed by us is judged as it was.
-                match self.pipeline.judge(entry(candidate), payment) {
+                match judge(entry(candidate), payment) {
                     Judged::Finding(finding, payment) if finding == candidate.finding => {
                         Some(Candidate { entry: candidate.entry, finding, payment, at })
                     }

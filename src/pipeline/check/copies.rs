@@ -61,6 +61,15 @@ pub(super) struct Forwarded {
     pub(super) outage: Option<Outage>,
 }
 
+impl Forwarded {
+    /// The deliveries of these copies go back.
+    fn undo(&mut self, copies: &[Outgoing]) {
+        for copy in copies {
+            self.done[copy.delivery] = false;
+        }
+    }
+}
+
 impl CheckPipeline {
     /// The copies that a delivery from the check queue asks for: one for each next wait, each retry step, each parked
     /// entry, and one to the end of the check queue with what has no outcome.
@@ -165,7 +174,7 @@ impl CheckPipeline {
                 Ok(confirmed) => confirmed,
                 Err(outage) => {
                     // Which of them stand there is not known: those of a delivery whose copies are open go back whole.
-                    open.iter().for_each(|copy| forwarded.done[copy.delivery] = false);
+                    forwarded.undo(&open);
                     forwarded.outage = Some(outage);
                     break;
                 }
@@ -187,7 +196,7 @@ impl CheckPipeline {
             }
             if begun.elapsed() > confirm::CONFIRMING_TIME {
                 if put_off || turn.stop.is_cancelled() {
-                    open.iter().for_each(|copy| forwarded.done[copy.delivery] = false);
+                    forwarded.undo(&open);
                     forwarded.outage.get_or_insert(reason);
                     break;
                 }
@@ -195,7 +204,7 @@ impl CheckPipeline {
                 open = self.put_off(open, batch);
             } else if confirm::pause(turn).await.is_err() {
                 // Told to stop: its copies are made again by whoever takes it next.
-                open.iter().for_each(|copy| forwarded.done[copy.delivery] = false);
+                forwarded.undo(&open);
                 break;
             }
         }
@@ -247,7 +256,9 @@ impl CheckPipeline {
         };
         if let Err(outage) = confirm::schedule(deliveries, &self.first_checks(batch), turn).await {
             let scheduled = |index: &usize| matches!(to(*index), Some(Destination::Check(_)));
-            (0..batch.outcomes.len()).filter(scheduled).for_each(|index| forwarded.done[index] = false);
+            for index in (0..batch.outcomes.len()).filter(scheduled) {
+                forwarded.done[index] = false;
+            }
             forwarded.outage = Some(outage);
         }
         // Each delivery has one entry.
@@ -273,7 +284,9 @@ impl CheckPipeline {
         let (indices, copies): (Vec<usize>, Vec<_>) = copies.into_iter().unzip();
         match confirm::forward(deliveries, &copies, turn).await {
             Err(outage) => {
-                indices.iter().for_each(|index| forwarded.done[*index] = false);
+                for index in indices {
+                    forwarded.done[index] = false;
+                }
                 forwarded.outage.get_or_insert(outage);
             }
             Ok(confirmed) => {

@@ -82,54 +82,54 @@ impl CheckPipeline {
         }
         left
     }
+}
 
-    /// What the source's answer means for an entry.
-    pub(super) fn judge(&self, entry: &Entry, mut payment: Payment) -> Judged {
-        let Asked::Check(check) = &entry.asked else {
-            return Judged::Outcome(CheckOutcome::Rejected("nothing to look up".into()));
-        };
-        let used_up = entry.turn.used_up;
-        let meaning = match &check.about {
-            About::Claim(claim) => {
-                if let Some(id) = payment.id.as_deref().filter(|id| *id != check.payment_id.as_str()) {
-                    let spelling = printable(id);
-                    return Judged::Finding(Finding::Misspelt, Payment { id: Some(spelling), ..payment });
-                }
-                let user = payment.user.as_deref();
-                if let Some(user) = user.filter(|user| *user != claim.user_id.as_str()) {
-                    let error = format!("the payment's own record has another user: {}", printable(user));
-                    return Judged::Outcome(CheckOutcome::Conflict(error));
-                }
-                return of_status(payment, used_up);
+/// What the source's answer means for an entry.
+pub(super) fn judge(entry: &Entry, mut payment: Payment) -> Judged {
+    let Asked::Check(check) = &entry.asked else {
+        return Judged::Outcome(CheckOutcome::Rejected("nothing to look up".into()));
+    };
+    let used_up = entry.turn.used_up;
+    let meaning = match &check.about {
+        About::Claim(claim) => {
+            if let Some(id) = payment.id.as_deref().filter(|id| *id != check.payment_id.as_str()) {
+                let spelling = printable(id);
+                return Judged::Finding(Finding::Misspelt, Payment { id: Some(spelling), ..payment });
             }
-            About::Notification { meaning, .. } => *meaning,
-            About::Record => None,
-        };
-        // A gateway may have heard of it before the row was committed from which it is credited.
-        if payment.status == PaymentStatus::Paid && payment.worth.is_none() {
-            if used_up {
-                let error = "it is paid at the gateway, but no record of it has come".into();
-                let reason = Reason::Expired;
-                return Judged::Outcome(CheckOutcome::Parked { status: payment.status, reason, error });
+            let user = payment.user.as_deref();
+            if let Some(user) = user.filter(|user| *user != claim.user_id.as_str()) {
+                let error = format!("the payment's own record has another user: {}", printable(user));
+                return Judged::Outcome(CheckOutcome::Conflict(error));
             }
-            payment.status = PaymentStatus::Unknown;
+            return of_status(payment, used_up);
         }
-        let status = payment.status;
-        match (meaning, status, used_up) {
-            (Some(Meaning::Paid), PaymentStatus::Closed, _) => Judged::Outcome(CheckOutcome::Conflict(
-                "the notification says that it is paid, its own record that it is closed".into(),
-            )),
-            // It was paid, and nothing shows it.
-            (Some(Meaning::Paid), PaymentStatus::Pending | PaymentStatus::Unknown, true) => {
-                let error = match status {
-                    PaymentStatus::Unknown => "the notification says that it is paid, but no record of it has come",
-                    _ => "the notification says that it is paid, but its record cannot be set to that",
-                };
-                Judged::Outcome(CheckOutcome::Parked { status, reason: Reason::Expired, error: error.into() })
-            }
-            (Some(Meaning::Created), PaymentStatus::Pending, true) => Judged::ToBeClosed,
-            _ => of_status(payment, used_up),
+        About::Notification { meaning, .. } => *meaning,
+        About::Record => None,
+    };
+    // A gateway may have heard of it before the row was committed from which it is credited.
+    if payment.status == PaymentStatus::Paid && payment.worth.is_none() {
+        if used_up {
+            let error = "it is paid at the gateway, but no record of it has come".into();
+            let reason = Reason::Expired;
+            return Judged::Outcome(CheckOutcome::Parked { status: payment.status, reason, error });
         }
+        payment.status = PaymentStatus::Unknown;
+    }
+    let status = payment.status;
+    match (meaning, status, used_up) {
+        (Some(Meaning::Paid), PaymentStatus::Closed, _) => Judged::Outcome(CheckOutcome::Conflict(
+            "the notification says that it is paid, its own record that it is closed".into(),
+        )),
+        // It was paid, and nothing shows it.
+        (Some(Meaning::Paid), PaymentStatus::Pending | PaymentStatus::Unknown, true) => {
+            let error = match status {
+                PaymentStatus::Unknown => "the notification says that it is paid, but no record of it has come",
+                _ => "the notification says that it is paid, but its record cannot be set to that",
+            };
+            Judged::Outcome(CheckOutcome::Parked { status, reason: Reason::Expired, error: error.into() })
+        }
+        (Some(Meaning::Created), PaymentStatus::Pending, true) => Judged::ToBeClosed,
+        _ => of_status(payment, used_up),
     }
 }
 

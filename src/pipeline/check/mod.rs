@@ -91,7 +91,7 @@ impl CheckPipeline {
         let Forwarded { done, outage } = if self.is_arrival() {
             self.forward_arrivals(deliveries, &batch, turn).await
         } else {
-            let concluded = self.concluded(&batch, decided.is_some(), turn);
+            let concluded = concluded(&batch, decided.is_none() && !turn.stop.is_cancelled());
             self.forward_copies(deliveries, &batch, &concluded, turn).await
         };
         turn.pulse.beat();
@@ -211,17 +211,6 @@ impl CheckPipeline {
         None
     }
 
-    /// Which deliveries may be settled when their copies are confirmed: with an outcome for every entry, or, when only the
-    /// time was up, for some of them. Anything else goes back whole.
-    fn concluded<M>(&self, batch: &Batch<M>, is_down: bool, turn: &Turn<'_>) -> Vec<bool> {
-        let only_late = !is_down && !turn.stop.is_cancelled();
-        let concluded = |held: &parse::Held<M>| {
-            let decided = batch.outcomes[held.entries.clone()].iter().filter(|outcome| outcome.is_some()).count();
-            decided == held.entries.len() || (only_late && decided > 0)
-        };
-        batch.deliveries.iter().map(concluded).collect()
-    }
-
     /// Counts and logs every delivery that is about to be settled.
     fn report<M: Message>(&self, batch: &Batch<M>, done: &[bool]) {
         let settled = || batch.deliveries.iter().zip(done).filter(|(_, done)| **done).map(|(held, _)| held);
@@ -240,6 +229,16 @@ impl CheckPipeline {
             }
         }
     }
+}
+
+/// Which deliveries may be settled when their copies are confirmed: with an outcome for every entry, or, when only the time
+/// was up, for some of them. Anything else goes back whole.
+fn concluded<M>(batch: &Batch<M>, only_late: bool) -> Vec<bool> {
+    let concluded = |held: &parse::Held<M>| {
+        let decided = batch.outcomes[held.entries.clone()].iter().filter(|outcome| outcome.is_some()).count();
+        decided == held.entries.len() || (only_late && decided > 0)
+    };
+    batch.deliveries.iter().map(concluded).collect()
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ impl CheckPipeline {
             let answer = index.and_then(|index| answers.get(index)?.clone());
             let (Some(Lookup::Known(payment)), None) = (answer, &group.outcomes[entry]) else { continue };
             let mut still_pending = Vec::new();
-            self.sort_in(group, entry, payment, at, candidates, &mut still_pending);
+            group.sort_in(entry, payment, at, candidates, &mut still_pending);
             for entry in still_pending {
                 let error = "it was not paid in time, but its record cannot be set to closed".to_owned();
                 let outcome = CheckOutcome::Parked { status: PaymentStatus::Pending, reason: Reason::Expired, error };

@@ -8,10 +8,30 @@ use lapin::{
         BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
         ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
     },
-    types::{AMQPValue, FieldTable},
+    types::{AMQPValue, FieldTable, ShortString},
 };
 use std::{future::Future, time::Duration};
 use tokio::{runtime::Runtime, task::JoinHandle};
+
+/// The content type of check messages.
+pub const CHECKS: &str = "application/vnd.pointsd.checks+json";
+
+/// A check message of a daemon: these entries, each of which has these checks done.
+pub fn check_message(entries: &[serde_json::Value], done: u32) -> (Vec<u8>, BasicProperties) {
+    let mut headers = FieldTable::default();
+    headers.insert("x-pointsd-source-queue".into(), AMQPValue::LongString("test".into()));
+    if done > 0 {
+        headers.insert("x-pointsd-check".into(), AMQPValue::LongLongInt(done.into()));
+    }
+    let properties =
+        BasicProperties::default().with_content_type(CHECKS.into()).with_delivery_mode(2).with_headers(headers);
+    (serde_json::json!({"version": 1, "checks": entries}).to_string().into_bytes(), properties)
+}
+
+/// An entry about a points message.
+pub fn check_entry(payment: &str, user: &str, points: u64) -> serde_json::Value {
+    serde_json::json!({"payment_id": payment, "user_id": user, "points": points})
+}
 
 /// A connection with a channel in confirm mode.
 pub struct Client {
@@ -187,6 +207,24 @@ impl Client {
             self.wait(self.channel.basic_nack(message.delivery.delivery_tag, nack)).unwrap();
         }
         taken.into_iter().map(|message| message.delivery.properties.clone()).collect()
+    }
+
+    /// Takes the check messages out of a queue: their payments, and the checks that are done of each.
+    pub fn drain_checks(&self, queue: &str) -> Vec<(String, u32)> {
+        let mut checks = Vec::new();
+        for message in self.drain(queue) {
+            let properties = &message.delivery.properties;
+            assert_eq!(properties.content_type().as_ref().map(ShortString::as_str), Some(CHECKS), "{properties:?}");
+            let headers = properties.headers().as_ref().unwrap().inner();
+            let done = headers.get("x-pointsd-check").map_or(0, |done| match done {
+                AMQPValue::LongLongInt(done) => u32::try_from(*done).unwrap(),
+                other => panic!("{other:?}"),
+            });
+            let body: serde_json::Value = serde_json::from_slice(&message.delivery.data).unwrap();
+            let payments = body["checks"].as_array().unwrap().iter();
+            checks.extend(payments.map(|check| (check["payment_id"].as_str().unwrap().to_owned(), done)));
+        }
+        checks
     }
 
     /// Takes everything out of a queue.

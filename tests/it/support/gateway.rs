@@ -12,7 +12,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::{net::TcpListener, runtime::Runtime};
 use tokio_rustls::{
@@ -30,12 +30,13 @@ pub struct Reply {
     pub status: u16,
     pub body: Bytes,
     pub location: Option<String>,
+    pub retry_after: Option<String>,
     pub delay: Duration,
 }
 
 impl Reply {
     pub fn status(status: u16) -> Self {
-        Self { status, body: Bytes::new(), location: None, delay: Duration::ZERO }
+        Self { status, body: Bytes::new(), location: None, retry_after: None, delay: Duration::ZERO }
     }
 
     pub fn body(body: impl Into<Bytes>) -> Self {
@@ -49,6 +50,14 @@ impl Reply {
 }
 
 type Behaviour = Box<dyn Fn(&str, &HeaderMap) -> Reply + Send>;
+
+/// Requests at a gateway with a limit.
+#[derive(Debug, Default)]
+pub struct Admission {
+    /// By the second of the wall clock.
+    pub admitted: BTreeMap<u64, u64>,
+    pub refused: u64,
+}
 
 /// Listens as long as it lives.
 pub struct Gateway {
@@ -86,10 +95,19 @@ impl Gateway {
                 if let Some(location) = reply.location {
                     headers.insert("location", location.parse().unwrap());
                 }
+                if let Some(wait) = reply.retry_after {
+                    headers.insert("retry-after", wait.parse().unwrap());
+                }
                 (StatusCode::from_u16(reply.status).unwrap(), headers, reply.body)
             }
         };
-        let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", port))).unwrap();
+        // A test may be asynchronous itself: nothing here may block on the runtime.
+        let listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let listener = {
+            let _guard = runtime.enter();
+            TcpListener::from_std(listener).unwrap()
+        };
         let port = listener.local_addr().unwrap().port();
         let router: Router = Router::new().fallback(answer);
         match tls {
@@ -111,6 +129,25 @@ impl Gateway {
     /// Answers from a table; what is not in it is 404.
     pub fn table(&self, table: BTreeMap<String, Reply>) {
         self.behave(move |id, _| table.get(id).cloned().unwrap_or_else(|| Reply::status(404)));
+    }
+
+    /// Admits so many requests in each second of the wall clock, and answers 429 to the others.
+    pub fn admit(&self, per_second: u64, reply: impl Fn(&str) -> Reply + Send + 'static) -> Arc<Mutex<Admission>> {
+        let admission: Arc<Mutex<Admission>> = Arc::default();
+        let counts = Arc::clone(&admission);
+        self.behave(move |id, _| {
+            let second = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+            let mut counts = counts.lock().unwrap();
+            let admitted = counts.admitted.entry(second).or_default();
+            if *admitted < per_second {
+                *admitted += 1;
+                reply(id)
+            } else {
+                counts.refused += 1;
+                Reply::status(429)
+            }
+        });
+        admission
     }
 
     /// How often it was asked.
