@@ -66,7 +66,7 @@ impl Line {
         Self {
             sessions: Sessions::new(pipeline.part, settings),
             workers: settings.ledger.pool_size,
-            batch: BatchSize { messages: settings.ledger.batch_max, bytes: usize::MAX },
+            batch: BatchSize { messages: settings.ledger.batch_max, bytes: usize::MAX, linger: Duration::ZERO },
             prefetch: prefetch(settings, pipeline.part),
             pipeline: Pipeline::Credits(Arc::new(pipeline)),
             step: settings.ledger.timeout.max(CONFIRM_TIMEOUT) + SLACK,
@@ -81,12 +81,13 @@ impl Line {
         let (batch, most_held) = match part {
             // About as many payments as a commit takes, whether they come in one check message or in many.
             Part::Checks => (
-                BatchSize { messages: settings.ledger.batch_max, bytes: max_body_bytes },
+                BatchSize { messages: settings.ledger.batch_max, bytes: max_body_bytes, linger: LINGER },
                 (MOST_CHECK_BYTES / max_body_bytes).max(1),
             ),
-            Part::Credits | Part::Source(_) | Part::Relay => {
-                (BatchSize { messages: settings.ledger.batch_max, bytes: usize::MAX }, 2 * settings.ledger.batch_max)
-            }
+            Part::Credits | Part::Source(_) | Part::Relay => (
+                BatchSize { messages: settings.ledger.batch_max, bytes: usize::MAX, linger: Duration::ZERO },
+                2 * settings.ledger.batch_max,
+            ),
         };
         let most_held = u16::try_from(most_held).unwrap_or(u16::MAX);
         let step = settings.ledger.timeout.max(CONFIRM_TIMEOUT).max(DECIDING_TIME + pipeline.source.longest()) + SLACK;
@@ -115,6 +116,9 @@ impl Line {
         }
     }
 }
+
+/// How long a batch of checks waits for more: nothing waits for a check, and many small ones are asked for together.
+const LINGER: Duration = Duration::from_millis(50);
 
 /// Most bytes of check messages that are held.
 const MOST_CHECK_BYTES: usize = 20 * 1024 * 1024;

@@ -90,6 +90,13 @@ impl Message for Delivered {
 struct Stream {
     consumer: lapin::Consumer,
     ended: Option<BrokerError>,
+    /// Deliveries of a batch that is not complete yet.
+    gathered: VecDeque<Delivery>,
+}
+
+/// Stands for the end of a wait; never seen outside [`Consumer::next_batch`].
+fn nothing_more() -> BrokerError {
+    BrokerError::Lost("no further delivery".into())
 }
 
 /// How much a batch takes of what has arrived: at least one message.
@@ -99,6 +106,8 @@ pub struct BatchSize {
     pub messages: usize,
     /// No further message once the bodies have so many bytes.
     pub bytes: usize,
+    /// How long further messages are waited for while it is smaller.
+    pub linger: Duration,
 }
 
 /// When deliveries were taken, as far back as the prefetch.
@@ -281,7 +290,7 @@ impl Sessions {
             queue,
             check_queue: settings.check_queue.clone(),
             dead_queue: settings.dead_queue.clone(),
-            stream: tokio::sync::Mutex::new(Stream { consumer, ended: None }),
+            stream: tokio::sync::Mutex::new(Stream { consumer, ended: None, gathered: VecDeque::new() }),
             tracker: Mutex::new(tracker),
             acknowledging: tokio::sync::Mutex::new(()),
             publisher,
@@ -356,28 +365,44 @@ impl Consumer {
 
     /// Waits for a delivery and takes it together with whatever else has arrived, within `size`.
     ///
-    /// Cancel safe: between taking a delivery and returning it nothing is awaited.
+    /// Cancel safe: what was gathered by then is the beginning of the next batch.
     pub async fn next_batch(&self, size: BatchSize) -> Result<Vec<Delivered>, BrokerError> {
         let mut stream = self.stream.lock().await;
-        let first = if let Some(next) = stream.next().now_or_never() {
-            next?
-        } else {
-            locked(&self.taken).none_waits();
-            stream.next().await?
-        };
-        let mut batch = Vec::with_capacity(size.messages.min(64));
-        let mut bytes = 0_usize;
+        if stream.gathered.is_empty() {
+            let first = if let Some(next) = stream.next().now_or_never() {
+                next?
+            } else {
+                locked(&self.taken).none_waits();
+                stream.next().await?
+            };
+            stream.gathered.push_back(first);
+        }
+        let until = tokio::time::Instant::now() + size.linger;
+        let mut bytes: usize = stream.gathered.iter().map(|delivery| delivery.data.len()).sum();
+        while stream.gathered.len() < size.messages && bytes < size.bytes {
+            let next = match stream.next().now_or_never() {
+                None if size.linger.is_zero() => break,
+                None => tokio::time::timeout_at(until, stream.next()).await.unwrap_or_else(|_| Err(nothing_more())),
+                Some(next) => next,
+            };
+            match next {
+                Ok(delivery) => {
+                    bytes = bytes.saturating_add(delivery.data.len());
+                    stream.gathered.push_back(delivery);
+                }
+                // Whatever ends the stream here is told to the next caller.
+                Err(_) => break,
+            }
+        }
+        // From here on nothing is awaited.
+        let gathered = std::mem::take(&mut stream.gathered);
+        let mut batch = Vec::with_capacity(gathered.len());
         let mut tracker = self.tracker();
-        let mut next = Some(first);
-        while let Some(delivery) = next {
-            bytes = bytes.saturating_add(delivery.data.len());
+        for delivery in gathered {
             match tracker.delivered(delivery.delivery_tag) {
                 Some(token) => batch.push(self.delivered(token, delivery)),
                 None => stream.ended = Some(BrokerError::Lost("a delivery tag does not count up by one".into())),
             }
-            let more = batch.len() < size.messages && bytes < size.bytes;
-            // Whatever ends the stream here is told to the next caller.
-            next = if more { stream.next().now_or_never().and_then(Result::ok) } else { None };
         }
         locked(&self.taken).take(batch.len());
         events::InFlight { part: self.part, deliveries: tracker.in_flight() }.emit();
@@ -438,6 +463,10 @@ impl Consumer {
             return 0;
         }
         let mut stream = self.stream.lock().await;
+        while let Some(delivery) = stream.gathered.pop_front() {
+            let Some(token) = self.tracker().delivered(delivery.delivery_tag) else { break };
+            unsettled.push(self.delivered(token, delivery));
+        }
         while let Ok(delivery) = stream.next().await {
             let Some(token) = self.tracker().delivered(delivery.delivery_tag) else { break };
             unsettled.push(self.delivered(token, delivery));

@@ -361,25 +361,27 @@ fn a_daemon_that_dies_between_the_commit_and_the_check_message_schedules_the_che
         let lock = crate::recovery::hold_the_ledger(&place);
         publish(&client, &setup, ids);
         daemon.wait_for("they are in flight", |daemon| {
-            daemon.metric(r#"pointsd_in_flight{queue="credit"}"#).ge(&100.0).then_some(())
+            daemon.metric(r#"pointsd_in_flight{queue="credit"}"#).gt(&0.0).then_some(())
         });
         // Nothing gets through to the broker any more: committed, and no check message is confirmed.
         proxy.set(Network::Stalled);
         drop(lock);
-        let committed = i64::try_from((round + 1) * 100).unwrap();
         let begun = Instant::now();
-        while rows(&place, "true") < committed && begun.elapsed() < Duration::from_secs(20) {
+        while rows(&place, "true") <= i64::try_from(round * 100).unwrap() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "some are committed");
             std::thread::sleep(Duration::from_millis(20));
         }
-        assert!(rows(&place, "true") >= committed - 99, "committed at least in part");
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(500));
         daemon.kill();
         proxy.set(Network::Cut);
-        let waiting = client.ready(&setup.credit_queue).unwrap();
+        // None of them was acknowledged.
         eventually("the messages are back", || client.ready(&setup.credit_queue)?.eq(&100).then_some(()));
-        assert!(waiting <= 100, "none of them was acknowledged");
         proxy.set(Network::Up);
         daemon = start(&setup);
+        daemon.wait_for("they are settled", |daemon| {
+            let settled = messages(daemon, "credit", "credited") + messages(daemon, "credit", "duplicate");
+            settled.eq(&100.0).then_some(())
+        });
     }
     wait_for_rows(&daemon, &place, "verified_at IS NOT NULL AND state = 'credited'", 300);
     wait_for_rows(&daemon, &place, "state = 'reversed'", 100);
@@ -560,21 +562,26 @@ fn a_gateway_that_admits_twenty_requests_a_second_is_not_asked_for_much_more() {
 fn ids_that_always_fail_at_the_head_of_the_queue_keep_no_other_from_being_asked_also_after_a_restart() {
     let place = Place::new(Kind::Postgres);
     let gateway =
-        Gateway::start(|id, _| if id.parse::<u64>().unwrap() < 70 { Reply::status(500) } else { Reply::trade(PAID) });
+        Gateway::start(
+            |id, _| if id.parse::<u64>().unwrap_or(0) < 70 { Reply::status(500) } else { Reply::trade(PAID) },
+        );
     let setup = setup(&place, "http", &gateway.settings(), "1h", r#"["1h"]"#);
     let client = Client::connect(&rabbit::shared().url());
     assert!(setup.run(&["topology", "declare"]).status.success());
-    // One message each: at the head of the queue those that fail.
-    client.publish(
-        "",
-        &setup.check_queue,
-        (0..100).map(|id: u64| check_message(&[check_entry(&id.to_string(), "u", 1)], 0)),
-    );
-    for _ in 0..2 {
+    for restart in 1..=2_u64 {
+        // One message each: at the head of the queue those that fail.
+        let ids = (0..70).chain(restart * 100..restart * 100 + 30);
+        client.publish(
+            "",
+            &setup.check_queue,
+            ids.map(|id: u64| check_message(&[check_entry(&id.to_string(), "u", 1)], 0)),
+        );
         let daemon = start(&setup);
-        wait_for_rows(&daemon, &place, "verified_at IS NOT NULL", 30);
+        wait_for_rows(&daemon, &place, "verified_at IS NOT NULL", i64::try_from(restart * 30).unwrap());
+        let mut retried = 0;
         daemon.wait_for("those that fail take their retry step", |_| {
-            client.drain_checks(&format!("{}.retry.1h", setup.check_queue)).len().ge(&1).then_some(())
+            retried += client.drain_checks(&format!("{}.retry.1h", setup.check_queue)).len();
+            retried.eq(&70).then_some(())
         });
         daemon.stop();
     }
@@ -617,9 +624,10 @@ fn a_payment_that_is_closed_while_its_check_waits_for_a_locked_row_is_not_reinst
         let flight = ["check", "trade"].map(|queue| daemon.metric(&format!(r#"pointsd_in_flight{{queue="{queue}"}}"#)));
         (flight == [0.0; 2]).then_some(())
     });
-    wait_for_state(&setup, &daemon, 1, &is("reversed", true));
+    daemon.wait_for("it is reversed", |_| state(&setup, 1)?.0.eq("reversed").then_some(()));
     std::thread::sleep(Duration::from_secs(5));
     assert_eq!(state(&setup, 1).unwrap().0, "reversed");
+    assert_eq!(checks(&daemon, "paid", "reinstate"), 0.0);
     assert_right(&setup);
     daemon.stop();
 }
@@ -740,7 +748,9 @@ fn one_payment_is_credited_by_one_spelling_of_its_id_on_every_source_and_ledger(
             }
             assert_eq!(setup.json(&["balance", "u", "--json"])["balance"], 100, "{id_type}");
             daemon.wait_for("they are counted", |daemon| {
-                messages(daemon, "check", "conflict").ge(&(ids.len() as f64 - 1.0)).then_some(())
+                messages(daemon, "check", "conflict")
+                    .ge(&f64::from(u32::try_from(ids.len() - 1).unwrap()))
+                    .then_some(())
             });
             assert_eq!(client.ready(&setup.dead_queue), Some(0));
             assert_right(&setup);
@@ -858,10 +868,12 @@ fn queues_that_are_gone_are_declared_again_or_make_the_daemon_unready() {
     let rabbit = rabbit::shared();
     let (place, payments) = (Place::new(Kind::Sqlite), Payments::new());
     let setup = setup(&place, "sql", &payments.settings(), "1h", r#"["2h"]"#);
-    let client = Client::connect(&rabbit.url());
+    let delete = || Client::connect(&rabbit.url()).delete_queue(&setup.check_delay_queue("2h"));
     let daemon = start(&setup);
-    client.delete_queue(&setup.check_delay_queue("2h"));
-    daemon.wait_for("it is declared again", |_| client.ready(&setup.check_delay_queue("2h")));
+    delete();
+    let there = || Client::connect(&rabbit.url()).ready(&setup.check_delay_queue("2h"));
+    assert_eq!(there(), None);
+    daemon.wait_for("it is declared again", |_| there());
     let line = format!("queue {}", setup.check_delay_queue("2h"));
     daemon.wait_for("it is logged", |daemon| {
         daemon.log().lines().any(|log| log.contains("gone from the broker") && log.contains(&line)).then_some(())
@@ -874,9 +886,9 @@ fn queues_that_are_gone_are_declared_again_or_make_the_daemon_unready() {
         command.env("POINTSD_BROKER__DECLARE", "false");
     });
     daemon.wait_ready();
-    client.delete_queue(&setup.check_delay_queue("2h"));
+    delete();
     daemon.wait_not_ready(&setup.check_delay_queue("2h"));
-    assert_eq!(client.ready(&setup.check_delay_queue("2h")), None);
+    assert_eq!(there(), None);
     assert!(setup.run(&["topology", "declare"]).status.success());
     daemon.wait_ready();
     daemon.stop();

@@ -30,4 +30,5 @@ mod operations;
 mod outages;
 mod outbox;
 mod payment_sources;
+mod payment_sources_direct;
 mod recovery;

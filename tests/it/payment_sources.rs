@@ -159,7 +159,7 @@ fn an_answer_that_cannot_be_used_is_tried_again_and_parked_and_stops_nobody_else
     assert!(memory < 150e6, "{memory} bytes");
     for parked in client.drain(&setup.dead_queue) {
         let body = String::from_utf8(parked.delivery.data.clone()).unwrap();
-        let (id, _, error) = bad.iter().find(|(id, ..)| body.contains(&format!("\"paymentId\": {id},"))).unwrap();
+        let (id, _, error) = bad.iter().find(|(id, ..)| body.contains(&format!("\"paymentId\":\"{id}\""))).unwrap();
         assert_eq!(text(&parked, "x-pointsd-reason"), Some("exhausted".into()));
         assert_eq!(text(&parked, "x-pointsd-source-queue"), Some(setup.check_queue.clone()));
         let told = text(&parked, "x-pointsd-error").unwrap();
@@ -217,8 +217,12 @@ fn malformed_checks_are_acknowledged_because_their_own_queue_has_parked_them() {
     let setup = setup(&place, "sql", &payments.settings(), "100ms", "[]");
     let daemon = start(&setup);
     let client = Client::connect(&rabbit::shared().url());
+    // Nothing is scheduled for it; another program has bound the check queue.
+    client.bind(&setup.check_queue, &setup.exchange, &setup.key);
     client.publish(&setup.exchange, &setup.key, [(b"no JSON".to_vec(), BasicProperties::default())]);
     daemon.wait_for("it is counted", |daemon| outcome(daemon, "malformed").eq(&1.0).then_some(()));
+    eventually("it is parked", || client.ready(&setup.dead_queue)?.eq(&1).then_some(()));
+    assert_eq!(client.ready(&setup.check_delay_queue("100ms")), Some(0));
     assert_eq!(client.ready(&setup.dead_queue), Some(1), "once");
     assert_eq!(client.ready(&setup.check_queue), Some(0));
     daemon.stop();
@@ -584,6 +588,8 @@ fn a_gateway_that_answers_for_others_only_is_tried_again_and_not_waited_for_with
     publish(&client, &setup, [1]);
     wait_paused(&daemon, "403 Forbidden");
     publish(&client, &setup, [2]);
+    // After a minute of failed probes one delivery is tried, after another minute two.
+    std::thread::sleep(Duration::from_secs(100));
     wait_for_state(&setup, &daemon, 2, &is("credited", true));
     wait_resumed(&daemon);
     daemon.wait_for("the other one is its own trouble now", |daemon| outcome(daemon, "retry").eq(&1.0).then_some(()));

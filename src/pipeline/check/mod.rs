@@ -148,20 +148,21 @@ impl CheckPipeline {
     async fn look_up_and_apply(&self, group: &mut Group<'_>, until: Instant, turn: &Turn<'_>) -> Option<Outage> {
         let payments = distinct_payment_ids(group.open());
         let (sender, receiver) = mpsc::unbounded_channel();
-        let mut asking = pin!(self.ask(&payments, until, sender, turn));
-        let (mut unanswered, mut applied) = (None, None);
+        // A look-up ends with the worker: what was answered by then is applied.
+        let asking = turn.stop.run_until_cancelled(self.ask(&payments, until, sender, turn));
+        let (mut asking, mut asked, mut applied) = (pin!(asking), None, None);
         {
             let mut applying = pin!(self.apply_as_they_come(group, &payments, receiver, turn));
             while applied.is_none() {
                 tokio::select! {
                     biased;
                     outage = &mut applying => applied = Some(outage),
-                    left = &mut asking, if unanswered.is_none() => unanswered = Some(left),
+                    left = &mut asking, if asked.is_none() => asked = Some(left),
                 }
             }
         }
         // When applying has met an outage nothing more is asked.
-        let Unanswered { failed, outage } = unanswered.unwrap_or_default();
+        let Unanswered { failed, outage } = asked.flatten().unwrap_or_default();
         for (index, error) in failed {
             for entry in group.open_of(&payments[index]) {
                 let retries_taken = group.entries[entry].retries_taken;
