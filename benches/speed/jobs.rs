@@ -31,6 +31,8 @@ pub struct Crediting {
     pub kind: Kind,
     pub daemons: usize,
     pub events: bool,
+    /// Checks are scheduled, and begin long after it is measured.
+    pub checks: bool,
     pub size: Size,
     /// Not this program, but the one that it is compared with.
     pub other: bool,
@@ -44,6 +46,7 @@ impl Crediting {
         kind: Kind::Clean,
         daemons: 1,
         events: false,
+        checks: false,
         size: Size::Usual,
         other: false,
     };
@@ -74,17 +77,30 @@ pub enum Job {
     /// Credits whose events are published and stand in a queue, from the start of the program.
     Published(Ledger),
     /// Every payment credited, and checked and found paid.
-    Compensated,
+    Compensated {
+        other: bool,
+    },
     /// Checks of credits whose payments are paid, or pending still.
-    Checks(Ledger, &'static str),
+    Checks {
+        ledger: Ledger,
+        status: &'static str,
+        other: bool,
+    },
     /// What the broker's own forwarding from a delay queue takes.
     Forwarding,
     /// From publishing to commit, at [`PACE`] messages a second.
-    Latency {
-        one_by_one: bool,
-    },
+    Latency(Latency),
     /// From the start of the program to the first commit.
     Start,
+}
+
+/// Whose latency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Latency {
+    OneByOne,
+    Daemon,
+    /// The daemon with checks on, which begin long after it is measured.
+    WithChecks,
 }
 
 impl Job {
@@ -135,16 +151,34 @@ impl Bench {
             Job::OneByOne => self.one_by_one(load(Kind::Clean, Size::Few)),
             Job::Credit(crediting) => self.credit(crediting, load(crediting.kind, crediting.size)),
             Job::Published(ledger) => self.published(ledger, load(Kind::Clean, Size::Usual)),
-            Job::Compensated => self.compensated(load(Kind::Clean, Size::Usual)),
-            Job::Checks(ledger, status) => self.checks(ledger, status, load(Kind::Clean, Size::Usual)),
+            Job::Compensated { other } => self.compensated(other, load(Kind::Clean, Size::Usual)),
+            Job::Checks { ledger, status, other } => {
+                self.checks((ledger, other), status, load(Kind::Clean, Size::Usual))
+            }
             Job::Forwarding => self.forwarding(load(Kind::Clean, Size::Usual)),
-            Job::Latency { one_by_one } => self.latency(one_by_one, load(Kind::Clean, Size::Few)),
+            Job::Latency(whose) => self.latency(whose, load(Kind::Clean, Size::Few)),
             Job::Start => self.start(load(Kind::Clean, Size::Few)),
         }
     }
 
     fn publish(&self, exchange: &str, key: &str, load: Load) {
         self.runtime.block_on(load::publish(&self.servers.rabbit.url(), exchange, key, load.bodies()));
+    }
+
+    /// What the program is given to check: check messages, or for one that does not know those a points message each.
+    fn publish_checks(&self, queue: &str, other: bool, load: Load) {
+        if other {
+            return self.publish("", queue, load);
+        }
+        let bodies = load::check_messages(load, BATCH);
+        self.runtime.block_on(load::publish_checks(&self.servers.rabbit.url(), queue, bodies));
+    }
+
+    /// Where the other program is run, it makes the tables.
+    fn migrate(&self, place: &Place, other: bool) {
+        if let Some(program) = self.other.as_ref().filter(|_| other) {
+            place.migrate_with(program);
+        }
     }
 
     /// A configuration for a ledger, and its queues.
@@ -191,11 +225,13 @@ impl Bench {
     fn credit(&self, crediting: Crediting, load: Load) -> Run {
         self.servers.with_ledger(crediting.ledger, |place| {
             let exchange = crate::support::unique("bench-events");
-            let more = format!("[events]\nenabled = {}\nexchange = {exchange:?}\n", crediting.events);
+            let checks = if crediting.checks { CHECKED_LATER } else { "" };
+            let more = format!("[events]\nenabled = {}\nexchange = {exchange:?}\n{checks}", crediting.events);
             let queues = self.setup(place, crediting.queue, &more);
             let _heard = crediting.events.then(|| Heard::new(self, &exchange));
+            self.migrate(place, crediting.other);
             self.publish(&queues.setup.exchange, &queues.setup.key, load);
-            let start = || if crediting.other { queues.start_other() } else { queues.start() };
+            let start = || queues.start_this_or(crediting.other);
             let daemons: Vec<Daemon> = (0..crediting.daemons).map(|_| start()).collect();
             watch(&daemons, load.messages, |daemon| total(daemon, "pointsd_messages_total{", r#"queue="credit""#))
         })
@@ -215,11 +251,12 @@ impl Bench {
         })
     }
 
-    fn compensated(&self, load: Load) -> Run {
+    fn compensated(&self, other: bool, load: Load) -> Run {
         self.servers.with_ledger(Ledger::Postgres, |place| {
+            self.migrate(place, other);
             place.execute(&payments(load, "paid"));
             let queues = self.setup(place, Queue::Quorum, &format!("[compensation]\nfirst = {FIRST:?}\n{CHECKING}"));
-            let daemon = [queues.start()];
+            let daemon = [queues.start_this_or(other)];
             daemon[0].wait_ready();
             // What the broker forwards while it is still being published counts, and so does the time that takes.
             let begun = Instant::now();
@@ -233,18 +270,19 @@ impl Bench {
         })
     }
 
-    fn checks(&self, ledger: Ledger, status: &str, load: Load) -> Run {
+    fn checks(&self, (ledger, other): (Ledger, bool), status: &str, load: Load) -> Run {
         // The payments stand in PostgreSQL whatever the ledger is.
         self.servers.with_ledger(Ledger::Postgres, |source| {
             source.execute(&payments(load, status));
             self.servers.with_ledger(ledger, |place| {
+                self.migrate(place, other);
                 let insert = Client::Insert { ledger: place.url.clone(), load, batch: BATCH, connections: 1 };
                 run_client(&insert, load.messages);
                 let more =
                     format!("[compensation]\nfirst = \"1h\"\ndelays = [\"2h\"]\n{CHECKING}url = {:?}\n", source.url);
                 let queues = self.setup(place, Queue::Quorum, &more);
-                self.publish("", &queues.setup.check_queue, load);
-                let daemon = [queues.start()];
+                self.publish_checks(&queues.setup.check_queue, other, load);
+                let daemon = [queues.start_this_or(other)];
                 watch(&daemon, load.messages, |daemon| total(daemon, "pointsd_messages_total{", r#"queue="check""#))
             })
         })
@@ -265,15 +303,16 @@ impl Bench {
         })
     }
 
-    fn latency(&self, one_by_one: bool, load: Load) -> Run {
+    fn latency(&self, whose: Latency, load: Load) -> Run {
         self.servers.with_stamped_ledger(|place| {
-            let queues = self.setup(place, Queue::Quorum, "");
+            let checks = if whose == Latency::WithChecks { CHECKED_LATER } else { "" };
+            let queues = self.setup(place, Queue::Quorum, checks);
             let (exchange, key) = (queues.setup.exchange.clone(), queues.setup.key.clone());
             let publish = || {
                 let url = self.servers.rabbit.url();
                 self.runtime.block_on(load::publish_paced(&url, &exchange, &key, load.bodies(), PACE))
             };
-            let (run, sent) = if one_by_one {
+            let (run, sent) = if whose == Latency::OneByOne {
                 let client = self.one_by_one_client(&queues, place, load.messages);
                 let consuming = std::thread::spawn(move || run_client(&client, load.messages));
                 // It must be there before the first message.
@@ -352,6 +391,11 @@ impl Drop for Heard {
 const CHECKING: &str = "[pay_status]\nsource = \"sql\"\n[pay_status.sql]\ntable = \"payments\"\nid_column = \"id\"\n\
                         status_column = \"status\"\npaid = [\"paid\"]\npending = [\"pending\"]\nclosed = [\"closed\"]\n";
 
+/// Checks that are scheduled and do not begin while it is measured.
+const CHECKED_LATER: &str = "[compensation]\nfirst = \"1h\"\ndelays = [\"2h\"]\n[pay_status]\nsource = \"sql\"\n\
+    [pay_status.sql]\ntable = \"payments\"\nid_column = \"id\"\nstatus_column = \"status\"\npaid = [\"paid\"]\n\
+    pending = [\"pending\"]\nclosed = [\"closed\"]\n";
+
 /// SQL that makes such a table for the payments of a load.
 fn payments(load: Load, status: &str) -> String {
     let (first, last) = (load.payment(0), load.payment(load.messages - 1));
@@ -369,6 +413,10 @@ struct Queues<'a> {
 }
 
 impl Queues<'_> {
+    fn start_this_or(&self, other: bool) -> Daemon {
+        if other { self.start_other() } else { self.start() }
+    }
+
     fn start_other(&self) -> Daemon {
         let other = self.bench.other.as_ref().unwrap();
         self.setup.start_with(|command| {

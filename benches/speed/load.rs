@@ -4,6 +4,7 @@ use lapin::{
     BasicProperties, Channel, Connection, ConnectionProperties,
     options::{BasicPublishOptions, ConfirmSelectOptions},
 };
+use pointsd::domain::check_message::CONTENT_TYPE as CHECKS;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::VecDeque,
@@ -96,6 +97,22 @@ impl Load {
     }
 }
 
+/// The checks of a load's payments, so many in a message.
+pub fn check_messages(load: Load, together: usize) -> impl Iterator<Item = Vec<u8>> + Send {
+    let credits: Vec<serde_json::Value> = load
+        .bodies()
+        .map(|body| {
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            serde_json::json!({
+                "payment_id": body["paymentId"].to_string(), "user_id": body["userId"], "points": body["integral"],
+            })
+        })
+        .collect();
+    let message =
+        |checks: &[serde_json::Value]| serde_json::json!({"version": 1, "checks": checks}).to_string().into_bytes();
+    credits.chunks(together).map(message).collect::<Vec<_>>().into_iter()
+}
+
 async fn confirming_channel(url: &str) -> (Connection, Channel) {
     let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
@@ -105,9 +122,25 @@ async fn confirming_channel(url: &str) -> (Connection, Channel) {
 
 /// Publishes everything, confirmed, as fast as it goes.
 pub async fn publish(url: &str, exchange: &str, key: &str, bodies: impl Iterator<Item = Vec<u8>>) {
+    publish_with(url, exchange, key, bodies, BasicProperties::default()).await;
+}
+
+/// The same for check messages.
+pub async fn publish_checks(url: &str, queue: &str, bodies: impl Iterator<Item = Vec<u8>>) {
+    let properties = BasicProperties::default().with_content_type(CHECKS.into());
+    publish_with(url, "", queue, bodies, properties).await;
+}
+
+async fn publish_with(
+    url: &str,
+    exchange: &str,
+    key: &str,
+    bodies: impl Iterator<Item = Vec<u8>>,
+    properties: BasicProperties,
+) {
     let (connection, channel) = confirming_channel(url).await;
     let options = BasicPublishOptions { mandatory: true, immediate: false };
-    let persistent = BasicProperties::default().with_delivery_mode(2);
+    let persistent = properties.with_delivery_mode(2);
     let mut open = VecDeque::new();
     for body in bodies {
         if open.len() == WINDOW {

@@ -70,6 +70,7 @@ fn main() {
         arguments.scenarios.is_empty() || arguments.scenarios.iter().any(|text| scenario.name.contains(text))
     };
     let mut scenarios = scenarios::all();
+    scenarios.extend(scenarios::with_checks());
     if arguments.other.is_some() {
         scenarios.extend(scenarios::with_the_other());
     }

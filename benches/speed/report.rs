@@ -66,6 +66,11 @@ impl Line {
                 let limit = drained.iter().zip(inserted).map(|(drain, insert)| 1.0 / (1.0 / drain + 1.0 / insert));
                 Some(("L".to_owned(), limit.collect()))
             }
+            Against::OneAfterTheOther(first, second) => {
+                let (first, second) = (of(runs, *first, Figure::Rate), of(runs, *second, Figure::Rate));
+                let both = first.iter().zip(second).map(|(first, second)| 1.0 / (1.0 / first + 1.0 / second));
+                Some(("one after the other".to_owned(), both.collect()))
+            }
         };
         let ratio = reference.as_ref().map(|(_, reference)| {
             Spread::new(figures.iter().zip(reference).map(|(figure, reference)| figure / reference).collect())

@@ -1,7 +1,7 @@
 //! What is shown: each scenario is a job, a figure of it, what that is compared with, and the goal.
 
 use crate::{
-    jobs::{Crediting, Job, Queue, Size},
+    jobs::{Crediting, Job, Latency, Queue, Size},
     load::Kind,
     process::Run,
     servers::Ledger,
@@ -60,6 +60,8 @@ pub enum Against {
         drain: Job,
         inserts: Vec<Job>,
     },
+    /// One job after another on the same cores: the times for a message add up.
+    OneAfterTheOther(Job, Job),
 }
 
 /// What must be reached.
@@ -94,6 +96,7 @@ impl Scenario {
             Against::Nothing => Vec::new(),
             Against::Job(_, job) => vec![*job],
             Against::Limit { drain, inserts } => [*drain].into_iter().chain(inserts.iter().copied()).collect(),
+            Against::OneAfterTheOther(first, second) => vec![*first, *second],
         };
         jobs.push(self.job);
         jobs
@@ -123,10 +126,9 @@ pub fn all() -> Vec<Scenario> {
     let classic = Crediting { queue: Queue::Classic, ..clean };
     let grown = Crediting { ledger: Grown, kind: Kind::RandomIds, ..clean };
     let queued = |size| Job::Credit(Crediting { size, ..clean });
-    let latency = |one_by_one| Job::Latency { one_by_one };
+    let latency = Job::Latency;
     let on = |kind| credit(Crediting { kind, ..clean });
     let postgres = |queue| limit(queue, Postgres, Kind::Clean);
-    let checks = |ledger, status| Job::Checks(ledger, status);
     let s = Scenario::new;
     vec![
         s("drain: take and ack, quorum", Job::Drain(Queue::Quorum), Rate, Nothing, Goal::None),
@@ -177,16 +179,18 @@ pub fn all() -> Vec<Scenario> {
         s("events published, PostgreSQL", Job::Published(Postgres), Rate, Nothing, Goal::None),
         s("events published, SQLite", Job::Published(Sqlite), Rate, Nothing, Goal::None),
         s("forwarding by the broker, at least once", Job::Forwarding, Rate, Nothing, Goal::None),
-        s("credited and found paid (compensation on)", Job::Compensated, Rate, Nothing, Goal::None),
-        s("checks alone: paid, PostgreSQL", checks(Postgres, "paid"), Rate, Nothing, Goal::None),
-        s("checks alone: pending, PostgreSQL", checks(Postgres, "pending"), Rate, Nothing, Goal::None),
-        s("checks alone: paid, SQLite", checks(Sqlite, "paid"), Rate, Nothing, Goal::None),
-        s("latency at 1000/s, median", latency(false), Median, of_one_by_one(latency(true)), RatioAtMost(1.0)),
+        s(
+            "latency at 1000/s, median",
+            latency(Latency::Daemon),
+            Median,
+            of_one_by_one(latency(Latency::OneByOne)),
+            RatioAtMost(1.0),
+        ),
         s(
             "latency at 1000/s, 99th percentile",
-            latency(false),
+            latency(Latency::Daemon),
             NinetyNinth,
-            of_one_by_one(latency(true)),
+            of_one_by_one(latency(Latency::OneByOne)),
             RatioAtMost(1.0),
         ),
         s("start to first credit", Job::Start, Median, Nothing, AtMost(0.2)),
@@ -201,6 +205,63 @@ pub fn all() -> Vec<Scenario> {
     ]
 }
 
+/// The same with checks on.
+pub fn with_checks() -> Vec<Scenario> {
+    use Against::{Job as Other, Nothing, OneAfterTheOther};
+    use Figure::{CpuPerMillion, Median, NinetyNinth, Peak, Rate};
+    use Goal::{AtMost, RatioAtLeast, RatioAtMost};
+    use Ledger::{Postgres, Sqlite};
+    let clean = Crediting::CLEAN;
+    let credit = Job::Credit;
+    let of_clean = || Other("clean", credit(clean));
+    let latency = Job::Latency;
+    let checked = Crediting { checks: true, ..clean };
+    let compensated = Job::Compensated { other: false };
+    let checks = |ledger, status| Job::Checks { ledger, status, other: false };
+    let s = Scenario::new;
+    vec![
+        s("credits with checks on, before they begin", credit(checked), Rate, of_clean(), RatioAtLeast(0.85)),
+        s(
+            "credited and found paid",
+            compensated,
+            Rate,
+            OneAfterTheOther(credit(clean), checks(Postgres, "paid")),
+            RatioAtLeast(0.8),
+        ),
+        s("CPU of the daemon, credited and found paid", compensated, CpuPerMillion, Nothing, AtMost(15.0)),
+        s("checks alone: paid, PostgreSQL", checks(Postgres, "paid"), Rate, Nothing, Goal::None),
+        s(
+            "checks alone: pending, PostgreSQL",
+            checks(Postgres, "pending"),
+            Rate,
+            Other("paid", checks(Postgres, "paid")),
+            RatioAtLeast(0.7),
+        ),
+        s("checks alone: paid, SQLite", checks(Sqlite, "paid"), Rate, Nothing, Goal::None),
+        s(
+            "latency at 1000/s with checks on, median",
+            latency(Latency::WithChecks),
+            Median,
+            Other("checks off", latency(Latency::Daemon)),
+            RatioAtMost(1.2),
+        ),
+        s(
+            "latency at 1000/s with checks on, 99th percentile",
+            latency(Latency::WithChecks),
+            NinetyNinth,
+            Other("checks off", latency(Latency::Daemon)),
+            RatioAtMost(1.2),
+        ),
+        s(
+            "peak memory with checks on, many queued",
+            credit(Crediting { size: Size::Many, ..checked }),
+            Peak,
+            Nothing,
+            AtMost(60.0),
+        ),
+    ]
+}
+
 /// What is compared with another program.
 pub fn with_the_other() -> Vec<Scenario> {
     let clean = Crediting::CLEAN;
@@ -209,7 +270,21 @@ pub fn with_the_other() -> Vec<Scenario> {
         Scenario::new(name, Job::Credit(crediting), figure, Against::Job("other", other), Goal::None)
     };
     let on_sqlite = Crediting { ledger: Ledger::Sqlite, ..clean };
+    let checks = |status, other| Job::Checks { ledger: Ledger::Postgres, status, other };
+    let checking = |name, status| {
+        let other = Against::Job("other", checks(status, true));
+        Scenario::new(name, checks(status, false), Figure::Rate, other, Goal::RatioAtLeast(1.0))
+    };
     vec![
+        Scenario::new(
+            "this against other, credited and found paid",
+            Job::Compensated { other: false },
+            Figure::Rate,
+            Against::Job("other", Job::Compensated { other: true }),
+            Goal::RatioAtLeast(2.0),
+        ),
+        checking("this against other, checks alone: paid", "paid"),
+        checking("this against other, checks alone: pending", "pending"),
         compare("this against other, PostgreSQL", clean, Figure::Rate),
         compare("this against other, PostgreSQL, CPU", clean, Figure::CpuPerMillion),
         compare("this against other, SQLite", on_sqlite, Figure::Rate),

@@ -9,6 +9,8 @@ use pointsd::{
 use serde::Serialize;
 use std::{
     cell::OnceCell,
+    path::Path,
+    process::Command,
     time::{Duration, SystemTime},
 };
 
@@ -93,6 +95,17 @@ impl Place {
         let options = Options { pool_size: 1, timeout: Duration::from_secs(10), access: Access::Write, events: None };
         open(&url, &options).migrate().unwrap();
         self
+    }
+
+    /// Has another program make the tables: it may refuse those of this one as too new.
+    pub fn migrate_with(&self, program: &Path) {
+        match DatabaseUrl::parse(&self.url, None).unwrap() {
+            DatabaseUrl::Postgres(_) => self.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public"),
+            DatabaseUrl::Sqlite(file) => std::fs::remove_file(file).unwrap(),
+        }
+        let mut migrate = Command::new(program);
+        migrate.arg("migrate").env("POINTSD_LEDGER__URL", &self.url);
+        assert!(migrate.status().unwrap().success());
     }
 
     /// Runs SQL on a ledger in PostgreSQL.

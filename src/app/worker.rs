@@ -5,7 +5,7 @@ use super::{
     line::Pipeline,
 };
 use crate::{
-    broker::{BatchSize, BrokerError, Consumer, Delivered},
+    broker::{BatchSize, Consumer, Delivered},
     observe::{
         events,
         pulse::Pulse,
@@ -68,6 +68,18 @@ async fn next(finishing: &mut Finishing<'_>) -> Finished {
     }
 }
 
+/// Does `work`; what is finishing goes on meanwhile, and is not waited for. `Ok` also when it goes on still.
+async fn meanwhile<T>(work: impl Future<Output = T>, finishing: &mut Finishing<'_>) -> (T, Finished) {
+    let mut work = std::pin::pin!(work);
+    let mut finished = Ok(());
+    loop {
+        tokio::select! {
+            done = &mut work => return (done, finished),
+            this = next(finishing) => finished = this,
+        }
+    }
+}
+
 /// Returns at once without one.
 async fn last(finishing: &mut Finishing<'_>) -> Finished {
     if finishing.is_none() { Ok(()) } else { next(finishing).await }
@@ -85,57 +97,87 @@ impl Worker {
         Turn { pulse: &self.pulse, stop: &self.stop }
     }
 
-    /// Credits: the next batch is taken and committed while the checks of the one before are being confirmed.
+    /// Credits: further batches are taken and committed while the checks of those before are being confirmed. What is
+    /// committed meanwhile is finished together.
     async fn credit(&self, pipeline: &CreditPipeline) -> Finished {
         let mut idle_turns = 0;
         let mut finishing: Finishing<'_> = None;
-        loop {
+        let mut committed: Committed<Delivered> = Committed::default();
+        let ended: Finished = loop {
             self.pulse.beat();
+            if finishing.is_none() && !committed.is_empty() {
+                finishing = Some(self.finish(pipeline, std::mem::take(&mut committed)));
+            }
+            let room = committed.len() < self.batch.messages;
             let taken = tokio::select! {
                 // A stop comes before another batch.
                 biased;
-                () = self.stop.cancelled() => return last(&mut finishing).await,
-                finished = next(&mut finishing) => {
-                    self.after(finished).await?;
+                () = self.stop.cancelled() => break Ok(()),
+                finished = next(&mut finishing) => match self.after(finished).await {
+                    Ok(()) => continue,
+                    interrupted => break interrupted,
+                },
+                taken = tokio::time::timeout(IDLE_TURN, self.consumer.next_batch(self.batch)), if room => taken,
+            };
+            let batch = match taken {
+                Ok(Ok(batch)) => batch,
+                Ok(Err(lost)) => break Err(broker_lost(lost)),
+                Err(_) => {
+                    idle_turns += 1;
+                    if self.probes && idle_turns % IDLE_TURNS_BEFORE_PROBE == 0 {
+                        let (probed, finished) = meanwhile(pipeline.ledger.probe(), &mut finishing).await;
+                        if let Err(interrupted) = self.after(finished).await.and(probed.map_err(down)) {
+                            break Err(interrupted);
+                        }
+                    }
                     continue;
                 }
-                taken = tokio::time::timeout(IDLE_TURN, self.consumer.next_batch(self.batch)) => taken,
-            };
-            let Ok(batch) = taken else {
-                idle_turns += 1;
-                if self.probes && idle_turns % IDLE_TURNS_BEFORE_PROBE == 0 {
-                    let (probed, finished) = tokio::join!(pipeline.ledger.probe(), last(&mut finishing));
-                    self.after(finished).await?;
-                    probed.map_err(down)?;
-                }
-                continue;
             };
             idle_turns = 0;
-            let batch = match batch {
-                Ok(batch) => batch,
-                Err(lost) => return self.lost(lost, &mut finishing).await,
-            };
-            let turn = Turn { pulse: &self.pulse, stop: &self.stop };
-            let (committed, finished) = tokio::join!(pipeline.commit(batch, &turn), last(&mut finishing));
-            if let Err(mut interrupted) = self.after(finished).await {
-                // Committed and not settled: they come again, and their checks are scheduled then.
-                interrupted.unsettled.extend(messages(committed));
-                return Err(interrupted);
+            let turn = self.turn();
+            let (batch, finished) = meanwhile(pipeline.commit(batch, &turn), &mut finishing).await;
+            committed.extend(batch);
+            match self.after(finished).await {
+                Ok(()) if committed.outage.is_none() => {}
+                ended => break ended,
             }
-            finishing = Some(Box::pin(async move {
-                let turn = self.turn();
-                pipeline.finish(&*self.consumer, committed, &turn).await
-            }));
-        }
+        };
+        self.conclude(pipeline, ended, finishing, committed).await
     }
 
-    /// The connection is lost: what is on its way cannot be settled any more, but must not be forgotten either.
-    async fn lost(&self, error: BrokerError, finishing: &mut Finishing<'_>) -> Finished {
-        let mut lost = broker_lost(error);
-        if let Err(interrupted) = last(finishing).await {
-            lost.unsettled.extend(interrupted.unsettled);
-        }
-        Err(lost)
+    fn finish<'a>(&'a self, pipeline: &'a CreditPipeline, committed: Committed<Delivered>) -> BoxFuture<'a, Finished> {
+        Box::pin(async move {
+            let turn = self.turn();
+            pipeline.finish(&*self.consumer, committed, &turn).await
+        })
+    }
+
+    /// The end of a session: what is on its way is settled as far as the broker takes it, and the rest is handed back.
+    async fn conclude(
+        &self,
+        pipeline: &CreditPipeline,
+        ended: Finished,
+        mut finishing: Finishing<'_>,
+        committed: Committed<Delivered>,
+    ) -> Finished {
+        let mut left = Interrupted { outage: None, unsettled: Vec::new() };
+        let mut add = |finished: Finished| {
+            if let Err(Interrupted { outage, unsettled }) = finished {
+                left.outage = left.outage.take().or(outage);
+                left.unsettled.extend(unsettled);
+            }
+            left.outage.as_ref().is_none_or(|outage| outage.dependency != Dependency::Broker)
+        };
+        add(ended);
+        // Committed and not settled: they come again, and their checks are scheduled then.
+        let broker_works = add(last(&mut finishing).await);
+        let finished = if broker_works && !committed.is_empty() {
+            self.finish(pipeline, committed).await
+        } else {
+            Err(Interrupted { outage: None, unsettled: committed.into_messages().collect() })
+        };
+        add(finished);
+        Interrupted::unless_done(left.outage, left.unsettled)
     }
 
     /// Of a batch that took too long, what is left comes again, to whoever takes it. Anything else ends the session.
@@ -196,8 +238,4 @@ impl Worker {
 
 fn down(outage: Outage) -> Interrupted<Delivered> {
     Interrupted { outage: Some(outage), unsettled: Vec::new() }
-}
-
-fn messages(committed: Committed<Delivered>) -> impl Iterator<Item = Delivered> {
-    committed.decided.into_iter().map(|decided| decided.message).chain(committed.undecided)
 }

@@ -55,7 +55,7 @@ pub struct CheckScheduling {
     pub limits: Limits,
 }
 
-/// A batch whose outcomes are durable in the ledger, and whose messages are not settled yet.
+/// Messages whose outcomes are durable in the ledger, and that are not settled yet. Several batches may be put together.
 pub struct Committed<M> {
     /// Each message with its outcome.
     pub decided: Vec<Decided<M, Outcome>>,
@@ -63,8 +63,43 @@ pub struct Committed<M> {
     pub undecided: Vec<M>,
     /// What is down.
     pub outage: Option<Outage>,
-    /// The check messages for the batch.
-    first_checks: Vec<FirstChecks>,
+    /// The credits of each batch, and which of them are to be checked.
+    to_be_checked: Vec<(Arc<[Credit]>, Vec<usize>)>,
+}
+
+impl<M> Default for Committed<M> {
+    fn default() -> Self {
+        Self { decided: Vec::new(), undecided: Vec::new(), outage: None, to_be_checked: Vec::new() }
+    }
+}
+
+impl<M> Committed<M> {
+    /// Adds the batch that was committed after these.
+    pub fn extend(&mut self, later: Self) {
+        if self.is_empty() {
+            *self = later;
+            return;
+        }
+        self.decided.extend(later.decided);
+        self.undecided.extend(later.undecided);
+        self.outage = self.outage.take().or(later.outage);
+        self.to_be_checked.extend(later.to_be_checked);
+    }
+
+    /// How many messages there are.
+    pub fn len(&self) -> usize {
+        self.decided.len() + self.undecided.len()
+    }
+
+    /// Whether there is nothing to finish.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0 && self.outage.is_none()
+    }
+
+    /// The messages, when they cannot be settled any more.
+    pub fn into_messages(self) -> impl Iterator<Item = M> {
+        self.decided.into_iter().map(|decided| decided.message).chain(self.undecided)
+    }
 }
 
 /// Messages, their credits in the same order, and the messages from which nothing could be read.
@@ -83,19 +118,15 @@ impl CreditPipeline {
         self.finish(deliveries, committed, turn).await
     }
 
-    /// The first half: parse, commit, and write the check messages.
+    /// The first half: parse and commit.
     pub async fn commit<M: Message>(&self, batch: Vec<M>, turn: &Turn<'_>) -> Committed<M> {
         let (messages, credits, malformed) = self.parse(batch);
         let work = Commit(&*self.ledger);
         let (fates, outage) = through(&work, &credits, self.immediate_attempts, turn).await;
-        let mut committed = Committed {
-            decided: Vec::with_capacity(messages.len()),
-            undecided: Vec::new(),
-            outage,
-            first_checks: Vec::new(),
-        };
-        let mut scheduled = Vec::new();
-        for ((message, credit), fate) in messages.into_iter().zip(&*credits).zip(fates) {
+        let mut committed = Committed { outage, ..Committed::default() };
+        committed.decided.reserve(messages.len());
+        let mut to_be_checked = Vec::new();
+        for (index, (message, fate)) in messages.into_iter().zip(fates).enumerate() {
             let outcome = match fate {
                 Fate::Open => {
                     committed.undecided.push(message);
@@ -106,14 +137,14 @@ impl CreditPipeline {
                 Fate::Failed(error) => Outcome::after_failure(error, message.retries_taken(), &self.retry),
             };
             if outcome.schedules_check() {
-                scheduled.push(credit);
+                to_be_checked.push(index);
             }
             let named = outcome.settlement() != Settlement::Ack;
-            let payment_id = named.then(|| credit.payment_id.clone());
+            let payment_id = named.then(|| credits[index].payment_id.clone());
             committed.decided.push(Decided { message, payment_id, outcome });
         }
         committed.decided.extend(malformed);
-        committed.first_checks = self.first_checks(scheduled);
+        committed.to_be_checked.push((credits, to_be_checked));
         committed
     }
 
@@ -124,7 +155,8 @@ impl CreditPipeline {
         committed: Committed<D::Message>,
         turn: &Turn<'_>,
     ) -> Result<(), Interrupted<D::Message>> {
-        let Committed { decided, undecided: mut unsettled, outage, first_checks } = committed;
+        let Committed { decided, undecided: mut unsettled, outage, to_be_checked } = committed;
+        let first_checks = self.first_checks(&to_be_checked);
         if let Err(broker) = confirm::schedule(deliveries, &first_checks, turn).await {
             unsettled.extend(decided.into_iter().map(|decided| decided.message));
             return Interrupted::unless_done(outage.or(Some(broker)), unsettled);
@@ -156,8 +188,10 @@ impl CreditPipeline {
     }
 
     /// The check messages for these credits, one check for each payment.
-    fn first_checks(&self, mut credits: Vec<&Credit>) -> Vec<FirstChecks> {
+    fn first_checks(&self, to_be_checked: &[(Arc<[Credit]>, Vec<usize>)]) -> Vec<FirstChecks> {
         let Some(CheckScheduling { wait, limits }) = self.checks else { return Vec::new() };
+        let mut credits: Vec<&Credit> =
+            to_be_checked.iter().flat_map(|(credits, indices)| indices.iter().map(|index| &credits[*index])).collect();
         credits.sort_unstable_by(|a, b| a.payment_id.cmp(&b.payment_id));
         credits.dedup_by(|later, first| later.payment_id == first.payment_id);
         let mut writer = Writer::new(limits);

@@ -37,7 +37,7 @@ pub struct Interrupted<M> {
 
 impl<M> Interrupted<M> {
     /// `Ok` when nothing is left and nothing is down.
-    pub(super) fn unless_done(outage: Option<Outage>, unsettled: Vec<M>) -> Result<(), Self> {
+    pub fn unless_done(outage: Option<Outage>, unsettled: Vec<M>) -> Result<(), Self> {
         if outage.is_none() && unsettled.is_empty() { Ok(()) } else { Err(Self { outage, unsettled }) }
     }
 }

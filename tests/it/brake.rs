@@ -61,9 +61,9 @@ fn a_wrong_value_list_is_stopped_at_the_limit_and_put_right() {
         wait_for_checks(&daemon, "paid", "verify", 81.0);
         // Those whose check message went back are put right already; the others are found closed for good.
         let put_right = daemon.metric(r#"pointsd_checks_total{status="paid",step="reinstate"}"#);
-        let left = (0..=20).find(|left| f64::from(20 - left) <= put_right).unwrap();
+        let left = (0..=20_u32).find(|left| f64::from(20 - left) <= put_right).unwrap();
         let listed = setup.json(&["reconcile", "--reversed", "--json"]);
-        assert_eq!((listed["found"].as_u64(), listed["sent"].as_u64()), (Some(left.into()), Some(0)), "{listed}");
+        assert_eq!((listed["found"].as_u64(), listed["sent"].as_u64()), (Some(u64::from(left)), Some(0)), "{listed}");
         let sent = setup.run(&["reconcile", "--reversed", "--newer-than", "1h", "--apply"]);
         assert!(sent.status.success() && told(&sent).contains(&format!("sent {left} of {left}")), "{}", told(&sent));
         wait_for_checks(&daemon, "paid", "reinstate", 20.0);
