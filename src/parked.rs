@@ -91,6 +91,11 @@ impl Selection {
             && self.newer_than.is_none_or(|limit| age.is_some_and(|age| age <= limit))
     }
 
+    /// Whether it is one of the payments that are given.
+    pub fn names(&self, payment_id: &str) -> bool {
+        self.payments.iter().any(|given| given == payment_id)
+    }
+
     /// In words, for the audit.
     pub fn describe(&self) -> String {
         let mut words = Vec::new();

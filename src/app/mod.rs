@@ -45,6 +45,8 @@ struct App {
     status: Arc<Status>,
     pulses: Pulses,
     stop: CancellationToken,
+    /// Those of the payment service, whichever queue asks it.
+    limits: pay_status::Limits,
 }
 
 /// Runs until a signal stops it. An error is one that waiting cannot cure.
@@ -66,7 +68,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let pulses = Pulses::default();
     watchdog::start(pulses.clone());
     let shutdown_timeout = settings.shutdown_timeout;
-    let app = App { settings, ledger, status: Arc::clone(&status), pulses, stop: stop.clone() };
+    let limits = pay_status::Limits::default();
+    let app = App { settings, ledger, status: Arc::clone(&status), pulses, stop: stop.clone(), limits };
 
     let overdue = async {
         stop.cancelled().await;
@@ -179,7 +182,7 @@ impl App {
     /// With connections of its own to the payment source and the ledger. `None` without a payment source.
     fn checks(&self, part: Part) -> anyhow::Result<Option<Arc<CheckPipeline>>> {
         let Settings { compensation, pay_status, ledger, .. } = &self.settings;
-        let source = pay_status::source(pay_status, ledger.timeout, true).context("pay_status")?;
+        let source = pay_status::source(pay_status, ledger.timeout, true, &self.limits).context("pay_status")?;
         Ok(source.map(|source| {
             Arc::new(CheckPipeline {
                 part,
@@ -206,7 +209,7 @@ impl App {
             match self.consume(line, opening).await {
                 Ended::InOrder => {
                     slow &= opening != Opening::Slow;
-                    opening = Opening::Full;
+                    opening = if slow { Opening::Slow } else { Opening::Full };
                     trials = Trials::default();
                 }
                 Ended::HeldTooLong => {
@@ -218,6 +221,9 @@ impl App {
                     // A message that cannot be read is alone now, and is best counted out soon.
                     if unreadable || lived > LONG_SESSION {
                         pace.reset();
+                    }
+                    // A trial takes its time where nothing is answered.
+                    if !matches!(opening, Opening::Trial(_)) && lived > LONG_SESSION {
                         trials = Trials::default();
                     }
                     let recovered = self.recovered(line, outage, &mut pace, &mut trials);

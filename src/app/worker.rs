@@ -33,7 +33,7 @@ const IDLE_TURNS_BEFORE_PROBE: u32 = 3;
 
 /// How long a check may be held before it is worked on. The broker takes deliveries back that are held for half an hour
 /// (RabbitMQ, "Delivery Acknowledgement Timeout").
-const MOST_HELD: Duration = Duration::from_secs(9 * 60);
+const MOST_HELD: Duration = Duration::from_secs(8 * 60);
 
 /// A session that holds one message at a time ends when a message takes less than this.
 const QUICK: Duration = Duration::from_secs(10);
@@ -184,9 +184,16 @@ impl Worker {
     async fn after(&self, finished: Finished) -> Finished {
         match finished {
             Err(Interrupted { outage: None, unsettled }) if !self.stop.is_cancelled() => {
-                let deliveries = Some(self.consumer.give_back(unsettled).await);
-                events::GaveBack { deliveries }.emit();
-                Ok(())
+                let in_all = unsettled.len();
+                let given_back = self.consumer.give_back(unsettled).await;
+                events::GaveBack { deliveries: Some(given_back) }.emit();
+                if given_back == in_all {
+                    return Ok(());
+                }
+                // The rest would be held for as long as the session lasts.
+                let reason = "deliveries could not be given back".to_owned();
+                let outage = Some(Outage { dependency: Dependency::Broker, reason });
+                Err(Interrupted { outage, unsettled: Vec::new() })
             }
             finished => finished,
         }

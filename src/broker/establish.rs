@@ -29,7 +29,7 @@ impl Topology {
         }
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
         self.bind_on(&channel, true).await?;
-        for binding in self.unbound.iter().filter(|binding| binding.declare) {
+        for binding in &self.unbound {
             self.unbind(&channel, binding).await?;
         }
         Ok(())

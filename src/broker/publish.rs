@@ -31,7 +31,7 @@ const WINDOW: usize = 500;
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 
 /// How long late confirms are waited for when a part of a window is confirmed.
-const LATE_CONFIRMS: Duration = Duration::from_secs(300);
+const LATE_CONFIRMS: Duration = Duration::from_secs(60);
 
 /// How often a wait for confirms shows that it goes on.
 const BEAT: Duration = Duration::from_secs(5);
@@ -256,7 +256,7 @@ impl Publisher {
 
     /// Sends messages in windows. For each whether it stands confirmed in a queue, or why not. An error concerns all of
     /// them, and leaves open which ones stand there. What is confirmed late is waited for, as long as others were confirmed:
-    /// to send it again would double it.
+    /// to send it again would double it. After a window of which nothing is confirmed no other one is sent.
     pub(super) async fn publish_all(&self, messages: &[Outgoing<'_>], pulse: &Pulse) -> Result<Confirmed, BrokerError> {
         let mut confirmed = Vec::with_capacity(messages.len());
         let mut rest = messages;
@@ -272,7 +272,10 @@ impl Publisher {
                 Err(Unsent::Broker(error)) => return Err(error),
                 Err(Unsent::Refused(reason)) => return Err(BrokerError::Lost(reason)),
                 Err(Unsent::Silent) => {
-                    return Err(BrokerError::Timeout { step: "basic.publish", after: CONFIRM_TIMEOUT });
+                    let late = BrokerError::Timeout { step: "basic.publish", after: CONFIRM_TIMEOUT };
+                    confirmed
+                        .extend(rest.iter().map(|message| Err(format!("a message to {}: {late}", message.target()))));
+                    break;
                 }
             }
             rest = later;

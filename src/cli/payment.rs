@@ -70,7 +70,9 @@ enum Dead {
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
     let payment =
         PaymentId::new(&arguments.payment).map_err(|error| UsageError(format!("the payment's id {error}")))?;
-    let source = pay_status::source(&settings.pay_status, settings.ledger.timeout, false).context("pay_status")?;
+    let source =
+        pay_status::source(&settings.pay_status, settings.ledger.timeout, false, &pay_status::Limits::default())
+            .context("pay_status")?;
     let source = match (arguments.live, source) {
         (true, None) => {
             return Err(UsageError("--live: pay_status.source is \"none\"; nothing can be asked".into()).into());

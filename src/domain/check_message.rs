@@ -21,6 +21,9 @@ pub const CONTENT_TYPE: &str = "application/vnd.pointsd.checks+json";
 /// The largest check message that is read, in bytes. A larger one is parked whole.
 pub const MAX_BYTES: usize = 16 * 1024 * 1024;
 
+/// The most entries that are read. A message with more is parked whole.
+pub const MAX_ENTRIES: usize = 100_000;
+
 /// The only version there is.
 const VERSION: u64 = 1;
 
@@ -70,6 +73,9 @@ pub enum BadMessage {
     /// Another version.
     #[error("check message: version is {0}; this pointsd reads version 1")]
     Version(u64),
+    /// More entries than [`MAX_ENTRIES`].
+    #[error("check message: has {0} checks; at most {MAX_ENTRIES} are read")]
+    TooMany(usize),
     /// No entry.
     #[error("check message: checks is empty; must have at least one entry")]
     Empty,
@@ -109,6 +115,9 @@ pub fn parse(body: &[u8]) -> Result<Vec<Result<ScheduledCheck, BadCheck>>, BadMe
     let MessageJson { checks } = serde_json::from_slice(body).map_err(unreadable)?;
     if checks.is_empty() {
         return Err(BadMessage::Empty);
+    }
+    if checks.len() > MAX_ENTRIES {
+        return Err(BadMessage::TooMany(checks.len()));
     }
     Ok(checks.into_iter().map(|json| read(json.get())).collect())
 }
@@ -342,6 +351,8 @@ mod tests {
         }
         let large = vec![b' '; MAX_BYTES + 1];
         assert_eq!(parse(&large), Err(BadMessage::TooLarge(MAX_BYTES + 1)));
+        let many = format!(r#"{{"version": 1, "checks": [{}7]}}"#, "7,".repeat(MAX_ENTRIES));
+        assert_eq!(parse(many.as_bytes()), Err(BadMessage::TooMany(MAX_ENTRIES + 1)));
     }
 
     #[test]

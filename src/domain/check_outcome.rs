@@ -43,8 +43,13 @@ pub enum CheckOutcome {
     Unreadable(String),
     /// A notification that asks for nothing: it is of another kind, or its payment gives no points.
     Ignored,
-    /// The payment's own record contradicts the message; how.
-    Conflict(String),
+    /// The payment's own record contradicts the message.
+    Conflict {
+        /// How.
+        error: String,
+        /// What the source said and what was done, where the ledger was brought to agree with it all the same.
+        decision: Option<(PaymentStatus, CheckStep)>,
+    },
     /// It is refused now and later; why.
     Rejected(String),
     /// It failed alone for a reason that may pass, while something else worked.
@@ -107,7 +112,7 @@ impl CheckOutcome {
             Self::Parked { reason, .. } => reason.label(),
             Self::Malformed(_) | Self::Unreadable(_) => "malformed",
             Self::Ignored => "ignored",
-            Self::Misspelt { .. } | Self::Conflict(_) => "conflict",
+            Self::Misspelt { .. } | Self::Conflict { .. } => "conflict",
             Self::Rejected(_) => "rejected",
             Self::Retry { .. } => "retry",
             Self::Exhausted { .. } => "exhausted",
@@ -128,6 +133,7 @@ impl CheckOutcome {
         match self {
             Self::Checked { status, step, .. } | Self::Misspelt { status, step } => Some((*status, *step)),
             Self::Parked { status, reason, .. } => Some((*status, CheckStep::Dead(*reason))),
+            Self::Conflict { decision, .. } => *decision,
             _ => None,
         }
     }
@@ -139,7 +145,7 @@ impl CheckOutcome {
             Self::Malformed(error)
             | Self::Unreadable(error)
             | Self::Parked { error, .. }
-            | Self::Conflict(error)
+            | Self::Conflict { error, .. }
             | Self::Rejected(error)
             | Self::Retry { error, .. }
             | Self::Exhausted { error } => Some(error),
@@ -158,7 +164,7 @@ impl CheckOutcome {
             }
             Self::Parked { reason, .. } => dead(*reason),
             Self::Unreadable(_) => dead(Reason::Malformed),
-            Self::Conflict(_) => dead(Reason::Conflict),
+            Self::Conflict { .. } => dead(Reason::Conflict),
             Self::Rejected(_) => dead(Reason::Rejected),
             Self::Retry { step, .. } => Settlement::Forward(Destination::Retry(*step)),
             Self::Exhausted { .. } => dead(Reason::Exhausted),

@@ -215,7 +215,7 @@ fn each_outcome_of_a_check_has_its_label_and_its_settlement() {
         (CheckOutcome::Ignored, "ignored", Settlement::Ack),
         (failed(0), "retry", Settlement::Forward(Destination::Retry(retry.next(0).unwrap()))),
         (CheckOutcome::Malformed(malformed()), "malformed", Settlement::Ack),
-        (CheckOutcome::Conflict("why".into()), "conflict", dead(Reason::Conflict)),
+        (CheckOutcome::Conflict { error: "why".into(), decision: Option::None }, "conflict", dead(Reason::Conflict)),
         (CheckOutcome::Rejected("why".into()), "rejected", dead(Reason::Rejected)),
         (failed(1), "exhausted", dead(Reason::Exhausted)),
         (parked(Reason::Unpaid), "unpaid", dead(Reason::Unpaid)),

@@ -16,7 +16,7 @@ pub struct Source {
 }
 
 /// What it means that a message has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Meaning {
     /// The payment may have changed: it is looked up.
     Changed,

@@ -33,7 +33,7 @@ pub struct Turn {
 }
 
 /// A wait for a check. Only [`CheckPolicy::turn`] makes one, so there is a delay for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Wait {
     pub(super) checks_done: u32,
     pub(super) delay: usize,

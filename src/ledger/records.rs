@@ -82,15 +82,18 @@ pub struct UnverifiedCount {
     pub overdue: i64,
 }
 
-/// The oldest unverified credits, to be counted: `overdue` is the condition on `credited_at` of those that are overdue.
+/// Counts unverified credits: all, by the index alone, and the overdue ones. `overdue`: credited before this they are.
 pub(super) fn count_unverified(overdue: &str) -> String {
-    format!(
-        "SELECT count(*) AS unverified, \
-                coalesce(sum(CASE WHEN asked_at IS NULL AND credited_at < {overdue} THEN 1 ELSE 0 END), 0) AS overdue \
-           FROM (SELECT credited_at, asked_at FROM points_credits WHERE verified_at IS NULL AND state = 'credited' \
-                  ORDER BY credited_at LIMIT {most}) AS counted",
-        most = super::MOST_COUNTED
-    )
+    let count = |further: &str| {
+        format!(
+            "(SELECT count(*) FROM (SELECT credited_at FROM points_credits \
+               WHERE verified_at IS NULL AND state = 'credited' {further} \
+               ORDER BY credited_at LIMIT {most}) AS counted)",
+            most = super::MOST_COUNTED
+        )
+    };
+    let overdue = format!("AND asked_at IS NULL AND credited_at < {overdue}");
+    format!("SELECT {} AS unverified, {} AS overdue", count(""), count(&overdue))
 }
 
 /// A row of `points_credits`, with times as text.

@@ -76,10 +76,7 @@ fn describe() {
     describe_counter!(POINTS_REVERSED, "Points taken back because their payment is not paid.");
     describe_counter!(CHECKS, "Checks of payments, by the status that the source told and the step that was done.");
     describe_gauge!(UNVERIFIED_CREDITS, "Credits that count and that no check has found paid; told up to a million.");
-    describe_gauge!(
-        OVERDUE_CREDITS,
-        "Unverified credits that are older than all their checks take, and that no check has parked."
-    );
+    describe_gauge!(OVERDUE_CREDITS, "Unverified credits older than all their checks take, and parked by none.");
     describe_gauge!(OUTBOX_ROWS, "Messages of the outbox that are not published yet; told up to a million.");
     describe_gauge!(OUTBOX_OLDEST_SECONDS, Unit::Seconds, "Age of the oldest of them; 0 while there is none.");
     describe_counter!(DEAD_LETTERED, "Messages parked in the dead queue, by reason.");

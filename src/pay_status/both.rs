@@ -3,7 +3,7 @@
 use super::{http::HttpSource, sql::SqlSource};
 use crate::{
     domain::{ids::PaymentId, status::PaymentStatus},
-    pipeline::ports::{Answers, BatchError, Lookup, Outage, Payment, PaymentSource, RowStatus},
+    pipeline::ports::{Answers, BatchError, Lookup, Outage, Payment, PaymentSource, RowStatus, look_up_all},
 };
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -28,7 +28,21 @@ struct Open {
     id: PaymentId,
     /// What the table says: pending, or no row.
     table: Payment,
+    /// When it said so.
+    at: Instant,
 }
+
+/// What follows from an answer of the gateway.
+enum Step {
+    Answer(Lookup),
+    /// The row must be set to paid first.
+    Repair,
+    /// The table decides, and is asked again: it was some time ago.
+    Reread,
+}
+
+/// How long the table's answer is handed over as it is.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// An answer of the gateway: the place among the payments that it was asked for, and what it says.
 type FromGateway = (usize, Lookup);
@@ -38,15 +52,16 @@ impl TableThenGateway {
         Self { table, gateway, repairs }
     }
 
-    /// The answer to a payment from what the gateway says; `None` where the row must be set to paid first.
-    fn combine(&self, table: &Payment, gateway: Lookup) -> Option<Lookup> {
+    /// What follows for a payment from what the gateway says.
+    fn combine(&self, Open { table, at, .. }: &Open, gateway: Lookup) -> Step {
         let gateway = match gateway {
             Lookup::Known(payment) => payment,
-            failed @ Lookup::Failed(_) => return Some(failed),
+            failed @ Lookup::Failed(_) => return Step::Answer(failed),
         };
         let with_status = |status| Lookup::Known(Payment { status, ..table.clone() });
-        Some(match gateway.status {
-            PaymentStatus::Paid if self.repairs => return None,
+        Step::Answer(match gateway.status {
+            PaymentStatus::Paid if self.repairs => return Step::Repair,
+            PaymentStatus::Unknown if at.elapsed() > FRESH => return Step::Reread,
             PaymentStatus::Paid | PaymentStatus::Closed | PaymentStatus::Pending => with_status(gateway.status),
             PaymentStatus::Unknown => Lookup::Known(table.clone()),
             PaymentStatus::Unrecognised => {
@@ -67,7 +82,14 @@ impl TableThenGateway {
         }
     }
 
-    /// Hands over each answer of the gateway as it arrives. Rows are repaired one at a time, while further answers arrive;
+    /// What the row says now.
+    async fn reread(&self, id: &PaymentId) -> Result<Lookup, BatchError> {
+        let until = Instant::now() + FRESH;
+        let mut answers = look_up_all(&self.table, Arc::from([id.clone()]), until).await?;
+        Ok(answers.pop().flatten().unwrap_or_else(|| Lookup::Failed("the payment table was not asked in time".into())))
+    }
+
+    /// Hands over each answer of the gateway as it arrives. Rows are repaired, or read again, one at a time, while further answers arrive;
     /// no repair begins after `until`.
     async fn settle(
         &self,
@@ -76,14 +98,17 @@ impl TableThenGateway {
         until: Instant,
         answers: Answers<'_>,
     ) -> Result<(), BatchError> {
-        let mut waiting: VecDeque<&Open> = VecDeque::new();
-        let mut repairs = FuturesUnordered::new();
+        let mut waiting: VecDeque<(&Open, bool)> = VecDeque::new();
+        let mut rows = FuturesUnordered::new();
         let mut is_open = true;
         loop {
-            if repairs.is_empty()
-                && let Some(payment) = waiting.pop_front().filter(|_| Instant::now() <= until)
+            if rows.is_empty()
+                && let Some((payment, repairs)) = waiting.pop_front().filter(|_| Instant::now() <= until)
             {
-                repairs.push(async move { (payment, self.repair(&payment.id).await) });
+                rows.push(async move {
+                    let row = if repairs { self.repair(&payment.id).await } else { self.reread(&payment.id).await };
+                    (payment, row)
+                });
             }
             tokio::select! {
                 answer = from_gateway.recv(), if is_open => {
@@ -92,13 +117,14 @@ impl TableThenGateway {
                         continue;
                     };
                     let Some(payment) = open.get(index) else { continue };
-                    match self.combine(&payment.table, gateway) {
-                        Some(lookup) => answers(payment.index, lookup),
-                        None => waiting.push_back(payment),
+                    match self.combine(payment, gateway) {
+                        Step::Answer(lookup) => answers(payment.index, lookup),
+                        Step::Repair => waiting.push_back((payment, true)),
+                        Step::Reread => waiting.push_back((payment, false)),
                     }
                 }
-                Some((payment, repaired)) = repairs.next() => {
-                    answers(payment.index, repaired?);
+                Some((payment, row)) = rows.next() => {
+                    answers(payment.index, row?);
                 }
                 else => return Ok(()),
             }
@@ -137,7 +163,7 @@ impl PaymentSource for TableThenGateway {
         let mut open = Vec::new();
         let mut sort = |index: usize, lookup: Lookup| match (lookup, payments.get(index)) {
             (Lookup::Known(table), Some(id)) if is_undecided(&table) => {
-                open.push(Open { index, id: id.clone(), table });
+                open.push(Open { index, id: id.clone(), table, at: Instant::now() });
             }
             (decided, _) => answers(index, decided),
         };

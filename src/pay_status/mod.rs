@@ -5,7 +5,7 @@ mod both;
 mod http;
 mod sql;
 
-pub use http::{Header, HeaderError, UrlTemplate, UrlTemplateError};
+pub use http::{Header, HeaderError, Limits, UrlTemplate, UrlTemplateError};
 pub use sql::{Identifier, TableName};
 
 use crate::{config::PayStatusSettings, pipeline::ports::PaymentSource};
@@ -20,19 +20,21 @@ pub enum SourceError {
 }
 
 /// The source that is configured, if any is. Nothing is connected yet. `timeout`: the deadline of every call to a
-/// database (`ledger.timeout`). `repairs`: whether a table is set right where the gateway knows better.
+/// database (`ledger.timeout`). `repairs`: whether a table is set right where the gateway knows better. `limits`: those of the
+/// gateway, shared by all sources of this process.
 pub fn source(
     settings: &PayStatusSettings,
     timeout: Duration,
     repairs: bool,
+    limits: &Limits,
 ) -> Result<Option<Arc<dyn PaymentSource>>, SourceError> {
     Ok(match settings {
         PayStatusSettings::None => None,
         PayStatusSettings::Sql(sql) => Some(Arc::new(sql::SqlSource::new(sql, timeout))),
-        PayStatusSettings::Http(http) => Some(Arc::new(http::HttpSource::new(http)?)),
+        PayStatusSettings::Http(http) => Some(Arc::new(http::HttpSource::new(http, limits)?)),
         PayStatusSettings::SqlThenHttp(sql, http) => {
             let table = sql::SqlSource::new(sql, timeout);
-            Some(Arc::new(both::TableThenGateway::new(table, http::HttpSource::new(http)?, repairs)))
+            Some(Arc::new(both::TableThenGateway::new(table, http::HttpSource::new(http, limits)?, repairs)))
         }
     })
 }

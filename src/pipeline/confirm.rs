@@ -7,7 +7,7 @@ use super::{
 use std::time::{Duration, Instant};
 
 /// How long the rest is tried again when only a part is confirmed.
-pub(super) const CONFIRMING_TIME: Duration = Duration::from_secs(300);
+pub(super) const CONFIRMING_TIME: Duration = Duration::from_secs(180);
 
 /// The pause between two attempts at the rest.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -192,7 +192,8 @@ impl CreditPipeline {
         let Some(CheckScheduling { wait, limits }) = self.checks else { return Vec::new() };
         let mut credits: Vec<&Credit> =
             to_be_checked.iter().flat_map(|(credits, indices)| indices.iter().map(|index| &credits[*index])).collect();
-        credits.sort_unstable_by(|a, b| a.payment_id.cmp(&b.payment_id));
+        // Of several messages of one payment the first one counted: the order of the others stays.
+        credits.sort_by(|a, b| a.payment_id.cmp(&b.payment_id));
         credits.dedup_by(|later, first| later.payment_id == first.payment_id);
         let mut writer = Writer::new(limits);
         for Credit { payment_id, user_id, points } in credits {

@@ -574,7 +574,7 @@ fn ids_that_always_fail_at_the_head_of_the_queue_keep_no_other_from_being_asked_
         client.publish(
             "",
             &setup.check_queue,
-            ids.map(|id: u64| check_message(&[check_entry(&id.to_string(), "u", 1)], 0)),
+            ids.map(|id: u64| check_message(&[check_entry(&format!("{id:03}"), "u", 1)], 0)),
         );
         let daemon = start(&setup);
         wait_for_rows(&daemon, &place, "verified_at IS NOT NULL", i64::try_from(restart * 30).unwrap());

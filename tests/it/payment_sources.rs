@@ -20,7 +20,7 @@ use pointsd::{
         ids::PaymentId,
         status::{PaymentStatus, StatusValues},
     },
-    pay_status::{Identifier, TableName, source},
+    pay_status::{Identifier, Limits, TableName, source},
     pipeline::ports::{BatchError, Lookup, PaymentSource, look_up_all},
 };
 use std::{
@@ -245,7 +245,7 @@ pub fn table_source(url: &str, table: &str, id: &str, status: &str, user: Option
             closed: words(&["2", "closed"]),
         },
     };
-    source(&PayStatusSettings::Sql(settings), Duration::from_secs(10), true).unwrap().unwrap()
+    source(&PayStatusSettings::Sql(settings), Duration::from_secs(10), true, &Limits::default()).unwrap().unwrap()
 }
 
 fn look_up(source: &Arc<dyn PaymentSource>, ids: &[&str]) -> Vec<PaymentStatus> {

@@ -45,14 +45,29 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     let now = Timestamp::now();
     let mut walk = Walk::begin(settings, arguments.filter.despite_delivery_limit, output).await?;
     let (mut tags, mut groups) = (Vec::new(), Groups::default());
+    let (mut payments, mut shared) = (0, Vec::new());
     while let Some((found, parked)) = walk.next().await? {
         if selection.takes(&parked, now) {
             tags.push(found.tag());
             groups.add(&parked);
+            payments += parked.payment_ids.len().max(1);
+            if arguments.filter.selects_by_payment() && parked.payment_ids.iter().any(|id| !selection.names(id)) {
+                shared.push(parked.message_id);
+            }
         }
     }
+    if !shared.is_empty() {
+        walk.end(output).await?;
+        let ids: Vec<&str> = shared.iter().map(|id| id.as_deref().unwrap_or("(none)")).collect();
+        output.complain(&format!(
+            "nothing is dropped: these messages are about other payments, too; name them by --message-id to drop them \
+             whole: {}",
+            printable(&ids.join(", "))
+        ));
+        return Ok(Exit::Failed);
+    }
     // They are held while the person thinks: what is dropped is what was counted.
-    let agreed = tags.is_empty() || arguments.yes || ask(settings, groups, tags.len(), output).await?;
+    let agreed = tags.is_empty() || arguments.yes || ask(settings, groups, (tags.len(), payments), output).await?;
     let mut account = Account { selected: tags.len() as u64, dropped: 0 };
     let audit = |removed, end: &str| {
         let selected = tags.len() as u64;
@@ -89,11 +104,18 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     Ok(if account.dropped == account.selected { seen } else { Exit::Failed })
 }
 
-async fn ask(settings: &Settings, groups: Groups, messages: usize, output: &mut Output) -> anyhow::Result<bool> {
+async fn ask(
+    settings: &Settings,
+    groups: Groups,
+    (messages, payments): (usize, usize),
+    output: &mut Output,
+) -> anyhow::Result<bool> {
     for group in groups.sorted() {
         output.complain(&format!("{:>8}  {}", group.messages, printable(&group.reason)));
     }
-    output.complain(&format!("drop these {messages} messages of {} for good? Type yes:", settings.broker.dead_queue));
+    let about = if payments > messages { format!(" about {payments} payments") } else { String::new() };
+    let queue = &settings.broker.dead_queue;
+    output.complain(&format!("drop these {messages} messages{about} of {queue} for good? Type yes:"));
     let answer = tokio::task::spawn_blocking(|| {
         let mut answer = String::new();
         io::stdin().read_line(&mut answer).map(|_| answer)

@@ -84,6 +84,11 @@ impl Filter {
         }
     }
 
+    /// Whether payments are named, and no messages.
+    fn selects_by_payment(&self) -> bool {
+        !self.payment.is_empty() && self.message_id.is_empty()
+    }
+
     /// For what changes the queue: everything must have been asked for.
     fn or_all(&self, all: bool) -> Result<Selection, UsageError> {
         let Self { reason, payment, message_id, older_than, newer_than, .. } = self;

@@ -13,6 +13,7 @@ use crate::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use std::{
     collections::VecDeque,
+    hash::{BuildHasher, RandomState},
     time::{Duration, Instant},
 };
 
@@ -117,6 +118,8 @@ impl<'a> LookUp<'a> {
         if self.fresh.is_empty() {
             return Ok(());
         }
+        // In another order each time: ids that always fail must not always be asked for first.
+        shuffle(self.fresh.make_contiguous());
         let mut in_flight = FuturesUnordered::new();
         loop {
             let has_room = in_flight.len() < source.concurrency;
@@ -148,7 +151,8 @@ impl<'a> LookUp<'a> {
         }
         let due = self.refused.front().is_some_and(|front| front.again_at <= now);
         let compares = due && self.lacks_comparison(now);
-        let repeats = due && !compares;
+        // While nothing was answered others say more than what was refused.
+        let repeats = due && !compares && (self.works || self.fresh.is_empty());
         if !repeats && self.fresh.is_empty() && (self.is_comparing || !compares) {
             let Some(front) = self.refused.front().filter(|_| !due) else { return Next::Nothing };
             return self.wait_until(front.again_at);
@@ -320,6 +324,16 @@ async fn carry_out(source: &HttpSource, request: Request) -> Ended {
     let (Request::Payment { id, .. } | Request::Reference(id)) = &request;
     let answer = source.ask(id.as_str()).await;
     Ended { request, begun, answer }
+}
+
+/// Brings the indices into a random order (Fisher and Yates).
+fn shuffle(indices: &mut [usize]) {
+    // Keyed at random by the standard library.
+    let random = RandomState::new();
+    for last in (1..indices.len()).rev() {
+        let other = usize::try_from(random.hash_one(last) % (last as u64 + 1)).unwrap_or(last);
+        indices.swap(last, other);
+    }
 }
 
 fn failure(error: &str) -> Lookup {

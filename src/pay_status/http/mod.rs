@@ -48,7 +48,7 @@ pub(super) struct HttpSource {
     concurrency: usize,
     payment_ids: IdRule,
     known: Mutex<Known>,
-    rate: Mutex<Rate>,
+    rate: Arc<Mutex<Rate>>,
 }
 
 /// Payments that a probe asks for.
@@ -92,8 +92,12 @@ impl Miss {
     }
 }
 
+/// How many requests the payment service takes, shared by all sources that ask it.
+#[derive(Debug, Clone, Default)]
+pub struct Limits(Arc<Mutex<Rate>>);
+
 impl HttpSource {
-    pub(super) fn new(settings: &HttpSourceSettings) -> Result<Self, SourceError> {
+    pub(super) fn new(settings: &HttpSourceSettings, limits: &Limits) -> Result<Self, SourceError> {
         let mut headers = HeaderMap::new();
         for Header { name, value } in &settings.headers {
             headers.append(name.clone(), value.clone());
@@ -121,7 +125,7 @@ impl HttpSource {
             concurrency: settings.concurrency.max(1),
             payment_ids: settings.payment_ids.clone(),
             known: Mutex::default(),
-            rate: Mutex::default(),
+            rate: Arc::clone(&limits.0),
         })
     }
 

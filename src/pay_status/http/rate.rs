@@ -22,7 +22,7 @@ const GROWTH: f64 = 1.1;
 
 /// The rate of requests to one service.
 #[derive(Debug, Default)]
-pub(super) struct Rate {
+pub(in crate::pay_status) struct Rate {
     /// Requests a second; `None` until the first refusal.
     limit: Option<f64>,
     /// Up to when the growth of the limit is counted.

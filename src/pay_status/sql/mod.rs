@@ -204,7 +204,7 @@ impl SqlSource {
         let Some((row, others)) = rows.split_first() else { return Payment::new(PaymentStatus::Unknown) };
         let unrecognised = |said: String| Payment { said: Some(said), ..Payment::new(PaymentStatus::Unrecognised) };
         if others.iter().any(|other| Row { n: row.n, ..other.clone() } != *row) {
-            return Payment { id: row.id.clone(), ..unrecognised(format!("{} rows that differ", rows.len())) };
+            return unrecognised(format!("{} rows that differ", rows.len()));
         }
         let worth = self.valuation.as_ref().map(|valuation| {
             if has_value {

@@ -113,15 +113,18 @@ fn cast(
     Ok(castable)
 }
 
-/// Brings an id, as the database writes it, into its canonical spelling. Blanks at the end of `char(n)` and zeros at the
-/// end of a fraction make no difference to its column.
-fn make_canonical(id: &mut String, id_type: &str) {
+/// The canonical spelling of an id that the database has written. Blanks at the end of `char(n)` and zeros at the end of a
+/// fraction make no difference to its column. `None`: it depends on settings, or on more than the value, how the type is
+/// written.
+fn canonical(mut id: String, id_type: &str) -> Option<String> {
     let length = match id_type {
+        "text" | "character varying" | "smallint" | "integer" | "bigint" | "uuid" => id.len(),
         "bpchar" => id.trim_end_matches(' ').len(),
-        "numeric" if id.contains('.') => id.trim_end_matches('0').trim_end_matches('.').len(),
-        _ => return,
+        "numeric" => id.find('.').map_or(id.len(), |_| id.trim_end_matches('0').trim_end_matches('.').len()),
+        _ => return None,
     };
     id.truncate(length);
+    Some(id)
 }
 
 /// Statements that look for what cannot be cast, in one call: where that is not enough, the batch is split.
@@ -180,8 +183,8 @@ impl PaymentTable for PostgresTable {
         );
         let query = sql_query(query).bind::<Array<Text>, _>(ids).bind::<Array<Integer>, _>(numbers);
         let mut rows: Vec<Row> = query.load(connection)?;
-        for id in rows.iter_mut().filter_map(|row| row.id.as_mut()) {
-            make_canonical(id, &id_type);
+        for row in &mut rows {
+            row.id = row.id.take().and_then(|id| canonical(id, &id_type));
         }
         Ok(Rows { rows, has_value })
     }
@@ -221,19 +224,19 @@ mod tests {
 
     #[test]
     fn an_id_is_written_without_what_its_column_ignores() {
-        for (id, id_type, canonical) in [
-            ("7.00", "numeric", "7"),
-            ("7.50", "numeric", "7.5"),
-            ("700", "numeric", "700"),
-            ("0.00", "numeric", "0"),
-            ("NaN", "numeric", "NaN"),
-            ("P7  ", "bpchar", "P7"),
-            ("7.00", "text", "7.00"),
-            ("P7 ", "character varying", "P7 "),
+        for (id, id_type, expected) in [
+            ("7.00", "numeric", Some("7")),
+            ("7.50", "numeric", Some("7.5")),
+            ("700", "numeric", Some("700")),
+            ("0.00", "numeric", Some("0")),
+            ("NaN", "numeric", Some("NaN")),
+            ("P7  ", "bpchar", Some("P7")),
+            ("7.00", "text", Some("7.00")),
+            ("P7 ", "character varying", Some("P7 ")),
+            ("7", "double precision", None),
+            ("2026-11-26 00:00:00", "timestamp without time zone", None),
         ] {
-            let mut id = id.to_owned();
-            make_canonical(&mut id, id_type);
-            assert_eq!(id, canonical, "{id_type}");
+            assert_eq!(canonical(id.to_owned(), id_type).as_deref(), expected, "{id_type}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     CheckPipeline,
     look_up::{Found, Judged, judge, ledger_id},
-    parse::Entry,
+    parse::{Batch, Entry},
 };
 use crate::{
     domain::{
@@ -14,7 +14,7 @@ use crate::{
         source::Meaning,
         worth::Worth,
     },
-    observe::events,
+    observe::{events, pulse::Pulse},
     pipeline::{
         ports::{BatchError, Lookup, Outage, Payment, look_up_all},
         stages::{Fate, Turn, Work, through},
@@ -136,7 +136,8 @@ impl CheckPipeline {
             }
             let room = self.brake.room(rest.as_slice().iter().map(|candidate| candidate.finding));
             let part: Arc<[Candidate]> = rest.by_ref().take(room).collect();
-            let work = Apply { pipeline: self, entries: group.entries, tried: AtomicBool::default() };
+            let work =
+                Apply { pipeline: self, entries: group.entries, pulse: turn.pulse, tried: AtomicBool::default() };
             let (fates, outage) = through(&work, &part, self.immediate_attempts, turn).await;
             for (candidate, fate) in part.iter().zip(fates) {
                 let entry = &group.entries[candidate.entry];
@@ -146,7 +147,7 @@ impl CheckPipeline {
                         if checked.step == CheckStep::LateCredit {
                             late_credits.push(candidate.entry);
                         }
-                        self.outcome(entry, candidate, &checked)
+                        outcome(entry, candidate, &checked)
                     }
                     Fate::Refused(reason) => CheckOutcome::Rejected(reason),
                     Fate::Failed(error) => CheckOutcome::after_failure(error, entry.retries_taken, &self.retry),
@@ -166,59 +167,23 @@ impl CheckPipeline {
         Ok(late_credits)
     }
 
-    fn outcome(&self, entry: &Entry, candidate: &Candidate, checked: &Checked) -> CheckOutcome {
-        let Candidate { finding, payment, .. } = candidate;
-        let (status, step) = (payment.status, checked.step);
-        if *finding == Finding::Paid && checked.state == LedgerState::Absent {
-            return not_creditable(payment.worth.clone());
-        }
-        if let CheckStep::Dead(reason) = step {
-            let error = match (reason, &payment.said, &payment.id) {
-                (Reason::Conflict, _, Some(id)) => format!("its own record writes the id as {id}; the credit stands"),
-                (Reason::Unpaid, ..) => "the payment is closed; its credit stands".to_owned(),
-                (Reason::Expired, ..) if checked.state == LedgerState::Verified => {
-                    "the payment was found paid before, and is pending now; its credit stands".to_owned()
-                }
-                (Reason::Expired, ..) => "the payment was not paid in time; its credit stands".to_owned(),
-                (_, Some(said), _) => format!("the payment's status is in none of the configured lists: {said}"),
-                (_, None, _) => "the payment's status is in none of the configured lists".to_owned(),
-            };
-            return CheckOutcome::Parked { status, reason, error };
-        }
-        if *finding == Finding::Misspelt {
-            return CheckOutcome::Misspelt { status, step };
-        }
-        // A credit on arrival is looked up once more at once.
-        let next = if self.is_arrival() && step == CheckStep::LateCredit {
-            None
-        } else {
-            entry.turn.wait_after(status, step, checked.state)
-        };
-        CheckOutcome::Checked { status, step, next }
-    }
-
-    /// Looks up once more what was credited on arrival: it may have been closed between the look-up and the commit.
+    /// Looks up at once, once more, what was credited on arrival: it may have been closed between the look-up and the
+    /// commit. What is not found paid again keeps the check that confirms it.
     async fn confirm_arrivals(&self, group: &mut Group<'_>, entries: Vec<usize>, turn: &Turn<'_>) -> Option<Outage> {
         let payments = super::look_up::distinct_payment_ids(entries.iter().map(|entry| &group.entries[*entry]));
         turn.pulse.beat();
         let until = Instant::now() + LOOKING_AGAIN;
         let answers = look_up_all(&*self.source, Arc::clone(&payments), until).await.unwrap_or_default();
         let at = Instant::now();
-        let (mut changed, mut to_be_closed) = (Vec::new(), Vec::new());
+        let mut changed = Vec::new();
         for entry in entries {
             let index = group.entries[entry].check().and_then(|check| payments.binary_search(&check.payment_id).ok());
-            let answer = index.and_then(|index| answers.get(index)?.clone());
-            match answer {
-                Some(Lookup::Known(payment)) if payment.status == PaymentStatus::Paid => {}
-                Some(Lookup::Known(payment)) => {
-                    group.sort_in(entry, payment, at, &mut changed, &mut to_be_closed);
-                }
-                // It could not be asked: a check does it.
-                Some(Lookup::Failed(_)) | None => {
-                    let next = group.entries[entry].turn.confirming_paid();
-                    let (status, step) = (PaymentStatus::Paid, CheckStep::LateCredit);
-                    group.decide(entry, CheckOutcome::Checked { status, step, next });
-                }
+            let Some(Lookup::Known(payment)) = index.and_then(|index| answers.get(index)?.clone()) else { continue };
+            if payment.status == PaymentStatus::Paid {
+                let (status, step) = (PaymentStatus::Paid, CheckStep::LateCredit);
+                group.decide(entry, CheckOutcome::Checked { status, step, next: None });
+            } else if let Judged::Finding(finding, payment) = judge(&group.entries[entry], payment) {
+                changed.push(Candidate { entry, finding, payment, at });
             }
         }
         self.commit(group, changed, turn).await.err()
@@ -226,9 +191,11 @@ impl CheckPipeline {
 
     /// Notes in the ledger which credits a person must decide about, as far as that was not done in the check's own
     /// transaction. Best effort: without it a credit counts as overdue.
-    pub(super) async fn note_parked(&self, group: &Group<'_>, turn: &Turn<'_>) {
+    pub(super) async fn note_parked<M>(&self, batch: &Batch<M>, done: &[bool], turn: &Turn<'_>) {
         let mut checks: Vec<Check> = Vec::new();
-        for (entry, outcome) in group.entries.iter().zip(&*group.outcomes) {
+        let parked = batch.deliveries.iter().zip(done).filter(|(_, done)| **done);
+        for entry in parked.flat_map(|(held, _)| held.entries.clone()) {
+            let (entry, outcome) = (&batch.entries[entry], &batch.outcomes[entry]);
             let settlement = outcome.as_ref().map(CheckOutcome::settlement);
             let Some(Settlement::Forward(Destination::Dead(reason))) = settlement else { continue };
             if let Some(payment_id) = entry.payment_id().cloned() {
@@ -245,6 +212,36 @@ impl CheckPipeline {
             }
         }
     }
+}
+
+/// What becomes of an entry after its step.
+fn outcome(entry: &Entry, candidate: &Candidate, checked: &Checked) -> CheckOutcome {
+    let Candidate { finding, payment, .. } = candidate;
+    let (status, step) = (payment.status, checked.step);
+    if *finding == Finding::Paid && checked.state == LedgerState::Absent {
+        return not_creditable(payment.worth.clone());
+    }
+    if *finding == Finding::Closed && entry.meaning() == Some(Meaning::Paid) {
+        let error = "the notification says that it is paid, its own record that it is closed".to_owned();
+        return CheckOutcome::Conflict { error, decision: Some((status, step)) };
+    }
+    if let CheckStep::Dead(reason) = step {
+        let error = match (reason, &payment.said, &payment.id) {
+            (Reason::Conflict, _, Some(id)) => format!("its own record writes the id as {id}; the credit stands"),
+            (Reason::Unpaid, ..) => "the payment is closed; its credit stands".to_owned(),
+            (Reason::Expired, ..) if checked.state == LedgerState::Verified => {
+                "the payment was found paid before, and is pending now; its credit stands".to_owned()
+            }
+            (Reason::Expired, ..) => "the payment was not paid in time; its credit stands".to_owned(),
+            (_, Some(said), _) => format!("the payment's status is in none of the configured lists: {said}"),
+            (_, None, _) => "the payment's status is in none of the configured lists".to_owned(),
+        };
+        return CheckOutcome::Parked { status, reason, error };
+    }
+    if *finding == Finding::Misspelt {
+        return CheckOutcome::Misspelt { status, step };
+    }
+    CheckOutcome::Checked { status, step, next: entry.turn.wait_after(status, step, checked.state) }
 }
 
 /// What becomes of a paid payment that is not in the ledger and from whose record nothing can be credited.
@@ -294,6 +291,7 @@ enum Applied {
 struct Apply<'a> {
     pipeline: &'a CheckPipeline,
     entries: &'a [Entry],
+    pulse: &'a Pulse,
     tried: AtomicBool,
 }
 
@@ -309,6 +307,7 @@ impl Work for Apply<'_> {
             return self.commit(batch.iter().map(|candidate| Some(candidate.clone())).collect()).await;
         }
         let again = self.look_up_again(&batch).await?;
+        self.pulse.beat();
         self.commit(again).await
     }
 
@@ -318,20 +317,29 @@ impl Work for Apply<'_> {
 }
 
 impl Apply<'_> {
-    /// The candidates as the source has them now; `None` where that leads to another finding.
+    /// The candidates as the source has them now; `None` where that leads to another finding, or where the source has not
+    /// said it a moment ago.
     async fn look_up_again(&self, batch: &[Candidate]) -> Result<Vec<Option<Candidate>>, BatchError> {
         let entry = |candidate: &Candidate| &self.entries[candidate.entry];
         let payments = super::look_up::distinct_payment_ids(batch.iter().map(entry));
         let until = Instant::now() + LOOKING_AGAIN;
-        let answers = look_up_all(&*self.pipeline.source, Arc::clone(&payments), until).await?;
-        let at = Instant::now();
+        let mut answers: Vec<Option<(Payment, Instant)>> = vec![None; payments.len()];
+        let mut take = |index: usize, lookup| {
+            if let (Some(answer), Lookup::Known(payment)) = (answers.get_mut(index), lookup) {
+                *answer = Some((payment, Instant::now()));
+            }
+        };
+        match self.pipeline.source.look_up(Arc::clone(&payments), until, &mut take).await {
+            Err(BatchError::Outage(outage)) => return Err(outage.into()),
+            // A failure of the source's is no failure of the ledger's: what is not answered is looked up again.
+            Ok(()) | Err(BatchError::Refused(_) | BatchError::Transient(_)) => {}
+        }
         Ok(batch
             .iter()
             .map(|candidate| {
                 let check = entry(candidate).check()?;
                 let index = payments.binary_search(&check.payment_id).ok()?;
-                let Some(Lookup::Known(payment)) = answers.get(index)?.clone() else { return None };
-                // What was just closed by us is judged as it was.
+                let (payment, at) = answers.get(index)?.clone().filter(|(_, at)| at.elapsed() < FRESH)?;
                 match judge(entry(candidate), payment) {
                     Judged::Finding(finding, payment) if finding == candidate.finding => {
                         Some(Candidate { entry: candidate.entry, finding, payment, at })

@@ -17,7 +17,11 @@ use crate::{
         stages::{Turn, log_copies},
     },
 };
-use std::{borrow::Cow, collections::BTreeMap, time::Instant};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashSet},
+    time::Instant,
+};
 
 /// A copy of a delivery, with some of its entries.
 pub(super) struct Outgoing {
@@ -163,8 +167,8 @@ impl CheckPipeline {
         for (index, held) in batch.deliveries.iter().enumerate().filter(|(index, _)| concluded[*index]) {
             open.extend(self.copies(index, held, batch));
         }
-        let copies_of = |open: &[Outgoing], delivery| open.iter().filter(|copy| copy.delivery == delivery).count();
-        let in_all: Vec<usize> = (0..batch.deliveries.len()).map(|delivery| copies_of(&open, delivery)).collect();
+        // Whether a copy of a delivery is confirmed.
+        let mut begun_with = vec![false; batch.deliveries.len()];
         let begun = Instant::now();
         let mut put_off = false;
         while !open.is_empty() {
@@ -180,32 +184,32 @@ impl CheckPipeline {
                 }
             };
             log_copies(copies.iter().zip(&confirmed).filter(|(_, it)| it.is_ok()).map(|(copy, _)| copy), &self.retry);
+            for (copy, _) in open.iter().zip(&confirmed).filter(|(_, confirmed)| confirmed.is_ok()) {
+                begun_with[copy.delivery] = true;
+            }
             let (rest, reason) = confirm::unconfirmed(&confirmed);
             let Some(reason) = reason else { break };
-            open = rest_of(open, &rest);
-            // Of what nothing is confirmed nothing is lost when it goes back.
-            let untouched = |open: &[Outgoing], delivery: usize| copies_of(open, delivery) == in_all[delivery];
-            let lost: Vec<usize> = open.iter().map(|copy| copy.delivery).filter(|it| untouched(&open, *it)).collect();
-            for delivery in lost {
-                forwarded.done[delivery] = false;
+            // Of what nothing is confirmed nothing is doubled when it goes back.
+            let (partly, none): (Vec<_>, Vec<_>) =
+                rest_of(open, &rest).into_iter().partition(|copy| begun_with[copy.delivery]);
+            open = partly;
+            if !none.is_empty() {
+                forwarded.undo(&none);
                 forwarded.outage.get_or_insert_with(|| reason.clone());
-                open.retain(|copy| copy.delivery != delivery);
             }
             if open.is_empty() {
                 break;
             }
-            if begun.elapsed() > confirm::CONFIRMING_TIME {
-                if put_off || turn.stop.is_cancelled() {
-                    forwarded.undo(&open);
-                    forwarded.outage.get_or_insert(reason);
-                    break;
-                }
+            let in_time = begun.elapsed() < confirm::CONFIRMING_TIME && confirm::pause(turn).await.is_ok();
+            if !in_time && put_off {
+                forwarded.undo(&open);
+                forwarded.outage.get_or_insert(reason);
+                break;
+            }
+            if !in_time {
+                // Also when it is told to stop: parked a second time, a message would be two for a person.
                 put_off = true;
                 open = self.put_off(open, batch);
-            } else if confirm::pause(turn).await.is_err() {
-                // Told to stop: its copies are made again by whoever takes it next.
-                forwarded.undo(&open);
-                break;
             }
         }
         forwarded
@@ -224,16 +228,18 @@ impl CheckPipeline {
             .collect()
     }
 
-    /// The check messages that begin the checks of notifications: those of one wait together.
+    /// The check messages that begin the checks of notifications: those of one wait together, and of several notifications
+    /// that say the same once.
     pub(super) fn first_checks<M>(&self, batch: &Batch<M>) -> Vec<FirstChecks> {
         let mut writers: BTreeMap<Wait, Writer> = BTreeMap::new();
+        let mut begun = HashSet::new();
         for (entry, outcome) in batch.entries.iter().zip(&batch.outcomes) {
-            if let Some(Settlement::Forward(Destination::Check(wait))) = outcome.as_ref().map(CheckOutcome::settlement)
-            {
-                let writer = writers.entry(wait).or_insert_with(|| Writer::new(self.limits));
-                if let Some(check) = entry.check() {
-                    writer.push(check);
-                }
+            let settlement = outcome.as_ref().map(CheckOutcome::settlement);
+            let (Some(Settlement::Forward(Destination::Check(wait))), Some(check)) = (settlement, entry.check()) else {
+                continue;
+            };
+            if begun.insert((wait, &check.payment_id, entry.meaning())) {
+                writers.entry(wait).or_insert_with(|| Writer::new(self.limits)).push(check);
             }
         }
         let bodies = writers

@@ -99,7 +99,7 @@ pub(super) fn judge(entry: &Entry, mut payment: Payment) -> Judged {
             let user = payment.user.as_deref();
             if let Some(user) = user.filter(|user| *user != claim.user_id.as_str()) {
                 let error = format!("the payment's own record has another user: {}", printable(user));
-                return Judged::Outcome(CheckOutcome::Conflict(error));
+                return Judged::Outcome(CheckOutcome::Conflict { error, decision: None });
             }
             return of_status(payment, used_up);
         }
@@ -117,9 +117,6 @@ pub(super) fn judge(entry: &Entry, mut payment: Payment) -> Judged {
     }
     let status = payment.status;
     match (meaning, status, used_up) {
-        (Some(Meaning::Paid), PaymentStatus::Closed, _) => Judged::Outcome(CheckOutcome::Conflict(
-            "the notification says that it is paid, its own record that it is closed".into(),
-        )),
         // It was paid, and nothing shows it.
         (Some(Meaning::Paid), PaymentStatus::Pending | PaymentStatus::Unknown, true) => {
             let error = match status {

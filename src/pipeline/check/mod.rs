@@ -32,6 +32,7 @@ use copies::Forwarded;
 use look_up::{Found, Unanswered, distinct_payment_ids};
 use parse::Batch;
 use std::{
+    cmp::Reverse,
     collections::BTreeSet,
     pin::pin,
     sync::{Arc, Mutex, atomic::AtomicBool},
@@ -95,6 +96,9 @@ impl CheckPipeline {
             self.forward_copies(deliveries, &batch, &concluded, turn).await
         };
         turn.pulse.beat();
+        if decided.as_ref().is_none_or(|outage| outage.dependency != Dependency::Ledger) {
+            self.note_parked(&batch, &done, turn).await;
+        }
         self.report(&batch, &done);
         let (settled, unsettled): (Vec<_>, Vec<_>) =
             batch.deliveries.into_iter().zip(done).partition(|(_, done)| *done);
@@ -106,15 +110,6 @@ impl CheckPipeline {
 
     /// Finds an outcome for every entry, as far as there is time. What is down.
     async fn decide<M: Message>(&self, batch: &mut Batch<M>, turn: &Turn<'_>) -> Option<Outage> {
-        let outage = self.decide_in_groups(batch, turn).await;
-        if outage.as_ref().is_none_or(|outage| outage.dependency != Dependency::Ledger) {
-            let group = Group { entries: &batch.entries, outcomes: &mut batch.outcomes };
-            self.note_parked(&group, turn).await;
-        }
-        outage
-    }
-
-    async fn decide_in_groups<M: Message>(&self, batch: &mut Batch<M>, turn: &Turn<'_>) -> Option<Outage> {
         let until = Instant::now() + DECIDING_TIME;
         let together = self.limits.entries.max(1);
         for _ in 0..PASSES {
@@ -200,10 +195,12 @@ impl CheckPipeline {
             for Found { index, payment, at } in found {
                 let begin = entries_of.partition_point(|(payment, _)| *payment < index);
                 let these = entries_of[begin..].iter().take_while(|(payment, _)| *payment == index);
-                // Answered twice after a part of a look-up failed: the first answer counts.
                 let open = these.filter(|(_, entry)| group.outcomes[*entry].is_none());
                 of_entries.extend(open.map(|(_, entry)| (*entry, Found { index, payment: payment.clone(), at })));
             }
+            // Answered twice after a part of a look-up failed: the last answer counts.
+            of_entries.sort_by_key(|(entry, found): &(usize, Found)| (*entry, Reverse(found.at)));
+            of_entries.dedup_by_key(|(entry, _)| *entry);
             let outage = self.apply(group, of_entries, turn).await;
             if outage.is_some() {
                 return outage;
@@ -220,13 +217,11 @@ impl CheckPipeline {
         let now = SystemTime::now();
         let ages = settled().filter_map(|held| now.duration_since(held.message.sent_at()?).ok());
         events::ChecksSettled { part: self.part, outcomes, ages }.emit();
-        if self.is_arrival() {
-            for entry in entries() {
-                if let (Some(payment_id), Some(outcome)) =
-                    (batch.entries[entry].payment_id(), batch.outcomes[entry].as_ref())
-                {
-                    events::NotificationWithoutEffect { part: self.part, payment_id, outcome }.emit();
-                }
+        for entry in entries().filter(|entry| self.is_arrival() || batch.entries[*entry].meaning().is_some()) {
+            if let (Some(payment_id), Some(outcome)) =
+                (batch.entries[entry].payment_id(), batch.outcomes[entry].as_ref())
+            {
+                events::NotificationWithoutEffect { part: self.part, payment_id, outcome }.emit();
             }
         }
     }

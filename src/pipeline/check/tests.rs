@@ -6,9 +6,12 @@ use crate::{
         credit::Points,
         id_rule::IdRule,
         ids::UserId,
+        notification::NotificationFormat,
         retry::Delay,
         settlement::{Destination, Reason},
         shape::Shape,
+        source::Meaning,
+        worth::Worth,
     },
     observe::pulse::{Pulse, Pulses},
     pipeline::ports::{
@@ -16,7 +19,7 @@ use crate::{
     },
 };
 use async_trait::async_trait;
-use std::{collections::HashMap, time::SystemTime};
+use std::{collections::HashMap, sync::atomic::Ordering, time::SystemTime};
 use tokio_util::sync::CancellationToken;
 
 /// A body, and the checks that are done.
@@ -35,6 +38,9 @@ impl Message for Text {
     }
     fn checks_done(&self) -> u32 {
         self.1
+    }
+    fn source(&self) -> Option<&str> {
+        (!self.0.starts_with(b"{")).then_some("trade")
     }
     fn label(&self) -> String {
         String::new()
@@ -63,9 +69,20 @@ impl PaymentSource for Table {
         }
         for (index, id) in payments.iter().enumerate().filter(|(_, id)| !id.as_str().starts_with("late")) {
             let known = self.says.lock().unwrap().get(id.as_str()).copied();
+            if id.as_str().starts_with("once") && self.asked.lock().unwrap().len() > 1 {
+                continue;
+            }
             let payment = |payment| Lookup::Known(Payment { id: Some(id.to_string()), ..payment });
             let answer = match (known, id.as_str().split('-').next()) {
                 (Some(status), _) => payment(Payment::new(status)),
+                // Found paid once: then it is closed, or nothing more is said.
+                (None, Some("closes")) if self.asked.lock().unwrap().len() > 1 => {
+                    payment(Payment::new(PaymentStatus::Closed))
+                }
+                (None, Some("once" | "closes" | "stays")) => {
+                    let worth = Some(Worth::Points(UserId::new("u").unwrap(), Points::new(1, 1).unwrap()));
+                    payment(Payment { worth, ..Payment::new(PaymentStatus::Paid) })
+                }
                 (None, Some("failed")) => Lookup::Failed("garbage".into()),
                 (None, Some("other")) => {
                     payment(Payment { user: Some("somebody".into()), ..Payment::new(PaymentStatus::Paid) })
@@ -105,6 +122,8 @@ struct Memory {
     batches: Mutex<Vec<Vec<String>>>,
     /// What fails the next commits, and what the source says from then on.
     fails: Mutex<Vec<(String, PaymentStatus)>>,
+    /// Whether it is down after one commit.
+    is_down_later: AtomicBool,
     source: Arc<Table>,
 }
 
@@ -119,6 +138,9 @@ impl CheckLedger for Memory {
         if let Some((id, status)) = self.fails.lock().unwrap().pop() {
             self.source.says.lock().unwrap().insert(id, status);
             return Err(BatchError::Transient("locked".into()));
+        }
+        if self.is_down_later.load(Ordering::Relaxed) && !self.batches.lock().unwrap().is_empty() {
+            return Err(Outage { dependency: Dependency::Ledger, reason: "down".into() }.into());
         }
         if ids.iter().any(|id| id.ends_with("refused")) {
             return Err(BatchError::Refused("never".into()));
@@ -185,8 +207,11 @@ impl Deliveries for Queue {
         Ok(confirmed.collect())
     }
 
-    async fn schedule(&self, _: &[FirstChecks], _: &Pulse) -> Result<Confirmed, Outage> {
-        unreachable!("the check queue schedules nothing")
+    async fn schedule(&self, checks: &[FirstChecks], _: &Pulse) -> Result<Confirmed, Outage> {
+        let none = Text(Vec::new(), 0);
+        let copies = checks.iter().map(|it| (payments(CopyBody::Checks(&it.body), &none), Destination::Check(it.wait)));
+        self.copies.lock().unwrap().extend(copies);
+        Ok(checks.iter().map(|_| Ok(())).collect())
     }
 
     async fn settle(&self, done: Vec<Text>) {
@@ -220,6 +245,17 @@ fn world(brake_after: u32) -> World {
         former: Mutex::default(),
     };
     World { source, ledger, queue: Queue::default(), pipeline }
+}
+
+/// The same for the queue of a source: notifications of this meaning.
+fn arrivals(meaning: Meaning) -> World {
+    let world = world(100);
+    let policy = world.pipeline.policy.clone();
+    let trade = Source { name: "trade".into(), format: NotificationFormat::PaymentId, meaning, policy };
+    World {
+        pipeline: CheckPipeline { part: Part::Source("trade"), sources: [trade].into(), ..world.pipeline },
+        ..world
+    }
 }
 
 fn message(payments: &[&str], done: u32) -> Text {
@@ -291,6 +327,40 @@ async fn every_check_of_a_message_has_its_own_outcome_and_what_goes_on_together_
     );
     assert_eq!(world.settled(), 1);
     assert_eq!(world.state("Paid-2"), Some(LedgerState::Reversed), "another spelling");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_credit_on_arrival_is_confirmed_at_once_or_by_a_check() {
+    let world = arrivals(Meaning::Changed);
+    let batch = ["closes-absent", "once-absent", "stays-absent"].map(|id| Text(id.into(), 0)).into();
+    world.process_all(batch).await.unwrap();
+    assert_eq!(world.state("closes-absent"), Some(LedgerState::Reversed), "it was closed meanwhile");
+    assert_eq!(world.state("stays-absent"), Some(LedgerState::Verified));
+    // Of which nothing more was said, a check does it.
+    let confirming = world.pipeline.policy.arrival().confirming_paid().unwrap();
+    assert_eq!(world.copies(), [copy(&["once-absent"], Destination::Check(confirming))]);
+    assert_eq!(world.settled(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_credit_on_arrival_keeps_its_check_when_it_cannot_be_reversed() {
+    let world = arrivals(Meaning::Changed);
+    world.ledger.is_down_later.store(true, Ordering::Relaxed);
+    let interrupted = world.process_all(vec![Text("closes-absent".into(), 0)]).await.unwrap_err();
+    assert!(interrupted.unsettled.is_empty());
+    assert_eq!(world.state("closes-absent"), Some(LedgerState::Verified));
+    let confirming = world.pipeline.policy.arrival().confirming_paid().unwrap();
+    assert_eq!(world.copies(), [copy(&["closes-absent"], Destination::Check(confirming))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_notification_that_says_paid_of_a_closed_payment_is_parked_and_its_credit_is_reversed() {
+    let world = arrivals(Meaning::Paid);
+    world.process_all(vec![Text("closed-1".into(), 0), Text("closed-absent".into(), 0)]).await.unwrap();
+    assert_eq!(world.state("closed-1"), Some(LedgerState::Reversed));
+    assert_eq!(world.state("closed-absent"), Some(LedgerState::Absent));
+    let parked = |id| copy(&[id], Destination::Dead(Reason::Conflict));
+    assert_eq!(world.copies(), [parked("closed-1"), parked("closed-absent")]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,56 @@
+//! What follows from the settings.
+
+use super::{Settings, SourceKind};
+use crate::domain::{
+    check_message::{self, Limits},
+    notification::Notification,
+    retry::Delay,
+    source::{Meaning, Source},
+};
+
+impl Settings {
+    /// The sources of notifications.
+    pub fn notifications(&self) -> impl Iterator<Item = &Source> {
+        self.sources.iter().filter_map(|source| match &source.kind {
+            SourceKind::Credit => None,
+            SourceKind::Notification(notification) => Some(notification),
+        })
+    }
+
+    /// The source of notifications whose queue that is.
+    pub fn source_of_queue(&self, queue: &str) -> Option<&str> {
+        let source = self.sources.iter().find(|source| source.queue == queue)?;
+        matches!(source.kind, SourceKind::Notification(_)).then_some(&source.name)
+    }
+
+    /// The payments that a body is about: of a check message each that can be read, otherwise at most one, in the format of
+    /// its source (`x-pointsd-source`) or the credit format.
+    pub fn payments_of(&self, is_check_message: bool, source: Option<&str>, body: &[u8]) -> Vec<String> {
+        if is_check_message {
+            let checks = check_message::parse(body).unwrap_or_default().into_iter().flatten();
+            return checks.map(|check| check.payment_id.to_string()).collect();
+        }
+        let payment_id = match source {
+            None => self.message.parse(body).ok().map(|credit| credit.payment_id),
+            Some(name) => self.notifications().find(|source| source.name == name).and_then(|source| {
+                match source.format.parse(body, &self.message).ok()? {
+                    Notification::Payment(id) => Some(id),
+                    Notification::Ignored => None,
+                }
+            }),
+        };
+        payment_id.map(|id| id.to_string()).into_iter().collect()
+    }
+
+    /// How large the check messages that are written may be.
+    pub fn check_limits(&self) -> Limits {
+        Limits { entries: self.ledger.batch_max, bytes: self.message.max_body_bytes }
+    }
+
+    /// Every delay before a check, those of `[compensation]` first: [`crate::domain::check::Wait::index`] counts along.
+    pub fn check_delays(&self) -> Vec<Delay> {
+        let own = self.notifications().filter(|source| source.meaning == Meaning::Created);
+        let own = own.flat_map(|source| source.policy.delays());
+        self.compensation.policy.delays().iter().chain(own).cloned().collect()
+    }
+}
