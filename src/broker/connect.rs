@@ -25,7 +25,7 @@ const FRAME_MAX: u32 = 131_072;
 
 /// One node of the broker. It has a password: it prints as node and virtual host.
 #[derive(Clone)]
-pub struct BrokerUrl(AMQPUri);
+pub struct BrokerUrl(pub(super) AMQPUri);
 
 /// Why a text is no broker's URL. It does not repeat the text, which has a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -129,7 +129,7 @@ async fn attempt(uri: AMQPUri, tls: OwnedTLSConfig, purpose: String) -> lapin::R
 }
 
 /// Our own authorities, or else the system's.
-fn tls(files: &TlsFiles) -> OwnedTLSConfig {
+pub(super) fn tls(files: &TlsFiles) -> OwnedTLSConfig {
     let system = || openssl_probe::probe().cert_file.and_then(|file| std::fs::read_to_string(file).ok());
     let identity = files.identity.as_ref();
     OwnedTLSConfig {

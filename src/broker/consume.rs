@@ -2,37 +2,29 @@
 
 use super::{
     BrokerError, STEP_TIMEOUT,
-    connect::{BrokerUrl, connect},
+    batch::{BatchSize, Delivered, Stream, Taken},
+    connect::BrokerUrl,
     copy::{self, Marks},
-    declare::passive,
-    publish::{Outgoing, Publisher},
-    topology::{Topology, check_delay_queue, retry_queue},
+    outgoing::Outgoing,
+    publish::Publisher,
+    sessions::{Blocked, locked},
+    topology::Topology,
     within,
 };
 use crate::{
-    config::{BrokerSettings, Settings, SourceKind},
-    domain::{
-        retry::{Delay, RetryPolicy},
-        settlement::{Destination, Token, Tracker},
-    },
+    domain::settlement::{Destination, Token, Tracker},
     observe::{events, pulse::Pulse, status::Part},
     pipeline::ports::{Confirmed, CopyBody, Deliveries, FirstChecks, Forward, Message, Origin, Outage},
 };
 use async_trait::async_trait;
-use futures_util::{FutureExt, StreamExt};
 use lapin::{
     Channel, Connection,
     message::Delivery,
-    options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
-    types::FieldTable,
+    options::{BasicAckOptions, BasicCancelOptions, BasicNackOptions},
 };
 use std::{
-    collections::VecDeque,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant, SystemTime},
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, SystemTime},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -43,276 +35,32 @@ const PROOF_INTERVAL: Duration = Duration::from_secs(5);
 const PROOFS_BEFORE_LOOK: u32 = 12;
 
 /// Our only consumer on its channel.
-const CONSUMER_TAG: &str = "pointsd";
-
-/// A delivery and the right to settle it.
-#[derive(Debug)]
-pub struct Delivered {
-    token: Token,
-    /// In a box, because it is large and what holds it is handed on from step to step.
-    delivery: Box<Delivery>,
-    origin: Origin,
-    source: Option<Arc<str>>,
-}
-
-impl Message for Delivered {
-    fn body(&self) -> &[u8] {
-        &self.delivery.data
-    }
-
-    fn sent_at(&self) -> Option<SystemTime> {
-        let seconds = (*self.delivery.properties.timestamp())?;
-        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
-    }
-
-    fn retries_taken(&self) -> u32 {
-        copy::retries_taken(&self.delivery.properties)
-    }
-
-    fn checks_done(&self) -> u32 {
-        copy::checks_done(&self.delivery.properties)
-    }
-
-    fn source(&self) -> Option<&str> {
-        self.source.as_deref()
-    }
-
-    fn origin(&self) -> Origin {
-        self.origin.clone()
-    }
-
-    fn label(&self) -> String {
-        self.delivery.properties.message_id().as_ref().map_or_else(String::new, ToString::to_string)
-    }
-}
-
-/// The consumed stream, and how it ended: its end is told once by lapin, and must be seen by every worker.
-struct Stream {
-    consumer: lapin::Consumer,
-    ended: Option<BrokerError>,
-    /// Deliveries of a batch that is not complete yet.
-    gathered: VecDeque<Delivery>,
-}
-
-/// Stands for the end of a wait; never seen outside [`Consumer::next_batch`].
-fn nothing_more() -> BrokerError {
-    BrokerError::Lost("no further delivery".into())
-}
-
-/// How much a batch takes of what has arrived: at least one message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BatchSize {
-    /// Most messages.
-    pub messages: usize,
-    /// No further message once the bodies have so many bytes.
-    pub bytes: usize,
-    /// How long further messages are waited for while it is smaller.
-    pub linger: Duration,
-}
-
-/// When deliveries were taken, as far back as the prefetch.
-#[derive(Debug)]
-struct Taken {
-    prefetch: usize,
-    /// Of the latest deliveries, oldest first: how many were taken together, and when.
-    batches: VecDeque<(usize, Instant)>,
-    /// When it was seen last that none waited.
-    none_waited: Instant,
-}
-
-impl Taken {
-    fn new(prefetch: u16) -> Self {
-        Self { prefetch: prefetch.into(), batches: VecDeque::new(), none_waited: Instant::now() }
-    }
-
-    fn none_waits(&mut self) {
-        self.none_waited = Instant::now();
-        self.batches.clear();
-    }
-
-    fn take(&mut self, deliveries: usize) {
-        self.batches.push_back((deliveries, Instant::now()));
-        // Only the batch matters in which the delivery was that is one prefetch behind.
-        let mut later: usize = self.batches.iter().skip(1).map(|(deliveries, _)| deliveries).sum();
-        while later >= self.prefetch {
-            self.batches.pop_front();
-            later -= self.batches.front().map_or(0, |(deliveries, _)| *deliveries);
-        }
-    }
-
-    fn held_at_most(&self) -> Duration {
-        let taken: usize = self.batches.iter().map(|(deliveries, _)| deliveries).sum();
-        let since = self.batches.front().filter(|_| taken > self.prefetch).map_or(self.none_waited, |(_, at)| *at);
-        since.max(self.none_waited).elapsed()
-    }
-}
+pub(super) const CONSUMER_TAG: &str = "pointsd";
 
 /// A session with the broker: consuming on one connection, publishing copies on another. After any loss it is thrown away and
 /// opened anew.
 pub struct Consumer {
-    connection: Connection,
-    channel: Channel,
-    node: BrokerUrl,
-    part: Part,
-    queue: String,
+    pub(super) connection: Connection,
+    pub(super) channel: Channel,
+    pub(super) node: BrokerUrl,
+    pub(super) part: Part,
+    pub(super) queue: String,
     /// By the step that they are for.
-    retry_queues: Vec<String>,
+    pub(super) retry_queues: Vec<String>,
     /// By the delay that they are for.
-    check_delay_queues: Vec<String>,
-    check_queue: String,
-    dead_queue: String,
+    pub(super) check_delay_queues: Vec<String>,
+    pub(super) check_queue: String,
+    pub(super) dead_queue: String,
     /// The value of `x-pointsd-source` on copies.
-    source: Option<Arc<str>>,
-    stream: tokio::sync::Mutex<Stream>,
-    tracker: Mutex<Tracker>,
+    pub(super) source: Option<Arc<str>>,
+    pub(super) stream: tokio::sync::Mutex<Stream>,
+    pub(super) tracker: Mutex<Tracker>,
     /// Held while an acknowledgement is sent, so that prefixes leave in rising order.
-    acknowledging: tokio::sync::Mutex<()>,
-    publisher: Arc<Publisher>,
-    blocked: Blocked,
-    topology: Arc<Topology>,
-    taken: Mutex<Taken>,
-}
-
-/// Opens sessions with the broker, one after the other.
-pub struct Sessions {
-    part: Part,
-    settings: BrokerSettings,
-    topology: Arc<Topology>,
-    queue: String,
-    retry: RetryPolicy,
-    check_delays: Vec<Delay>,
-    /// The value of `x-pointsd-source` on copies.
-    source: Option<String>,
-    blocked: Blocked,
-    /// Whether it is still to be logged that this daemon schedules no checks beside a check queue.
-    warns_of_checks: AtomicBool,
-}
-
-/// A publisher that an alarm of the broker has blocked. It cannot even be closed, and another one would be blocked, too:
-/// it is kept, because it will hear when the alarm is over.
-type Blocked = Arc<Mutex<Option<Arc<Publisher>>>>;
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Sessions {
-    /// With the broker that is configured, for one of the queues.
-    pub fn new(part: Part, settings: &Settings) -> Self {
-        let broker = &settings.broker;
-        let of_source =
-            settings.sources.iter().find(|source| matches!(part, Part::Source(name) if name == source.name));
-        let queue = match of_source {
-            Some(source) => &source.queue,
-            None if part == Part::Checks => &broker.check_queue,
-            None => &broker.credit_queue,
-        };
-        Self {
-            part,
-            settings: broker.clone(),
-            topology: Arc::new(Topology::of_part(settings, part)),
-            queue: queue.clone(),
-            retry: settings.retry.policy.clone(),
-            check_delays: settings.check_delays(),
-            source: of_source
-                .filter(|source| matches!(source.kind, SourceKind::Notification(_)))
-                .map(|source| source.name.clone()),
-            blocked: Blocked::default(),
-            warns_of_checks: AtomicBool::new(part == Part::Credits && !settings.pay_status.is_some()),
-        }
-    }
-
-    /// The queue that is consumed.
-    pub fn queue(&self) -> &str {
-        &self.queue
-    }
-
-    /// Connects, declares (or requires) the topology and begins to consume.
-    /// `prefetch`: most unacknowledged deliveries.
-    pub async fn open(&self, prefetch: u16) -> Result<Consumer, BrokerError> {
-        let publisher = self.publisher().await?;
-        let opened = self.consume(prefetch, Arc::clone(&publisher)).await;
-        if opened.is_err() {
-            publisher.close().await;
-        }
-        opened
-    }
-
-    /// A publisher that the broker takes messages from. Never more than one that is blocked, however long the alarm.
-    async fn publisher(&self) -> Result<Arc<Publisher>, BrokerError> {
-        let kept = locked(&self.blocked).take();
-        if let Some(publisher) = kept {
-            if let Some(alarm) = publisher.is_blocked() {
-                *locked(&self.blocked) = Some(publisher);
-                return Err(alarm);
-            }
-            publisher.close().await;
-        }
-        let publisher =
-            Arc::new(Publisher::open_for(&self.settings, &format!("{} publisher", self.part.label())).await?);
-        let proven = publisher.prove().await;
-        if let Err(BrokerError::Blocked(_)) = proven {
-            *locked(&self.blocked) = Some(Arc::clone(&publisher));
-        }
-        proven.map(|()| publisher)
-    }
-
-    async fn consume(&self, prefetch: u16, publisher: Arc<Publisher>) -> Result<Consumer, BrokerError> {
-        let settings = &self.settings;
-        let (connection, node) = connect(settings, &format!("{} consumer", self.part.label())).await?;
-        self.topology.establish_on(&connection).await?;
-        self.warn_of_checks(&connection).await?;
-        let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
-        // Before consuming: without it lapin's buffer has no bound. Per consumer, because a quorum queue refuses a
-        // limit for the whole channel.
-        let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
-        within(STEP_TIMEOUT, "basic.qos", qos).await?;
-        let mut tracker = Tracker::default();
-        tracker.channel_opened();
-        let consume = channel.basic_consume(
-            self.queue().into(),
-            CONSUMER_TAG.into(),
-            // Manual acknowledgement; shared with other daemons.
-            BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false },
-            FieldTable::default(),
-        );
-        let consumer = within(STEP_TIMEOUT, "basic.consume", consume).await?;
-        let queue = self.queue().to_owned();
-        let check_delay_queue = |delay| check_delay_queue(&settings.check_queue, delay);
-        Ok(Consumer {
-            connection,
-            channel,
-            node,
-            part: self.part,
-            retry_queues: self.retry.delays().iter().map(|delay| retry_queue(&queue, delay)).collect(),
-            check_delay_queues: self.check_delays.iter().map(check_delay_queue).collect(),
-            source: self.source.as_deref().map(Arc::from),
-            queue,
-            check_queue: settings.check_queue.clone(),
-            dead_queue: settings.dead_queue.clone(),
-            stream: tokio::sync::Mutex::new(Stream { consumer, ended: None, gathered: VecDeque::new() }),
-            tracker: Mutex::new(tracker),
-            acknowledging: tokio::sync::Mutex::new(()),
-            publisher,
-            blocked: Arc::clone(&self.blocked),
-            topology: Arc::clone(&self.topology),
-            taken: Mutex::new(Taken::new(prefetch)),
-        })
-    }
-}
-
-impl Sessions {
-    /// A check queue that exists belongs to daemons with a payment source. Logged once.
-    async fn warn_of_checks(&self, connection: &Connection) -> Result<(), BrokerError> {
-        if self.warns_of_checks.swap(false, Ordering::Relaxed) {
-            let queue = &self.settings.check_queue;
-            let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
-            if passive(&channel, queue).await.is_ok() {
-                events::ChecksNotScheduled { queue }.emit();
-            }
-        }
-        Ok(())
-    }
+    pub(super) acknowledging: tokio::sync::Mutex<()>,
+    pub(super) publisher: Arc<Publisher>,
+    pub(super) blocked: Blocked,
+    pub(super) topology: Arc<Topology>,
+    pub(super) taken: Mutex<Taken>,
 }
 
 impl Consumer {
@@ -368,32 +116,7 @@ impl Consumer {
     /// Cancel safe: what was gathered by then is the beginning of the next batch.
     pub async fn next_batch(&self, size: BatchSize) -> Result<Vec<Delivered>, BrokerError> {
         let mut stream = self.stream.lock().await;
-        if stream.gathered.is_empty() {
-            let first = if let Some(next) = stream.next().now_or_never() {
-                next?
-            } else {
-                locked(&self.taken).none_waits();
-                stream.next().await?
-            };
-            stream.gathered.push_back(first);
-        }
-        let until = tokio::time::Instant::now() + size.linger;
-        let mut bytes: usize = stream.gathered.iter().map(|delivery| delivery.data.len()).sum();
-        while stream.gathered.len() < size.messages && bytes < size.bytes {
-            let next = match stream.next().now_or_never() {
-                None if size.linger.is_zero() => break,
-                None => tokio::time::timeout_at(until, stream.next()).await.unwrap_or_else(|_| Err(nothing_more())),
-                Some(next) => next,
-            };
-            match next {
-                Ok(delivery) => {
-                    bytes = bytes.saturating_add(delivery.data.len());
-                    stream.gathered.push_back(delivery);
-                }
-                // Whatever ends the stream here is told to the next caller.
-                Err(_) => break,
-            }
-        }
+        stream.gather(size, || locked(&self.taken).none_waits()).await?;
         // From here on nothing is awaited.
         let gathered = std::mem::take(&mut stream.gathered);
         let mut batch = Vec::with_capacity(gathered.len());
@@ -496,21 +219,6 @@ impl Consumer {
             let _ = tokio::time::timeout(STEP_TIMEOUT, ack).await;
         }
         given_back
-    }
-}
-
-impl Stream {
-    async fn next(&mut self) -> Result<Delivery, BrokerError> {
-        if let Some(ended) = &self.ended {
-            return Err(ended.clone());
-        }
-        let ended = match self.consumer.next().await {
-            Some(Ok(delivery)) => return Ok(delivery),
-            Some(Err(error)) => BrokerError::from(error),
-            None => BrokerError::Lost("the consumer was cancelled (its queue is gone, or a node left)".into()),
-        };
-        self.ended = Some(ended.clone());
-        Err(ended)
     }
 }
 

@@ -10,7 +10,8 @@ use super::{
     copy,
     declare::{self, passive},
     headers,
-    publish::{Outgoing, Publisher},
+    outgoing::Outgoing,
+    publish::Publisher,
     within,
 };
 use crate::{

@@ -3,6 +3,7 @@
 //! lapin's own recovery stays off: after any loss the whole session (connections, channels, consumer) is built again,
 //! because a channel that is half recovered can wait for ever (ADR 3).
 
+mod batch;
 mod connect;
 mod consume;
 mod copy;
@@ -12,15 +13,21 @@ mod establish;
 mod events;
 mod headers;
 mod inequivalence;
+mod outgoing;
 mod publish;
 mod retire;
+mod server;
+mod sessions;
 mod topology;
 
+pub use batch::{BatchSize, Delivered};
 pub use connect::{BrokerUrl, BrokerUrlError};
-pub use consume::{BatchSize, Consumer, Delivered, Sessions};
+pub use consume::Consumer;
 pub use dead::{DeadQueue, Found, Tag};
 pub use events::{EventPublisher, Sending, Sent};
-pub use publish::{Outgoing, Publisher};
+pub use outgoing::Outgoing;
+pub use publish::Publisher;
+pub use sessions::Sessions;
 pub use topology::{
     Argument, Binding, Difference, ExchangeSpec, QueueSpec, QueueType, Topology, check_delay_queue, retry_queue,
 };

@@ -1,26 +1,18 @@
 //! Publishing so that nothing is lost: persistent, mandatory, confirmed, in a window.
 
 use super::{
-    BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT,
-    connect::connect,
-    copy::{self, HeaderFrame},
-    headers::{self, short},
-    within,
+    BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT, connect::connect, copy::HeaderFrame, outgoing::Outgoing, within,
 };
-use crate::{
-    config::BrokerSettings, domain::check_message::CONTENT_TYPE, observe::pulse::Pulse, pipeline::ports::Confirmed,
-};
+use crate::{config::BrokerSettings, observe::pulse::Pulse, pipeline::ports::Confirmed};
 use futures_util::{Stream, StreamExt, stream::FuturesUnordered};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, Event, PublisherConfirm,
     options::{BasicPublishOptions, ConfirmSelectOptions},
     protocol::AMQPErrorKind,
-    types::{FieldTable, ShortString},
 };
 use std::{
-    borrow::Cow,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -35,76 +27,6 @@ const LATE_CONFIRMS: Duration = Duration::from_secs(60);
 
 /// How often a wait for confirms shows that it goes on.
 const BEAT: Duration = Duration::from_secs(5);
-
-/// A message to send.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Outgoing<'a> {
-    exchange: ShortString,
-    routing_key: ShortString,
-    body: Cow<'a, [u8]>,
-    properties: BasicProperties,
-}
-
-impl<'a> Outgoing<'a> {
-    /// A new JSON message, time-stamped. `given` are its headers; those that the broker would act on are left out, and
-    /// those of ours that tell of an earlier failure.
-    pub fn new(
-        exchange: &str,
-        routing_key: &str,
-        body: Vec<u8>,
-        message_id: Option<&str>,
-        given: &serde_json::Map<String, serde_json::Value>,
-    ) -> Result<Self, BrokerError> {
-        let mut table = FieldTable::default();
-        for (name, value) in given.iter().filter(|(name, _)| !copy::is_brokers(name) && !copy::is_of_a_failure(name)) {
-            table.insert(short("a header's name", name)?, headers::from_json(value));
-        }
-        let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let mut properties = BasicProperties::default()
-            .with_content_type("application/json".into())
-            .with_delivery_mode(copy::PERSISTENT)
-            .with_timestamp(seconds)
-            .with_headers(table);
-        if let Some(message_id) = message_id {
-            properties = properties.with_message_id(short("message_id", message_id)?);
-        }
-        let routing_key = short("routing_key", routing_key)?;
-        Ok(Self { exchange: short("the exchange", exchange)?, routing_key, body: body.into(), properties })
-    }
-
-    /// A row of the outbox. It may have been published before: its time is that of this publishing.
-    pub(super) fn of_outbox(
-        exchange: &str,
-        routing_key: &str,
-        body: &'a [u8],
-        message_id: &str,
-        headers: &serde_json::Map<String, serde_json::Value>,
-    ) -> Result<Self, BrokerError> {
-        let message = Self::new(exchange, routing_key, Vec::new(), Some(message_id), headers)?;
-        Ok(Self { body: body.into(), ..message })
-    }
-
-    /// A check message for the check queue: checked at once.
-    pub fn checks(check_queue: &str, body: Vec<u8>) -> Result<Self, BrokerError> {
-        let none = serde_json::Map::new();
-        let message = Self::new("", check_queue, body, None, &none)?;
-        let properties = message.properties.with_content_type(CONTENT_TYPE.into());
-        Ok(Self { properties, ..message })
-    }
-
-    /// A copy through the default exchange, which routes to the queue of that name.
-    pub(super) fn to_queue(queue: &str, body: &'a [u8], properties: BasicProperties) -> Self {
-        Self { exchange: "".into(), routing_key: queue.into(), body: body.into(), properties }
-    }
-
-    fn target(&self) -> String {
-        if self.exchange.as_str().is_empty() {
-            format!("queue {}", self.routing_key)
-        } else {
-            format!("exchange {} with key {}", self.exchange, self.routing_key)
-        }
-    }
-}
 
 /// A queue that nobody can declare: names that begin with `amq.` are the broker's.
 const NOWHERE: &str = "amq.pointsd-nowhere";

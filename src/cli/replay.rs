@@ -58,6 +58,9 @@ pub(super) async fn run(settings: Settings, arguments: &Arguments, output: &mut 
         let messages = lines.into_iter().filter_map(|line| account.message(line)).collect();
         let Committed { decided, outage, .. } = pipeline.commit(messages, &Turn { pulse: &pulse, stop: &never }).await;
         account.add(&decided);
+        if settings.pay_status.is_some() && account.credited + account.duplicate > 0 && !arguments.json {
+            account.next = Some("not all are checked: run `pointsd reconcile --older-than 0s --apply`");
+        }
         if let Some(outage) = outage {
             account.print(arguments.json, output)?;
             return Err(outage).with_context(|| {
@@ -66,9 +69,6 @@ pub(super) async fn run(settings: Settings, arguments: &Arguments, output: &mut 
         }
     }
     input.finish();
-    if settings.pay_status.is_some() && account.credited > 0 && !arguments.json {
-        account.next = Some("not checked yet: run `pointsd reconcile --older-than 0s --apply`");
-    }
     account.print(arguments.json, output)
 }
 

@@ -1,7 +1,7 @@
 //! The brake: what looks like a wrong configuration stops reversing, and nothing of it is for good.
 
 use crate::{
-    compensation::{assert_right, is, publish, setup, start, state, wait_for_checks, wait_for_state},
+    compensation::{assert_right, body, is, publish, setup, start, state, wait_for_checks, wait_for_state},
     support::{
         amqp::Client,
         daemon::{Daemon, Setup, Signal, told},
@@ -167,6 +167,18 @@ fn lost_checks_are_listed_and_sent_again() {
     assert_eq!(setup.json(&["verify", "--json"])["unverified"], 0);
     let none = setup.command(&["reconcile", "--apply"]).env("POINTSD_PAY_STATUS__SOURCE", "none").output().unwrap();
     assert_eq!(none.status.code(), Some(2), "{}", told(&none));
+
+    // What is replayed is not scheduled: it says what to run, also when it credited nothing itself.
+    payments.set(31, "TRADE_SUCCESS");
+    let file = setup.folder.path().join("replay.jsonl");
+    std::fs::write(&file, body(31, "u", 10)).unwrap();
+    for outcome in ["credited 1, duplicate 0", "credited 0, duplicate 1"] {
+        let replayed = told(&setup.run(&["replay", file.to_str().unwrap()]));
+        assert!(replayed.contains(outcome), "{replayed}");
+        assert!(replayed.contains("run `pointsd reconcile --older-than 0s --apply`"), "{replayed}");
+    }
+    assert!(setup.run(&["reconcile", "--older-than", "0s", "--apply"]).status.success());
+    wait_for_checks(&daemon, "paid", "verify", 30.0);
     assert_right(&setup);
     daemon.stop();
 }

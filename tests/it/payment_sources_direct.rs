@@ -101,12 +101,12 @@ async fn arrivals(source: &Arc<dyn PaymentSource>, ids: &[&str]) -> Vec<(usize, 
     arrived
 }
 
-/// How the source writes each id; `None` where the payment is unknown.
+/// How the source writes each id; `None` where the payment is unknown, or has no spelling of its own.
 async fn spellings(source: &Arc<dyn PaymentSource>, ids: &[&str]) -> Vec<Option<String>> {
     let answers = look_up(source, ids).await.unwrap();
     let id = |answer: Option<Lookup>| match answer {
         Some(Lookup::Known(Payment { id, status, .. })) => {
-            assert_eq!(id.is_none(), status == PaymentStatus::Unknown);
+            assert!(id.is_none() || status != PaymentStatus::Unknown);
             id
         }
         other => panic!("{other:?}"),
@@ -332,14 +332,16 @@ async fn a_retry_after_beyond_the_look_up_is_an_outage_and_a_probe_asks_nothing_
     assert!(begun.elapsed() < Duration::from_secs(2), "nothing waits: {:?}", begun.elapsed());
     assert_eq!(gateway.asked(), 1);
     // Once another payment was answered, those that are left are not asked for.
-    let gateway = Gateway::start(|id, _| match id {
-        "1" => Reply::trade("TRADE_SUCCESS"),
-        _ => Reply { retry_after: Some("30".into()), ..Reply::status(429) },
+    let answered = AtomicBool::new(false);
+    let gateway = Gateway::start(move |_, _| match answered.swap(true, Ordering::Relaxed) {
+        false => Reply::trade("TRADE_SUCCESS"),
+        true => Reply { retry_after: Some("30".into()), ..Reply::status(429) },
     });
     let source = gateway_source(HttpSourceSettings { concurrency: 1, ..http(&gateway) });
     let answers = look_up_within(&source, &["1", "2", "3"], Duration::from_secs(5)).await.unwrap();
-    assert!(matches!(answers[..], [Some(Lookup::Known(_)), None, None]), "{answers:?}");
-    assert_eq!(gateway.asked(), 2);
+    let known = answers.iter().filter(|answer| matches!(answer, Some(Lookup::Known(_)))).count();
+    let not_asked = answers.iter().filter(|answer| answer.is_none()).count();
+    assert_eq!((known, not_asked, gateway.asked()), (1, 2, 2), "{answers:?}");
 }
 
 #[tokio::test]
@@ -396,8 +398,9 @@ async fn no_request_begins_after_the_time_of_a_look_up() {
     let gateway = Gateway::start(|_, _| Reply { delay: Duration::from_millis(600), ..Reply::trade("TRADE_SUCCESS") });
     let source = gateway_source(HttpSourceSettings { concurrency: 1, ..http(&gateway) });
     let answers = look_up_within(&source, &["1", "2", "3", "4"], Duration::from_secs(1)).await.unwrap();
-    assert!(matches!(answers[..], [Some(Lookup::Known(_)), Some(Lookup::Known(_)), None, None]), "{answers:?}");
-    assert_eq!(gateway.asked(), 2);
+    let known = answers.iter().filter(|answer| matches!(answer, Some(Lookup::Known(_)))).count();
+    let not_asked = answers.iter().filter(|answer| answer.is_none()).count();
+    assert_eq!((known, not_asked, gateway.asked()), (2, 2, 2), "{answers:?}");
     let answers = look_up_within(&source, &["1"], Duration::ZERO).await.unwrap();
     assert_eq!((answers, gateway.asked()), (vec![None], 2));
 }

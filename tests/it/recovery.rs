@@ -248,7 +248,7 @@ fn a_full_disk_pauses_the_daemon_until_there_is_room() {
     // The daemon sees a small file system of its own at /mnt, where its ledger is; the test reaches it through /proc.
     let setup = Setup::new(&rabbit::shared().url(), "sqlite:/mnt/pointsd.db", "");
     let script = format!(
-        "mount -t tmpfs -o size=3m none /mnt && exec {} run --config {}",
+        "mount -t tmpfs -o size=6m none /mnt && exec {} run --config {}",
         crate::support::daemon::POINTSD,
         setup.config().display()
     );

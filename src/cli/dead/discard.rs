@@ -60,8 +60,8 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         walk.end(output).await?;
         let ids: Vec<&str> = shared.iter().map(|id| id.as_deref().unwrap_or("(none)")).collect();
         output.complain(&format!(
-            "nothing is dropped: these messages are about other payments, too; name them by --message-id to drop them \
-             whole: {}",
+            "nothing is dropped: these messages are about other payments, too; select them by --message-id, or without \
+             --payment, to drop them whole: {}",
             printable(&ids.join(", "))
         ));
         return Ok(Exit::Failed);

@@ -93,7 +93,7 @@ impl CheckQueueBound<'_> {
     pub fn emit(self) {
         warn!(
             queue = self.queue,
-            "a check delay queue is still bound to an exchange, and what producers send to it is checked; \
+            "a message of an earlier version, or of a binding that it has left behind, came through this check delay queue, and is checked; \
              `pointsd topology declare` removes the binding of an earlier version"
         );
     }

@@ -228,3 +228,20 @@ impl ChecksNotScheduled<'_> {
         );
     }
 }
+
+/// A broker that takes `x-death` headers from clients.
+pub struct TrustsXDeath<'a> {
+    /// Its version.
+    pub version: &'a str,
+}
+
+impl TrustsXDeath<'_> {
+    /// Writes the log line.
+    pub fn emit(self) {
+        warn!(
+            version = self.version,
+            "RabbitMQ before 4.0 trusts the x-death header of a client: a message with a forged one that reaches the delivery \
+             limit of its queue can stop dead-lettering on the node (docs/headers.md)"
+        );
+    }
+}

@@ -131,14 +131,15 @@ impl Rabbit {
         self.server.take().unwrap().stop();
     }
 
-    /// Runs `rabbitmqctl` for this node.
-    pub fn ctl(&self, arguments: &[&str]) {
+    /// Runs `rabbitmqctl` for this node. What it prints.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
         let program = program("rabbitmqctl", &["/usr/lib/rabbitmq/bin/rabbitmqctl"], "rabbitmq-server");
         let mut command = Command::new(program);
         command.args(arguments);
         self.environment(&mut command);
         let output = command.output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", super::daemon::told(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     fn log(&self) -> String {

@@ -1,0 +1,161 @@
+//! What is taken from a queue: deliveries, in natural batches.
+
+use super::{BrokerError, copy};
+use crate::{
+    domain::settlement::Token,
+    pipeline::ports::{Message, Origin},
+};
+use futures_util::{FutureExt, StreamExt};
+use lapin::message::Delivery;
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// A delivery and the right to settle it.
+#[derive(Debug)]
+pub struct Delivered {
+    pub(super) token: Token,
+    /// In a box, because it is large and what holds it is handed on from step to step.
+    pub(super) delivery: Box<Delivery>,
+    pub(super) origin: Origin,
+    pub(super) source: Option<Arc<str>>,
+}
+
+impl Message for Delivered {
+    fn body(&self) -> &[u8] {
+        &self.delivery.data
+    }
+
+    fn sent_at(&self) -> Option<SystemTime> {
+        let seconds = (*self.delivery.properties.timestamp())?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    }
+
+    fn retries_taken(&self) -> u32 {
+        copy::retries_taken(&self.delivery.properties)
+    }
+
+    fn checks_done(&self) -> u32 {
+        copy::checks_done(&self.delivery.properties)
+    }
+
+    fn source(&self) -> Option<&str> {
+        self.source.as_deref()
+    }
+
+    fn origin(&self) -> Origin {
+        self.origin.clone()
+    }
+
+    fn label(&self) -> String {
+        self.delivery.properties.message_id().as_ref().map_or_else(String::new, ToString::to_string)
+    }
+}
+
+/// How much a batch takes of what has arrived: at least one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchSize {
+    /// Most messages.
+    pub messages: usize,
+    /// No further message once the bodies have so many bytes.
+    pub bytes: usize,
+    /// How long further messages are waited for while it is smaller.
+    pub linger: Duration,
+}
+
+/// When deliveries were taken, as far back as the prefetch.
+#[derive(Debug)]
+pub(super) struct Taken {
+    prefetch: usize,
+    /// Of the latest deliveries, oldest first: how many were taken together, and when.
+    batches: VecDeque<(usize, Instant)>,
+    /// When it was seen last that none waited.
+    none_waited: Instant,
+}
+
+impl Taken {
+    pub(super) fn new(prefetch: u16) -> Self {
+        Self { prefetch: prefetch.into(), batches: VecDeque::new(), none_waited: Instant::now() }
+    }
+
+    pub(super) fn none_waits(&mut self) {
+        self.none_waited = Instant::now();
+        self.batches.clear();
+    }
+
+    pub(super) fn take(&mut self, deliveries: usize) {
+        self.batches.push_back((deliveries, Instant::now()));
+        // Only the batch matters in which the delivery was that is one prefetch behind.
+        let mut later: usize = self.batches.iter().skip(1).map(|(deliveries, _)| deliveries).sum();
+        while later >= self.prefetch {
+            self.batches.pop_front();
+            later -= self.batches.front().map_or(0, |(deliveries, _)| *deliveries);
+        }
+    }
+
+    pub(super) fn held_at_most(&self) -> Duration {
+        let taken: usize = self.batches.iter().map(|(deliveries, _)| deliveries).sum();
+        let since = self.batches.front().filter(|_| taken > self.prefetch).map_or(self.none_waited, |(_, at)| *at);
+        since.max(self.none_waited).elapsed()
+    }
+}
+
+/// The consumed stream, and how it ended: its end is told once by lapin, and must be seen by every worker.
+pub(super) struct Stream {
+    consumer: lapin::Consumer,
+    pub(super) ended: Option<BrokerError>,
+    /// Deliveries of a batch that is not complete yet.
+    pub(super) gathered: VecDeque<Delivery>,
+}
+
+impl Stream {
+    pub(super) fn new(consumer: lapin::Consumer) -> Self {
+        Self { consumer, ended: None, gathered: VecDeque::new() }
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Delivery, BrokerError> {
+        if let Some(ended) = &self.ended {
+            return Err(ended.clone());
+        }
+        let ended = match self.consumer.next().await {
+            Some(Ok(delivery)) => return Ok(delivery),
+            Some(Err(error)) => BrokerError::from(error),
+            None => BrokerError::Lost("the consumer was cancelled (its queue is gone, or a node left)".into()),
+        };
+        self.ended = Some(ended.clone());
+        Err(ended)
+    }
+
+    /// Waits for a delivery and gathers it together with whatever else has arrived. `none_waits` is called when there is none
+    /// yet. Cancel safe.
+    pub(super) async fn gather(&mut self, size: BatchSize, none_waits: impl FnOnce()) -> Result<(), BrokerError> {
+        if self.gathered.is_empty() {
+            let first = if let Some(next) = self.next().now_or_never() {
+                next?
+            } else {
+                none_waits();
+                self.next().await?
+            };
+            self.gathered.push_back(first);
+        }
+        let until = tokio::time::Instant::now() + size.linger;
+        let mut bytes: usize = self.gathered.iter().map(|delivery| delivery.data.len()).sum();
+        while self.gathered.len() < size.messages && bytes < size.bytes {
+            let next = match self.next().now_or_never() {
+                None if size.linger.is_zero() => break,
+                None => match tokio::time::timeout_at(until, self.next()).await {
+                    Ok(next) => next,
+                    Err(_) => break,
+                },
+                Some(next) => next,
+            };
+            // Whatever ends the stream here is told to the next caller.
+            let Ok(delivery) = next else { break };
+            bytes = bytes.saturating_add(delivery.data.len());
+            self.gathered.push_back(delivery);
+        }
+        Ok(())
+    }
+}

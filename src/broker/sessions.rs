@@ -1,0 +1,176 @@
+//! Opening sessions with the broker: the connections, the topology, the consumer.
+
+use super::{
+    BrokerError, STEP_TIMEOUT,
+    batch::{Stream, Taken},
+    connect::connect,
+    consume::{CONSUMER_TAG, Consumer},
+    declare::passive,
+    publish::Publisher,
+    server::warn_of_x_death,
+    topology::{Topology, check_delay_queue, retry_queue},
+    within,
+};
+use crate::{
+    config::{BrokerSettings, Settings, SourceKind},
+    domain::{
+        retry::{Delay, RetryPolicy},
+        settlement::Tracker,
+    },
+    observe::{events, status::Part},
+};
+use lapin::{
+    Connection,
+    options::{BasicConsumeOptions, BasicQosOptions},
+    types::FieldTable,
+};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+/// Opens sessions with the broker, one after the other.
+pub struct Sessions {
+    part: Part,
+    settings: BrokerSettings,
+    topology: Arc<Topology>,
+    queue: String,
+    retry: RetryPolicy,
+    check_delays: Vec<Delay>,
+    /// The value of `x-pointsd-source` on copies.
+    source: Option<String>,
+    blocked: Blocked,
+    /// Whether it is still to be logged that this daemon schedules no checks beside a check queue.
+    warns_of_checks: AtomicBool,
+    /// Whether it is still to be logged that the broker trusts its clients' headers.
+    warns_of_x_death: AtomicBool,
+}
+
+/// A publisher that an alarm of the broker has blocked. It cannot even be closed, and another one would be blocked, too:
+/// it is kept, because it will hear when the alarm is over.
+pub(super) type Blocked = Arc<Mutex<Option<Arc<Publisher>>>>;
+
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Sessions {
+    /// With the broker that is configured, for one of the queues.
+    pub fn new(part: Part, settings: &Settings) -> Self {
+        let broker = &settings.broker;
+        let of_source =
+            settings.sources.iter().find(|source| matches!(part, Part::Source(name) if name == source.name));
+        let queue = match of_source {
+            Some(source) => &source.queue,
+            None if part == Part::Checks => &broker.check_queue,
+            None => &broker.credit_queue,
+        };
+        Self {
+            part,
+            settings: broker.clone(),
+            topology: Arc::new(Topology::of_part(settings, part)),
+            queue: queue.clone(),
+            retry: settings.retry.policy.clone(),
+            check_delays: settings.check_delays(),
+            source: of_source
+                .filter(|source| matches!(source.kind, SourceKind::Notification(_)))
+                .map(|source| source.name.clone()),
+            blocked: Blocked::default(),
+            warns_of_checks: AtomicBool::new(part == Part::Credits && !settings.pay_status.is_some()),
+            warns_of_x_death: AtomicBool::new(part == Part::Credits),
+        }
+    }
+
+    /// The queue that is consumed.
+    pub fn queue(&self) -> &str {
+        &self.queue
+    }
+
+    /// Connects, declares (or requires) the topology and begins to consume.
+    /// `prefetch`: most unacknowledged deliveries.
+    pub async fn open(&self, prefetch: u16) -> Result<Consumer, BrokerError> {
+        let publisher = self.publisher().await?;
+        let opened = self.consume(prefetch, Arc::clone(&publisher)).await;
+        if opened.is_err() {
+            publisher.close().await;
+        }
+        opened
+    }
+
+    /// A publisher that the broker takes messages from. Never more than one that is blocked, however long the alarm.
+    async fn publisher(&self) -> Result<Arc<Publisher>, BrokerError> {
+        let kept = locked(&self.blocked).take();
+        if let Some(publisher) = kept {
+            if let Some(alarm) = publisher.is_blocked() {
+                *locked(&self.blocked) = Some(publisher);
+                return Err(alarm);
+            }
+            publisher.close().await;
+        }
+        let publisher =
+            Arc::new(Publisher::open_for(&self.settings, &format!("{} publisher", self.part.label())).await?);
+        let proven = publisher.prove().await;
+        if let Err(BrokerError::Blocked(_)) = proven {
+            *locked(&self.blocked) = Some(Arc::clone(&publisher));
+        }
+        proven.map(|()| publisher)
+    }
+
+    async fn consume(&self, prefetch: u16, publisher: Arc<Publisher>) -> Result<Consumer, BrokerError> {
+        let settings = &self.settings;
+        let (connection, node) = connect(settings, &format!("{} consumer", self.part.label())).await?;
+        self.topology.establish_on(&connection).await?;
+        self.warn_of_checks(&connection).await?;
+        if self.warns_of_x_death.swap(false, Ordering::Relaxed) {
+            tokio::spawn(warn_of_x_death(node.clone(), settings.tls.clone()));
+        }
+        let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
+        // Before consuming: without it lapin's buffer has no bound. Per consumer, because a quorum queue refuses a
+        // limit for the whole channel.
+        let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
+        within(STEP_TIMEOUT, "basic.qos", qos).await?;
+        let mut tracker = Tracker::default();
+        tracker.channel_opened();
+        let consume = channel.basic_consume(
+            self.queue().into(),
+            CONSUMER_TAG.into(),
+            // Manual acknowledgement; shared with other daemons.
+            BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false },
+            FieldTable::default(),
+        );
+        let consumer = within(STEP_TIMEOUT, "basic.consume", consume).await?;
+        let queue = self.queue().to_owned();
+        let check_delay_queue = |delay| check_delay_queue(&settings.check_queue, delay);
+        Ok(Consumer {
+            connection,
+            channel,
+            node,
+            part: self.part,
+            retry_queues: self.retry.delays().iter().map(|delay| retry_queue(&queue, delay)).collect(),
+            check_delay_queues: self.check_delays.iter().map(check_delay_queue).collect(),
+            source: self.source.as_deref().map(Arc::from),
+            queue,
+            check_queue: settings.check_queue.clone(),
+            dead_queue: settings.dead_queue.clone(),
+            stream: tokio::sync::Mutex::new(Stream::new(consumer)),
+            tracker: Mutex::new(tracker),
+            acknowledging: tokio::sync::Mutex::new(()),
+            publisher,
+            blocked: Arc::clone(&self.blocked),
+            topology: Arc::clone(&self.topology),
+            taken: Mutex::new(Taken::new(prefetch)),
+        })
+    }
+
+    /// A check queue that exists belongs to daemons with a payment source. Logged once.
+    async fn warn_of_checks(&self, connection: &Connection) -> Result<(), BrokerError> {
+        if self.warns_of_checks.swap(false, Ordering::Relaxed) {
+            let queue = &self.settings.check_queue;
+            let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
+            if passive(&channel, queue).await.is_ok() {
+                events::ChecksNotScheduled { queue }.emit();
+            }
+        }
+        Ok(())
+    }
+}
