@@ -3,7 +3,11 @@
 use super::{
     BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT, connect::connect, copy::HeaderFrame, outgoing::Outgoing, within,
 };
-use crate::{config::BrokerSettings, observe::pulse::Pulse, pipeline::ports::Confirmed};
+use crate::{
+    config::BrokerSettings,
+    observe::pulse::Pulse,
+    pipeline::ports::{CONFIRMING_TIME, Confirmed},
+};
 use futures_util::{Stream, StreamExt, stream::FuturesUnordered};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, Event, PublisherConfirm,
@@ -21,9 +25,6 @@ const WINDOW: usize = 500;
 
 /// Most bytes of bodies in them, unless one alone has more.
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
-
-/// How long late confirms are waited for when a part of a window is confirmed.
-const LATE_CONFIRMS: Duration = Duration::from_secs(60);
 
 /// How often a wait for confirms shows that it goes on.
 const BEAT: Duration = Duration::from_secs(5);
@@ -147,18 +148,20 @@ impl Publisher {
             let mut pending: FuturesUnordered<_> =
                 begun.into_iter().enumerate().map(|(index, confirm)| async move { (index, confirm.await) }).collect();
             let mut confirmations: Vec<Option<Confirmation>> = window.iter().map(|_| None).collect();
-            loop {
-                // One queue that does not answer is no reason to forget what the others have said.
+            let (mut limit, mut beaten) = (CONFIRM_TIMEOUT, started);
+            // One queue that does not answer is no reason to forget what the others have said.
+            while started.elapsed() <= limit {
                 match tokio::time::timeout(BEAT, pending.next()).await {
                     Ok(None) => break,
-                    Ok(Some((index, confirmation))) => confirmations[index] = Some(confirmation.map_err(unsent)?),
-                    Err(_) => {
-                        pulse.beat();
-                        let none = confirmations.iter().all(Option::is_none);
-                        if started.elapsed() > if none { CONFIRM_TIMEOUT } else { patience.max(CONFIRM_TIMEOUT) } {
-                            break;
-                        }
+                    Ok(Some((index, confirmation))) => {
+                        confirmations[index] = Some(confirmation.map_err(unsent)?);
+                        limit = patience.max(CONFIRM_TIMEOUT);
                     }
+                    Err(_) => {}
+                }
+                if beaten.elapsed() >= BEAT {
+                    pulse.beat();
+                    beaten = Instant::now();
                 }
             }
             if confirmations.iter().all(Option::is_none) {
@@ -184,7 +187,8 @@ impl Publisher {
         let mut rest = messages;
         while !rest.is_empty() {
             let (window, later) = rest.split_at(window_size(rest));
-            match self.publish_each(window, LATE_CONFIRMS, pulse).await {
+            pulse.beat();
+            match self.publish_each(window, CONFIRMING_TIME, pulse).await {
                 Ok(each) => {
                     let named = window.iter().zip(each).map(|(message, each)| {
                         each.map_err(|reason| format!("a message to {}: {reason}", message.target()))

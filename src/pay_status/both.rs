@@ -3,10 +3,12 @@
 use super::{http::HttpSource, sql::SqlSource};
 use crate::{
     domain::{ids::PaymentId, status::PaymentStatus},
-    pipeline::ports::{Answers, BatchError, Lookup, Outage, Payment, PaymentSource, RowStatus, look_up_all},
+    pipeline::ports::{
+        Answers, BatchError, Lookup, MOST_HELD_BACK, Outage, Payment, PaymentSource, RowStatus, look_up_all,
+    },
 };
 use async_trait::async_trait;
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use std::{
     collections::VecDeque,
     sync::Arc,
@@ -41,11 +43,14 @@ enum Step {
     Reread,
 }
 
-/// How long the table's answer is handed over as it is.
-const FRESH: Duration = Duration::from_millis(500);
-
 /// An answer of the gateway: the place among the payments that it was asked for, and what it says.
 type FromGateway = (usize, Lookup);
+
+/// What rows say.
+type Rows<'a> = Vec<(&'a Open, Lookup)>;
+
+/// Rows that are being repaired or read.
+type Reading<'a> = BoxFuture<'a, Result<Rows<'a>, BatchError>>;
 
 impl TableThenGateway {
     pub(super) fn new(table: SqlSource, gateway: HttpSource, repairs: bool) -> Self {
@@ -61,7 +66,7 @@ impl TableThenGateway {
         let with_status = |status| Lookup::Known(Payment { status, ..table.clone() });
         Step::Answer(match gateway.status {
             PaymentStatus::Paid if self.repairs => return Step::Repair,
-            PaymentStatus::Unknown if at.elapsed() > FRESH => return Step::Reread,
+            PaymentStatus::Unknown if at.elapsed() > MOST_HELD_BACK => return Step::Reread,
             PaymentStatus::Paid | PaymentStatus::Closed | PaymentStatus::Pending => with_status(gateway.status),
             PaymentStatus::Unknown => Lookup::Known(table.clone()),
             PaymentStatus::Unrecognised => {
@@ -82,15 +87,21 @@ impl TableThenGateway {
         }
     }
 
-    /// What the row says now.
-    async fn reread(&self, id: &PaymentId) -> Result<Lookup, BatchError> {
-        let until = Instant::now() + FRESH;
-        let mut answers = look_up_all(&self.table, Arc::from([id.clone()]), until).await?;
-        Ok(answers.pop().flatten().unwrap_or_else(|| Lookup::Failed("the payment table was not asked in time".into())))
+    /// What the rows say now; those of which it cannot be told are left out.
+    async fn reread<'a>(&self, payments: Vec<&'a Open>, until: Instant) -> Result<Rows<'a>, BatchError> {
+        let ids: Arc<[PaymentId]> = payments.iter().map(|payment| payment.id.clone()).collect();
+        match look_up_all(&self.table, ids, until).await {
+            Ok(answers) => {
+                let answered = payments.into_iter().zip(answers);
+                Ok(answered.filter_map(|(payment, answer)| Some((payment, answer?))).collect())
+            }
+            Err(BatchError::Outage(outage)) => Err(outage.into()),
+            Err(BatchError::Refused(_) | BatchError::Transient(_)) => Ok(Vec::new()),
+        }
     }
 
-    /// Hands over each answer of the gateway as it arrives. Rows are repaired, or read again, one at a time, while further answers arrive;
-    /// no repair begins after `until`.
+    /// Hands over each answer of the gateway as it arrives. Rows are repaired one at a time, and read again all together, while
+    /// further answers arrive; no repair begins after `until`.
     async fn settle(
         &self,
         open: &[Open],
@@ -98,17 +109,16 @@ impl TableThenGateway {
         until: Instant,
         answers: Answers<'_>,
     ) -> Result<(), BatchError> {
-        let mut waiting: VecDeque<(&Open, bool)> = VecDeque::new();
-        let mut rows = FuturesUnordered::new();
+        let (mut to_repair, mut to_reread): (VecDeque<&Open>, Vec<&Open>) = (VecDeque::new(), Vec::new());
+        let mut rows: FuturesUnordered<Reading<'_>> = FuturesUnordered::new();
         let mut is_open = true;
         loop {
-            if rows.is_empty()
-                && let Some((payment, repairs)) = waiting.pop_front().filter(|_| Instant::now() <= until)
-            {
-                rows.push(async move {
-                    let row = if repairs { self.repair(&payment.id).await } else { self.reread(&payment.id).await };
-                    (payment, row)
-                });
+            if rows.is_empty() && Instant::now() <= until {
+                if !to_reread.is_empty() {
+                    rows.push(Box::pin(self.reread(std::mem::take(&mut to_reread), until)));
+                } else if let Some(payment) = to_repair.pop_front() {
+                    rows.push(Box::pin(async move { Ok(vec![(payment, self.repair(&payment.id).await?)]) }));
+                }
             }
             tokio::select! {
                 answer = from_gateway.recv(), if is_open => {
@@ -119,12 +129,14 @@ impl TableThenGateway {
                     let Some(payment) = open.get(index) else { continue };
                     match self.combine(payment, gateway) {
                         Step::Answer(lookup) => answers(payment.index, lookup),
-                        Step::Repair => waiting.push_back((payment, true)),
-                        Step::Reread => waiting.push_back((payment, false)),
+                        Step::Repair => to_repair.push_back(payment),
+                        Step::Reread => to_reread.push(payment),
                     }
                 }
-                Some((payment, row)) = rows.next() => {
-                    answers(payment.index, row?);
+                Some(read) = rows.next() => {
+                    for (payment, row) in read? {
+                        answers(payment.index, row);
+                    }
                 }
                 else => return Ok(()),
             }

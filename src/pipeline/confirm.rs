@@ -1,13 +1,10 @@
 //! Publishing until everything is confirmed: what is confirmed is never published again, only the rest is.
 
 use super::{
-    ports::{Confirmed, Deliveries, Dependency, FirstChecks, Forward, Outage},
+    ports::{CONFIRMING_TIME, Confirmed, Deliveries, Dependency, FirstChecks, Forward, Outage},
     stages::Turn,
 };
 use std::time::{Duration, Instant};
-
-/// How long the rest is tried again when only a part is confirmed.
-pub(super) const CONFIRMING_TIME: Duration = Duration::from_secs(180);
 
 /// The pause between two attempts at the rest.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -29,17 +26,19 @@ pub(super) async fn schedule<D: Deliveries>(
 ) -> Result<(), Outage> {
     let begun = Instant::now();
     let mut open: Vec<FirstChecks> = checks.to_vec();
+    let mut stopped = false;
     while !open.is_empty() {
         turn.pulse.beat();
         let confirmed = deliveries.schedule(&open, turn.pulse).await?;
         let nothing_yet = open.len() == checks.len();
         let (rest, reason) = unconfirmed(&confirmed);
         let Some(reason) = reason else { return Ok(()) };
-        if (nothing_yet && rest.len() == open.len()) || begun.elapsed() > CONFIRMING_TIME {
+        if (nothing_yet && rest.len() == open.len()) || begun.elapsed() > CONFIRMING_TIME || stopped {
             return Err(reason);
         }
         open = rest.into_iter().map(|index| open[index].clone()).collect();
-        pause(turn).await?;
+        // Told to stop, the rest has one more attempt: what is confirmed would be scheduled twice.
+        stopped = !pause(turn).await;
     }
     Ok(())
 }
@@ -51,24 +50,29 @@ pub(super) fn unconfirmed(confirmed: &Confirmed) -> (Vec<usize>, Option<Outage>)
     (rest, reason)
 }
 
-/// Waits before another attempt; an error when the worker is told to stop.
-pub(super) async fn pause(turn: &Turn<'_>) -> Result<(), Outage> {
-    match turn.stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await {
-        Some(()) => Ok(()),
-        None => Err(outage("told to stop while messages were not confirmed")),
-    }
+/// Waits before another attempt. `false`: the worker was told to stop.
+pub(super) async fn pause(turn: &Turn<'_>) -> bool {
+    turn.stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_some()
 }
 
-/// Publishes copies once, in windows. For each whether it is confirmed, or why not.
+/// Publishes copies once, in windows. For each whether it is confirmed, or why not. After a window of which nothing is
+/// confirmed, and when it has taken too long, the rest is not sent.
 pub(super) async fn forward<D: Deliveries>(
     deliveries: &D,
     copies: &[Forward<'_, D::Message>],
     turn: &Turn<'_>,
 ) -> Result<Confirmed, Outage> {
     let mut all = Vec::with_capacity(copies.len());
+    let begun = Instant::now();
     for window in copies.chunks(TOGETHER) {
         turn.pulse.beat();
-        all.extend(deliveries.forward(window, turn.pulse).await?);
+        let confirmed = deliveries.forward(window, turn.pulse).await?;
+        let none = confirmed.iter().all(Result::is_err);
+        all.extend(confirmed);
+        if none || begun.elapsed() > CONFIRMING_TIME {
+            break;
+        }
     }
+    all.resize_with(copies.len(), || Err("it was not sent: others before it were not confirmed in time".to_owned()));
     Ok(all)
 }

@@ -150,6 +150,9 @@ pub enum RowStatus {
     Closed,
 }
 
+/// How old an answer of a payment source may be when it is handed over.
+pub const MOST_HELD_BACK: Duration = Duration::from_millis(200);
+
 /// What knows whether payments are paid.
 #[async_trait]
 pub trait PaymentSource: Send + Sync {
@@ -283,6 +286,10 @@ pub struct FirstChecks {
     /// The check message.
     pub body: Vec<u8>,
 }
+
+/// How long confirms are waited for, and what is not confirmed is tried again, once others were confirmed: to send again what
+/// is only late would double it. Twice this is the five minutes of `docs/compensation.md`.
+pub const CONFIRMING_TIME: Duration = Duration::from_secs(150);
 
 /// For each message that was published, in order: it stands confirmed in its queue, or why it does not.
 pub type Confirmed = Vec<Result<(), String>>;

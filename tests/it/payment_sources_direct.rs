@@ -137,6 +137,8 @@ async fn a_payment_of_postgres_has_the_canonical_spelling_of_its_id() {
          CREATE TABLE exact (id numeric(10,2) PRIMARY KEY, s text);
          INSERT INTO exact VALUES (7, 'paid'), (7.5, 'paid'), (700, 'paid');
          CREATE TABLE texts (id varchar(10) PRIMARY KEY, s text); INSERT INTO texts VALUES ('007', 'paid'), ('7.00', 'paid');
+         CREATE TABLE floats (id double precision PRIMARY KEY, s text); INSERT INTO floats VALUES (7, 'paid'), (1e14, 'paid');
+         CREATE TABLE reals (id real PRIMARY KEY, s text); INSERT INTO reals VALUES (16777216, 'paid');
          CREATE DOMAIN amount AS numeric; CREATE TABLE domains (id amount, s text); INSERT INTO domains VALUES (7.10, 'paid')",
     );
     let uuids: &[(&str, Option<&str>)] = &[
@@ -158,6 +160,8 @@ async fn a_payment_of_postgres_has_the_canonical_spelling_of_its_id() {
             ("fixed", &[("P7", Some("P7")), ("p7", None)]),
             ("exact", exact),
             ("texts", &[("007", Some("007")), ("7.00", Some("7.00")), ("7", None)]),
+            ("floats", &[("7.0", Some("7")), ("1e14", Some("100000000000000"))]),
+            ("reals", &[("16777216", Some("16777216")), ("16777217", Some("16777216"))]),
             ("domains", &[("7.1", Some("7.1"))]),
         ],
     )
@@ -178,7 +182,7 @@ async fn a_payment_of_sqlite_has_the_canonical_spelling_of_its_id() {
         )
         .unwrap();
     let reals: &[(&str, Option<&str>)] =
-        &[("7", Some("7")), ("7.0", Some("7")), ("7.50", None), ("1e20", None), ("8", None)];
+        &[("7", Some("7")), ("7.0", Some("7")), ("7.50", Some("7.5")), ("1e20", None), ("8", None)];
     assert_spellings(
         &format!("sqlite:{}", file.display()),
         &[
@@ -333,9 +337,12 @@ async fn a_retry_after_beyond_the_look_up_is_an_outage_and_a_probe_asks_nothing_
     assert_eq!(gateway.asked(), 1);
     // Once another payment was answered, those that are left are not asked for.
     let answered = AtomicBool::new(false);
-    let gateway = Gateway::start(move |_, _| match answered.swap(true, Ordering::Relaxed) {
-        false => Reply::trade("TRADE_SUCCESS"),
-        true => Reply { retry_after: Some("30".into()), ..Reply::status(429) },
+    let gateway = Gateway::start(move |_, _| {
+        if answered.swap(true, Ordering::Relaxed) {
+            Reply { retry_after: Some("30".into()), ..Reply::status(429) }
+        } else {
+            Reply::trade("TRADE_SUCCESS")
+        }
     });
     let source = gateway_source(HttpSourceSettings { concurrency: 1, ..http(&gateway) });
     let answers = look_up_within(&source, &["1", "2", "3"], Duration::from_secs(5)).await.unwrap();

@@ -1,7 +1,7 @@
 //! `pointsd dead drop`
 
 use super::{Audit, BEGUN, Exit, Filter, Output, UsageError, Walk, printable, stop_on_signals};
-use crate::{config::Settings, parked::Groups};
+use crate::{broker::Found, config::Settings, domain::check_message, parked::Groups};
 use anyhow::Context as _;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -51,8 +51,10 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
             tags.push(found.tag());
             groups.add(&parked);
             payments += parked.payment_ids.len().max(1);
-            if arguments.filter.selects_by_payment() && parked.payment_ids.iter().any(|id| !selection.names(id)) {
-                shared.push(parked.message_id);
+            let concerns_others =
+                || parked.payment_ids.iter().any(|id| !selection.names(id)) || has_unreadable_checks(&found);
+            if arguments.filter.selects_by_payment() && concerns_others() {
+                shared.push(parked.message_id.clone());
             }
         }
     }
@@ -102,6 +104,11 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         output.line(&format!("dropped {} of {} selected messages", account.dropped, account.selected))?;
     }
     Ok(if account.dropped == account.selected { seen } else { Exit::Failed })
+}
+
+/// Whether it is about payments that cannot be told.
+fn has_unreadable_checks(found: &Found) -> bool {
+    found.is_check_message() && check_message::parse(found.body()).is_ok_and(|checks| checks.iter().any(Result::is_err))
 }
 
 async fn ask(

@@ -114,17 +114,29 @@ fn cast(
 }
 
 /// The canonical spelling of an id that the database has written. Blanks at the end of `char(n)` and zeros at the end of a
-/// fraction make no difference to its column. `None`: it depends on settings, or on more than the value, how the type is
-/// written.
+/// fraction make no difference to its column. `None`: no message can be expected to write the id in the same way.
 fn canonical(mut id: String, id_type: &str) -> Option<String> {
+    let is_float = is_float(id_type);
     let length = match id_type {
-        "text" | "character varying" | "smallint" | "integer" | "bigint" | "uuid" => id.len(),
         "bpchar" => id.trim_end_matches(' ').len(),
-        "numeric" => id.find('.').map_or(id.len(), |_| id.trim_end_matches('0').trim_end_matches('.').len()),
-        _ => return None,
+        "numeric" | "real" | "double precision" => {
+            id.find('.').map_or(id.len(), |_| id.trim_end_matches('0').trim_end_matches('.').len())
+        }
+        "date" | "interval" | "money" | "bytea" => return None,
+        other if other.starts_with("time") => return None,
+        _ => id.len(),
     };
     id.truncate(length);
-    Some(id)
+    // More digits are not kept by a cast to numeric.
+    let digits = id.bytes().filter(u8::is_ascii_digit).count();
+    Some(id).filter(|_| !is_float || digits < FLOAT_DIGITS)
+}
+
+/// Decimal digits that survive in a `double precision` (PostgreSQL, "Floating-Point Types").
+const FLOAT_DIGITS: usize = 15;
+
+fn is_float(id_type: &str) -> bool {
+    matches!(id_type, "real" | "double precision")
 }
 
 /// Statements that look for what cannot be cast, in one call: where that is not enough, the batch is split.
@@ -175,9 +187,11 @@ impl PaymentTable for PostgresTable {
         let Columns { table, id, status, user, value } = &self.columns;
         let or_null = |column: Option<&Identifier>| column.map_or_else(|| "NULL".to_owned(), |it| format!("t.{it}"));
         let (user, value) = (or_null(user.as_ref()), or_null(value.as_ref().filter(|_| has_value)));
+        // An exponent is no spelling of an id.
+        let written = if is_float(&id_type) { "::float8::numeric::text" } else { "::text" };
         // The id is cast to the column's type, never the column: its index must serve.
         let query = format!(
-            "SELECT i.n AS n, t.{id}::text AS id, t.{status}::text AS status, {user}::text AS user_id, \
+            "SELECT i.n AS n, t.{id}{written} AS id, t.{status}::text AS status, {user}::text AS user_id, \
                     {value}::text AS value \
              FROM unnest($1::text[]::{id_type}[], $2) AS i(id, n) JOIN {table} AS t ON t.{id} = i.id"
         );
@@ -233,7 +247,9 @@ mod tests {
             ("P7  ", "bpchar", Some("P7")),
             ("7.00", "text", Some("7.00")),
             ("P7 ", "character varying", Some("P7 ")),
-            ("7", "double precision", None),
+            ("7", "double precision", Some("7")),
+            ("1000000000000000", "double precision", None),
+            ("P-7", "citext", Some("P-7")),
             ("2026-11-26 00:00:00", "timestamp without time zone", None),
         ] {
             assert_eq!(canonical(id.to_owned(), id_type).as_deref(), expected, "{id_type}");

@@ -66,11 +66,12 @@ impl PaymentTable for SqliteTable {
         let has_value = value.as_ref().map_or(Ok(false), |value| has_column(connection, table, value))?;
         let or_null = |column: Option<&Identifier>| column.map_or_else(|| "NULL".to_owned(), |it| format!("t.{it}"));
         let (user, value) = (or_null(user.as_ref()), or_null(value.as_ref().filter(|_| has_value)));
-        // SQLite writes the real number 7 as 7.0; one that is no whole number of 64 bits has no spelling of its own.
+        // SQLite writes the real number 7 as 7.0, and a large one with an exponent, which is no spelling of an id.
         let canonical = format!(
             "CASE WHEN typeof(t.{id}) <> 'real' THEN CAST(t.{id} AS TEXT) \
-                  WHEN t.{id} = CAST(t.{id} AS INTEGER) AND abs(t.{id}) < 9007199254740992 \
-                  THEN CAST(CAST(t.{id} AS INTEGER) AS TEXT) END"
+                  WHEN abs(t.{id}) >= 1e15 THEN NULL \
+                  WHEN t.{id} = CAST(t.{id} AS INTEGER) THEN CAST(CAST(t.{id} AS INTEGER) AS TEXT) \
+                  ELSE CAST(t.{id} AS TEXT) END"
         );
         // The text that is compared takes the column's type (SQLite, "Type Conversions Prior To Comparison"), and its
         // index serves. Every column is qualified: SQLite takes a quoted name that it does not know for a text.

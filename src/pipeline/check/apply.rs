@@ -2,7 +2,7 @@
 
 use super::{
     CheckPipeline,
-    look_up::{Found, Judged, judge, ledger_id},
+    look_up::{Found, Judged, judge, ledger_id, look_up_once},
     parse::{Batch, Entry},
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     },
     observe::{events, pulse::Pulse},
     pipeline::{
-        ports::{BatchError, Lookup, Outage, Payment, look_up_all},
+        ports::{BatchError, MOST_HELD_BACK, Outage, Payment},
         stages::{Fate, Turn, Work, through},
     },
 };
@@ -29,8 +29,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The oldest finding that a transaction begins with. Older ones are looked up again.
-const FRESH: Duration = Duration::from_secs(1);
+/// The oldest answer that a transaction begins with. Older ones are looked up again. A finding is a second old at most: a
+/// source may hand over an answer when it is [`MOST_HELD_BACK`] old.
+const FRESH: Duration = Duration::from_secs(1).saturating_sub(MOST_HELD_BACK);
 
 /// How long looking up again may take within a commit.
 const LOOKING_AGAIN: Duration = Duration::from_secs(5);
@@ -173,12 +174,11 @@ impl CheckPipeline {
         let payments = super::look_up::distinct_payment_ids(entries.iter().map(|entry| &group.entries[*entry]));
         turn.pulse.beat();
         let until = Instant::now() + LOOKING_AGAIN;
-        let answers = look_up_all(&*self.source, Arc::clone(&payments), until).await.unwrap_or_default();
-        let at = Instant::now();
+        let answers = look_up_once(&*self.source, &payments, until).await.unwrap_or_default();
         let mut changed = Vec::new();
         for entry in entries {
             let index = group.entries[entry].check().and_then(|check| payments.binary_search(&check.payment_id).ok());
-            let Some(Lookup::Known(payment)) = index.and_then(|index| answers.get(index)?.clone()) else { continue };
+            let Some((payment, at)) = index.and_then(|index| answers.get(index)?.clone()) else { continue };
             if payment.status == PaymentStatus::Paid {
                 let (status, step) = (PaymentStatus::Paid, CheckStep::LateCredit);
                 group.decide(entry, CheckOutcome::Checked { status, step, next: None });
@@ -323,17 +323,8 @@ impl Apply<'_> {
         let entry = |candidate: &Candidate| &self.entries[candidate.entry];
         let payments = super::look_up::distinct_payment_ids(batch.iter().map(entry));
         let until = Instant::now() + LOOKING_AGAIN;
-        let mut answers: Vec<Option<(Payment, Instant)>> = vec![None; payments.len()];
-        let mut take = |index: usize, lookup| {
-            if let (Some(answer), Lookup::Known(payment)) = (answers.get_mut(index), lookup) {
-                *answer = Some((payment, Instant::now()));
-            }
-        };
-        match self.pipeline.source.look_up(Arc::clone(&payments), until, &mut take).await {
-            Err(BatchError::Outage(outage)) => return Err(outage.into()),
-            // A failure of the source's is no failure of the ledger's: what is not answered is looked up again.
-            Ok(()) | Err(BatchError::Refused(_) | BatchError::Transient(_)) => {}
-        }
+        // A failure of the source's is no failure of the ledger's: what is not answered is looked up again.
+        let answers = look_up_once(&*self.pipeline.source, &payments, until).await?;
         Ok(batch
             .iter()
             .map(|candidate| {

@@ -13,7 +13,7 @@ use crate::{
     },
     pipeline::{
         confirm,
-        ports::{CopyBody, Deliveries, FirstChecks, Forward, Outage},
+        ports::{CONFIRMING_TIME, CopyBody, Deliveries, FirstChecks, Forward, Outage},
         stages::{Turn, log_copies},
     },
 };
@@ -200,7 +200,7 @@ impl CheckPipeline {
             if open.is_empty() {
                 break;
             }
-            let in_time = begun.elapsed() < confirm::CONFIRMING_TIME && confirm::pause(turn).await.is_ok();
+            let in_time = begun.elapsed() < CONFIRMING_TIME && confirm::pause(turn).await;
             if !in_time && put_off {
                 forwarded.undo(&open);
                 forwarded.outage.get_or_insert(reason);

@@ -84,6 +84,27 @@ impl CheckPipeline {
     }
 }
 
+/// Payments with the time of each answer; `None` where the source has said nothing about one.
+pub(super) type Stamped = Vec<Option<(Payment, Instant)>>;
+
+/// Looks payments up once, without further attempts. An outage is an error; what else fails is not answered.
+pub(super) async fn look_up_once(
+    source: &dyn PaymentSource,
+    payments: &Arc<[PaymentId]>,
+    until: Instant,
+) -> Result<Stamped, Outage> {
+    let mut answers: Stamped = vec![None; payments.len()];
+    let mut take = |index: usize, lookup| {
+        if let (Some(answer), Lookup::Known(payment)) = (answers.get_mut(index), lookup) {
+            *answer = Some((payment, Instant::now()));
+        }
+    };
+    match source.look_up(Arc::clone(payments), until, &mut take).await {
+        Err(BatchError::Outage(outage)) => Err(outage),
+        Ok(()) | Err(BatchError::Refused(_) | BatchError::Transient(_)) => Ok(answers),
+    }
+}
+
 /// What the source's answer means for an entry.
 pub(super) fn judge(entry: &Entry, mut payment: Payment) -> Judged {
     let Asked::Check(check) = &entry.asked else {

@@ -4,7 +4,7 @@
 use super::{
     CheckPipeline,
     apply::{Candidate, Group},
-    look_up::distinct_payment_ids,
+    look_up::{distinct_payment_ids, look_up_once},
 };
 use crate::{
     domain::{
@@ -16,7 +16,7 @@ use crate::{
     },
     observe::status::Part,
     pipeline::{
-        ports::{BatchError, Lookup, Outage, PaymentSource, RowStatus, look_up_all},
+        ports::{BatchError, Outage, PaymentSource, RowStatus},
         stages::{Fate, Turn, Work, through},
     },
 };
@@ -60,18 +60,16 @@ impl CheckPipeline {
         }
         turn.pulse.beat();
         let until = Instant::now() + LOOKING_AGAIN;
-        let answers = match look_up_all(&*self.source, Arc::clone(&payments), until).await {
+        // What is not answered stays open: the next turn finds it closed.
+        let answers = match look_up_once(&*self.source, &payments, until).await {
             Ok(answers) => answers,
-            Err(BatchError::Outage(outage)) => return Some(outage),
-            // Left open: the next turn finds them closed.
-            Err(BatchError::Refused(_) | BatchError::Transient(_)) => return None,
+            Err(outage) => return Some(outage),
         };
-        let at = Instant::now();
         for entry in late {
             let check = group.entries[entry].check();
             let index = check.and_then(|check| payments.binary_search(&check.payment_id).ok());
             let answer = index.and_then(|index| answers.get(index)?.clone());
-            let (Some(Lookup::Known(payment)), None) = (answer, &group.outcomes[entry]) else { continue };
+            let (Some((payment, at)), None) = (answer, &group.outcomes[entry]) else { continue };
             let mut still_pending = Vec::new();
             group.sort_in(entry, payment, at, candidates, &mut still_pending);
             for entry in still_pending {
