@@ -129,7 +129,7 @@ fn canonical(mut id: String, id_type: &str) -> Option<String> {
     id.truncate(length);
     // More digits are not kept by a cast to numeric.
     let digits = id.bytes().filter(u8::is_ascii_digit).count();
-    Some(id).filter(|_| !is_float || digits < FLOAT_DIGITS)
+    Some(id).filter(|_| !is_float || digits <= FLOAT_DIGITS)
 }
 
 /// Decimal digits that survive in a `double precision` (PostgreSQL, "Floating-Point Types").
