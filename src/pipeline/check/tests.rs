@@ -171,6 +171,8 @@ struct Queue {
     copies: Mutex<Vec<Copied>>,
     /// Destinations that take nothing, so many times.
     refuses: Mutex<Vec<(Destination, u32)>>,
+    /// Cancelled when a destination takes nothing.
+    stops: Mutex<CancellationToken>,
 }
 
 fn payments(body: CopyBody<'_>, original: &Text) -> Vec<String> {
@@ -199,6 +201,7 @@ impl Deliveries for Queue {
             let refusal = refuses.iter_mut().find(|(to, left)| *to == copy.to && *left > 0);
             if let Some((_, left)) = refusal {
                 *left -= 1;
+                self.stops.lock().unwrap().cancel();
                 return Err("full".to_owned());
             }
             self.copies.lock().unwrap().push((payments(copy.body, copy.message), copy.to));
@@ -274,9 +277,13 @@ impl World {
     }
 
     async fn process_all(&self, batch: Vec<Text>) -> Result<(), Interrupted<Text>> {
-        let (pulse, stop) = (Pulses::default().begin("test", Duration::from_secs(60)), CancellationToken::new());
+        self.process_until(batch, &CancellationToken::new()).await
+    }
+
+    async fn process_until(&self, batch: Vec<Text>, stop: &CancellationToken) -> Result<(), Interrupted<Text>> {
+        let pulse = Pulses::default().begin("test", Duration::from_secs(60));
         *self.queue.settled.lock().unwrap() = 0;
-        self.pipeline.process(&self.queue, batch, &Turn { pulse: &pulse, stop: &stop }).await
+        self.pipeline.process(&self.queue, batch, &Turn { pulse: &pulse, stop }).await
     }
 
     fn copies(&self) -> Vec<Copied> {
@@ -456,6 +463,17 @@ async fn what_is_confirmed_in_part_is_kept_and_only_the_rest_is_tried_again() {
     world.process(&["failed-1", "pending-1"], 0).await.unwrap();
     assert_eq!(world.copies(), [copy(&["failed-1"], retry), copy(&["pending-1"], world.wait(0))]);
     assert_eq!(world.settled(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_the_way_out_what_is_not_confirmed_goes_to_the_end_of_the_check_queue() {
+    let world = world(100);
+    let dead = Destination::Dead(Reason::Conflict);
+    world.queue.refuses.lock().unwrap().push((dead, u32::MAX));
+    let stop = world.queue.stops.lock().unwrap().clone();
+    world.process_until(vec![message(&["other-1", "pending-1"], 0)], &stop).await.unwrap();
+    assert_eq!(world.copies(), [copy(&["pending-1"], world.wait(0)), copy(&["other-1"], Destination::CheckQueue)]);
+    assert_eq!(world.settled(), 1, "no copy of it is made again");
 }
 
 #[tokio::test(start_paused = true)]
