@@ -1,4 +1,4 @@
-//! What a broker says of itself before anybody logs in. lapin hears it, and tells nobody.
+//! What a broker says of itself before anybody logs in. lapin does not pass it on.
 
 use super::{
     STEP_TIMEOUT,

@@ -87,7 +87,7 @@ impl TableThenGateway {
         }
     }
 
-    /// What the rows say now; those of which it cannot be told are left out.
+    /// What the rows say now; those that are not answered are left out.
     async fn reread<'a>(&self, payments: Vec<&'a Open>, until: Instant) -> Result<Rows<'a>, BatchError> {
         let ids: Arc<[PaymentId]> = payments.iter().map(|payment| payment.id.clone()).collect();
         match look_up_all(&self.table, ids, until).await {

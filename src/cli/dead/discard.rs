@@ -60,6 +60,12 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     }
     if !shared.is_empty() {
         walk.end(output).await?;
+        let selected = tags.len() as u64;
+        let end = "refused: about other payments, too";
+        Audit { action: "drop", selection: &selection, selected, removed: 0, end, requeue_id: None }.tell(settings);
+        if arguments.json {
+            output.json(&Account { selected, dropped: 0 })?;
+        }
         let ids: Vec<&str> = shared.iter().map(|id| id.as_deref().unwrap_or("(none)")).collect();
         output.complain(&format!(
             "nothing is dropped: these messages are about other payments, too; select them by --message-id, or without \
@@ -106,7 +112,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     Ok(if account.dropped == account.selected { seen } else { Exit::Failed })
 }
 
-/// Whether it is about payments that cannot be told.
+/// Whether it has checks that cannot be read: their payments are not known.
 fn has_unreadable_checks(found: &Found) -> bool {
     found.is_check_message() && check_message::parse(found.body()).is_ok_and(|checks| checks.iter().any(Result::is_err))
 }
