@@ -146,8 +146,33 @@ impl Rabbit {
         std::fs::read_to_string(self.folder.path().join("console")).unwrap_or_default()
     }
 
+    /// What the node itself says of a failure: the end of its log, its console, and whether it crashed.
+    fn account(&self) -> String {
+        let folder = self.folder.path();
+        let logs = std::fs::read_dir(folder.join("log")).into_iter().flatten().flatten();
+        let logs = logs.map(|entry| std::fs::read_to_string(entry.path()).unwrap_or_default());
+        let end = |text: String| {
+            text.lines().rev().take(40).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+        };
+        format!(
+            "the broker at port {}: crash dump {}; console:\n{}\nlog:\n{}",
+            self.port,
+            folder.join("erl_crash.dump").exists(),
+            end(self.log()),
+            logs.map(end).collect::<Vec<_>>().join("\n")
+        )
+    }
+
     /// For a client.
     pub fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
+    }
+}
+
+impl Drop for Rabbit {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.account());
+        }
     }
 }
