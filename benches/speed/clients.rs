@@ -18,6 +18,7 @@ use pointsd::{
         shape::Shape,
     },
     ledger::{Access, Options, open},
+    pipeline::ports::Patience,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -97,7 +98,7 @@ fn insert(ledger: &str, load: Load, batch: usize, connections: u32) -> Duration 
             scope.spawn(|| {
                 loop {
                     let Some(batch) = batches.lock().unwrap().next() else { break };
-                    ledger.credit(batch).unwrap();
+                    ledger.credit(batch, Patience::Usual).unwrap();
                 }
             });
         }

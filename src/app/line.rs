@@ -51,6 +51,14 @@ impl Pipeline {
         }
     }
 
+    /// Whether the ledger takes its work.
+    pub(super) async fn probe_ledger(&self) -> Result<(), Outage> {
+        match self {
+            Self::Credits(pipeline) => pipeline.ledger.probe().await,
+            Self::Checks(pipeline) => pipeline.ledger.probe().await,
+        }
+    }
+
     /// Whether the payment source works.
     pub(super) async fn probe_source(&self) -> Result<(), Outage> {
         match self {

@@ -23,6 +23,7 @@ use crate::{
     pipeline::{
         check::{CheckPipeline, brake::SharedBrake},
         credit::{CheckScheduling, CreditPipeline},
+        locked::LockedRows,
         ports::{CheckLedger, CreditLedger, Dependency, Outage},
     },
 };
@@ -47,6 +48,8 @@ struct App {
     stop: CancellationToken,
     /// Those of the payment service, whichever queue asks it.
     limits: pay_status::Limits,
+    /// The rows of the ledger that are known to be locked, whichever queue's messages need them.
+    locked: Arc<LockedRows>,
 }
 
 /// Runs until a signal stops it. An error is one that waiting cannot cure.
@@ -69,7 +72,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     watchdog::start(pulses.clone());
     let shutdown_timeout = settings.shutdown_timeout;
     let limits = pay_status::Limits::default();
-    let app = App { settings, ledger, status: Arc::clone(&status), pulses, stop: stop.clone(), limits };
+    let (status_of_app, locked) = (Arc::clone(&status), Arc::default());
+    let app = App { settings, ledger, status: status_of_app, pulses, stop: stop.clone(), limits, locked };
 
     let overdue = async {
         stop.cancelled().await;
@@ -170,6 +174,7 @@ impl App {
             part,
             format: self.settings.message.clone(),
             ledger: ledger as Arc<dyn CreditLedger>,
+            locked: Arc::clone(&self.locked),
             immediate_attempts: self.settings.retry.immediate_attempts,
             retry: self.settings.retry.policy.clone(),
             checks: self.settings.pay_status.is_some().then(|| CheckScheduling {
@@ -190,6 +195,7 @@ impl App {
                 sources: self.settings.notifications().cloned().collect(),
                 source,
                 ledger: open(&self.settings, 1) as Arc<dyn CheckLedger>,
+                locked: Arc::clone(&self.locked),
                 policy: compensation.policy.clone(),
                 limits: self.settings.check_limits(),
                 immediate_attempts: self.settings.retry.immediate_attempts,
@@ -264,7 +270,7 @@ impl App {
             let probed = match (outage.dependency, line.pipeline.longest_probe()) {
                 (Dependency::Ledger, _) => {
                     let _pulse = pulse(self.settings.ledger.timeout);
-                    CreditLedger::probe(&*self.ledger).await
+                    line.pipeline.probe_ledger().await
                 }
                 (Dependency::PayStatus, Some(longest)) => {
                     let _pulse = pulse(longest);

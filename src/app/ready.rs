@@ -4,7 +4,7 @@ use super::App;
 use crate::{
     backoff::Pace,
     database::{DatabaseError, Guarded},
-    ledger::{Ledger, SchemaState},
+    ledger::{Ledger, Probe, SchemaState},
     observe::{events, status::Part},
     pipeline::ports::Dependency,
 };
@@ -41,7 +41,7 @@ pub async fn prepare(ledger: &Guarded<dyn Ledger>, auto_migrate: bool) -> Result
         state = ledger.call(Ledger::schema).await?;
     }
     if state == SchemaState::Current {
-        ledger.call(Ledger::probe).await?;
+        ledger.call(|ledger| ledger.probe(Probe::Credits)).await?;
     }
     Ok(state)
 }

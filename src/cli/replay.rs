@@ -40,6 +40,7 @@ pub(super) async fn run(settings: Settings, arguments: &Arguments, output: &mut 
     let state = app::prepare(&ledger, settings.ledger.auto_migrate).await.map_err(ledger_error)?;
     app::refuse_unless_current(&state)?;
     let pipeline = CreditPipeline {
+        locked: Arc::default(),
         part: Part::Credits,
         format: settings.message,
         ledger: ledger as Arc<dyn CreditLedger>,

@@ -22,9 +22,12 @@ pub enum DatabaseError {
     /// The file is no database, or a broken one.
     #[error("not a usable database: {0}")]
     Unusable(String),
-    /// A constraint of the schema forbids the write, now and later.
+    /// A constraint of the schema, or the database's encoding, forbids the write, now and later.
     #[error("{0}")]
     Refused(String),
+    /// A row was held by another transaction for longer than the lock timeout.
+    #[error("{0}")]
+    Locked(String),
     /// Anything else that the database says: a deadlock, a busy file, a statement that was cancelled, …
     #[error("{0}")]
     Database(String),
@@ -41,6 +44,7 @@ impl DatabaseError {
                 Class::Outage
             }
             Self::Refused(_) => Class::Permanent,
+            Self::Locked(_) => Class::Locked,
             Self::Database(_) | Self::Panicked(_) => Class::Transient,
         }
     }
@@ -125,8 +129,13 @@ fn of_text(message: String) -> DatabaseError {
         "SSL connection has been closed",
     ]) {
         DatabaseError::Unreachable(message)
+    } else if any(&["due to lock timeout"]) {
+        DatabaseError::Locked(message)
     } else if any(&["out of range", "integer overflow"]) {
         DatabaseError::Refused(message)
+    // SQLSTATE 22P05 and 22021. The message quotes bytes of the text, which may be anything.
+    } else if any(&["has no equivalent in encoding", "invalid byte sequence for encoding"]) {
+        DatabaseError::Refused("the database's encoding cannot hold a character of it".into())
     } else {
         DatabaseError::Database(message)
     }
@@ -151,6 +160,7 @@ mod tests {
             (DatabaseError::Full(text()), Class::Outage),
             (DatabaseError::Unusable(text()), Class::Outage),
             (DatabaseError::Refused(text()), Class::Permanent),
+            (DatabaseError::Locked(text()), Class::Locked),
             (DatabaseError::Database(text()), Class::Transient),
             (DatabaseError::Panicked(text()), Class::Transient),
         ] {
@@ -194,7 +204,12 @@ mod tests {
             ("integer overflow", Class::Permanent),
             ("deadlock detected", Class::Transient),
             ("could not serialize access due to concurrent update", Class::Transient),
-            ("canceling statement due to lock timeout", Class::Transient),
+            ("canceling statement due to lock timeout", Class::Locked),
+            (
+                "character with byte sequence 0xe2 0x82 0xac in encoding \"UTF8\" has no equivalent in encoding \"LATIN1\"",
+                Class::Permanent,
+            ),
+            ("invalid byte sequence for encoding \"UTF8\": 0x00", Class::Permanent),
             ("database is locked", Class::Transient),
             ("canceling statement due to statement timeout", Class::Transient),
         ] {

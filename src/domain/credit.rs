@@ -24,6 +24,9 @@ pub const MAX_BALANCE: i64 = 9_000_000_000_000_000_000;
 pub struct Points(i64);
 
 impl Points {
+    /// The smallest number.
+    pub const ONE: Self = Self(1);
+
     /// `None` when `points` is not within 1 to `max`, or `max` is above [`MAX_POINTS_LIMIT`] and `points` too.
     pub fn new(points: i64, max: i64) -> Option<Self> {
         (1..=max.min(MAX_POINTS_LIMIT)).contains(&points).then_some(Self(points))

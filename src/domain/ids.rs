@@ -53,6 +53,13 @@ macro_rules! identifier {
                 Ok(Self(text.into()))
             }
 
+            /// An id that no message can have, because it breaks the rules of [`Self::new`]: what is written under it is rolled
+            /// back.
+            pub(crate) fn reserved(text: &str) -> Self {
+                debug_assert!(check(text).is_err());
+                Self(text.into())
+            }
+
             /// The canonical text.
             pub fn as_str(&self) -> &str {
                 &self.0

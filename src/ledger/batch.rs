@@ -18,6 +18,11 @@ impl<'a> Sorted<'a> {
         Self { batch, by_payment }
     }
 
+    /// The batch, in its own order.
+    pub(super) fn batch(&self) -> &'a [Credit] {
+        self.batch
+    }
+
     /// The first credit of each payment id, by payment id.
     pub(super) fn firsts(&self) -> impl Iterator<Item = &'a Credit> {
         let mut previous: Option<&str> = None;

@@ -13,6 +13,7 @@ mod open;
 mod outbox;
 mod port;
 mod postgres;
+mod probe;
 mod records;
 mod sqlite;
 mod verify;
@@ -30,8 +31,8 @@ use crate::{
         check::{Check, Checked, OnUnpaid},
         credit::{Credit, Verdict},
     },
+    pipeline::ports::{LedgerRow, Patience, RowLocks},
 };
-
 use std::time::{Duration, Instant};
 
 /// Unverified credits are counted so far: a number that is looked at every quarter of a minute must not cost much.
@@ -60,6 +61,30 @@ fn in_time<T>(done: T, deadline: Instant) -> Result<T, DatabaseError> {
     Err(DatabaseError::Database("too late: whoever waited for it has given up".into()))
 }
 
+/// The work that a probe does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probe {
+    /// That of the credits.
+    Credits,
+    /// That of the checks, which write credits, too.
+    Checks,
+}
+
+/// The error that rolls a probe's statements back.
+fn probe_done() -> DatabaseError {
+    DatabaseError::Database(PROBE_DONE.into())
+}
+
+const PROBE_DONE: &str = "the probe is rolled back";
+
+/// The result of a probe's transaction, which never commits.
+fn rolled_back(result: Result<(), DatabaseError>) -> Result<(), DatabaseError> {
+    match result {
+        Err(DatabaseError::Database(reason)) if reason == PROBE_DONE => Ok(()),
+        result => result,
+    }
+}
+
 /// A probe that writes nothing proves nothing.
 fn probed(rows: usize) -> Result<(), DatabaseError> {
     if rows == 1 {
@@ -75,13 +100,26 @@ pub trait Ledger: Send + Sync {
     /// Credits a batch in one transaction: all or nothing. Answers for each credit, in order, the same as if it had
     /// come alone; of two with one payment id the first is credited and the second compared with it. An error may come
     /// after the commit, too: the same batch again is then one of duplicates.
-    fn credit(&self, batch: &[Credit]) -> Result<Vec<Verdict>, DatabaseError>;
+    fn credit(&self, batch: &[Credit], patience: Patience) -> Result<Vec<Verdict>, DatabaseError>;
 
     /// Brings each payment to agree with what was found of it, in one transaction: all or nothing. Finds its row as it is
     /// at that moment and decides by [`Finding::decide`](crate::domain::check::Finding::decide). `checks`: in the order of
     /// the payment ids, each once. Answers in that order. Rolls back when `deadline` has passed before the commit: what was
     /// found out then may no longer be true, and somebody else may have been told meanwhile.
-    fn check(&self, checks: &[Check], on_unpaid: OnUnpaid, deadline: Instant) -> Result<Vec<Checked>, DatabaseError>;
+    fn check(
+        &self,
+        checks: &[Check],
+        on_unpaid: OnUnpaid,
+        patience: Patience,
+        deadline: Instant,
+    ) -> Result<Vec<Checked>, DatabaseError>;
+
+    /// Which of these rows are locked now, and by whom. A payment counts as locked, too, when the balance of its user is.
+    /// Without row locks there are none.
+    fn row_locks(&self, rows: &[LedgerRow]) -> Result<RowLocks, DatabaseError> {
+        let _ = rows;
+        Ok(RowLocks::default())
+    }
 
     /// Counts the credits that no check has found paid, up to [`MOST_COUNTED`]; those that were credited longer ago than
     /// `overdue_after` are overdue.
@@ -90,8 +128,9 @@ pub trait Ledger: Send + Sync {
     /// A page of the credits that no check has found paid, oldest first.
     fn unverified(&self, page: &UnverifiedPage) -> Result<Vec<UnverifiedCredit>, DatabaseError>;
 
-    /// Commits a write that concerns no credit, over a connection of its own.
-    fn probe(&self) -> Result<(), DatabaseError>;
+    /// Runs the statements of a batch on a reserved id and rolls them back, and then commits a write that concerns no
+    /// credit, over a connection of its own: it fails where the work would.
+    fn probe(&self, probe: Probe) -> Result<(), DatabaseError>;
 
     /// How the schema stands to what this program needs. Writes nothing.
     fn schema(&self) -> Result<SchemaState, DatabaseError>;

@@ -1,7 +1,8 @@
 //! What operators see: every metric's name ([`metrics`]), every event ([`events`]), the daemon's state ([`status`]),
-//! whether its loops turn ([`pulse`]), what systemd is told ([`systemd`]), and the log ([`logging`]).
+//! whether its loops turn ([`pulse`]), what systemd is told ([`systemd`]), and the log ([`logging`], [`limit`]).
 
 pub mod events;
+pub mod limit;
 pub mod logging;
 pub mod metrics;
 pub mod pulse;

@@ -96,7 +96,7 @@ impl TableThenGateway {
                 Ok(answered.filter_map(|(payment, answer)| Some((payment, answer?))).collect())
             }
             Err(BatchError::Outage(outage)) => Err(outage.into()),
-            Err(BatchError::Refused(_) | BatchError::Transient(_)) => Ok(Vec::new()),
+            Err(BatchError::Refused(_) | BatchError::Locked(_) | BatchError::Transient(_)) => Ok(Vec::new()),
         }
     }
 

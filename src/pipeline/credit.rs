@@ -8,7 +8,11 @@
 
 use super::{
     confirm,
-    ports::{BatchError, CopyBody, CreditLedger, Decided, Deliveries, FirstChecks, Forward, Message, Outage},
+    locked::LockedRows,
+    ports::{
+        BatchError, CopyBody, CreditLedger, Decided, Deliveries, FirstChecks, Forward, LedgerRow, Message, Outage,
+        Patience, RowLocks,
+    },
     stages::{Fate, Interrupted, Progress, Turn, Work, log_copies, through},
 };
 use crate::{
@@ -37,6 +41,8 @@ pub struct CreditPipeline {
     pub format: Format,
     /// Where credits go.
     pub ledger: Arc<dyn CreditLedger>,
+    /// Rows of the ledger that are known to be locked.
+    pub locked: Arc<LockedRows>,
     /// How often a batch is tried before it is split, and a message that fails alone: at least 1
     /// (`retry.immediate_attempts`).
     pub immediate_attempts: u32,
@@ -121,7 +127,8 @@ impl CreditPipeline {
     /// The first half: parse and commit.
     pub async fn commit<M: Message>(&self, batch: Vec<M>, turn: &Turn<'_>) -> Committed<M> {
         let (messages, credits, malformed) = self.parse(batch);
-        let work = Commit(&*self.ledger);
+        let is_last = messages.iter().map(|message| self.retry.next(message.retries_taken()).is_none()).collect();
+        let work = Commit { part: self.part, ledger: &*self.ledger, locked: &self.locked, is_last };
         let (fates, outage) = through(&work, &credits, self.immediate_attempts, turn).await;
         let mut committed = Committed { outage, ..Committed::default() };
         committed.decided.reserve(messages.len());
@@ -249,7 +256,29 @@ async fn forward<D: Deliveries>(
 }
 
 /// A transaction of the ledger.
-struct Commit<'a>(&'a dyn CreditLedger);
+struct Commit<'a> {
+    part: Part,
+    ledger: &'a dyn CreditLedger,
+    locked: &'a LockedRows,
+    /// By message: whether it has no retry step left.
+    is_last: Vec<bool>,
+}
+
+impl Commit<'_> {
+    async fn commit(&self, batch: Arc<[Credit]>, patience: Patience) -> Result<Vec<Verdict>, BatchError> {
+        let begun = Instant::now();
+        let committed = self.ledger.credit(Arc::clone(&batch), patience).await;
+        let took = begun.elapsed();
+        match &committed {
+            Ok(verdicts) => events::BatchCommitted { credits: &batch, verdicts, took }.emit(),
+            Err(reason) if patience == Patience::Usual => {
+                events::CommitFailed { part: self.part, size: batch.len(), took, reason }.emit();
+            }
+            Err(_) => {}
+        }
+        committed
+    }
+}
 
 #[async_trait]
 impl Work for Commit<'_> {
@@ -257,14 +286,31 @@ impl Work for Commit<'_> {
     type Done = Verdict;
 
     async fn attempt(&self, batch: Arc<[Credit]>) -> Result<Vec<Verdict>, BatchError> {
-        let begun = Instant::now();
-        let verdicts = self.0.credit(Arc::clone(&batch)).await?;
-        events::BatchCommitted { credits: &batch, verdicts: &verdicts, took: begun.elapsed() }.emit();
-        Ok(verdicts)
+        self.commit(batch, Patience::Usual).await
+    }
+
+    async fn attempt_briefly(&self, batch: Arc<[Credit]>) -> Result<Vec<Verdict>, BatchError> {
+        self.commit(batch, Patience::Brief).await
     }
 
     async fn probe(&self) -> Result<(), Outage> {
-        self.0.probe().await
+        self.ledger.probe().await
+    }
+
+    fn locked_rows(&self) -> Option<&LockedRows> {
+        Some(self.locked)
+    }
+
+    fn rows(&self, credit: &Credit) -> Vec<LedgerRow> {
+        vec![LedgerRow::Payment(credit.payment_id.clone()), LedgerRow::User(credit.user_id.clone())]
+    }
+
+    fn is_last(&self, index: usize) -> bool {
+        self.is_last.get(index).copied().unwrap_or_default()
+    }
+
+    async fn row_locks(&self, rows: Vec<LedgerRow>) -> Result<RowLocks, Outage> {
+        self.ledger.row_locks(rows).await
     }
 }
 

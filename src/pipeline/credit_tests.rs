@@ -56,7 +56,7 @@ fn outage(dependency: Dependency) -> Outage {
 
 #[async_trait]
 impl CreditLedger for Script {
-    async fn credit(&self, batch: Arc<[Credit]>) -> Result<Vec<Verdict>, BatchError> {
+    async fn credit(&self, batch: Arc<[Credit]>, _: Patience) -> Result<Vec<Verdict>, BatchError> {
         let calls = {
             let mut calls = self.calls.lock().unwrap();
             calls.push(batch.len());
@@ -145,6 +145,7 @@ fn pipeline(ledger: &Arc<Script>, delays: &[&str]) -> CreditPipeline {
         part: Part::Credits,
         format: Format { shape: Shape::default(), max_body_bytes: 1000, max_points: 100, payment_ids: IdRule::Any },
         ledger: Arc::clone(ledger) as Arc<dyn CreditLedger>,
+        locked: Arc::default(),
         immediate_attempts: 3,
         retry: RetryPolicy::new(delays.iter().filter_map(|delay| Delay::parse(delay)).collect()),
         checks: Some(CheckScheduling {

@@ -3,7 +3,7 @@
 use crate::domain::{
     check::{Check, Checked, OnUnpaid, PaymentStatus, Wait},
     credit::{Credit, Standing, Verdict},
-    ids::PaymentId,
+    ids::{PaymentId, UserId},
     settlement::Destination,
     worth::Worth,
 };
@@ -11,6 +11,7 @@ use crate::observe::pulse::Pulse;
 use async_trait::async_trait;
 use std::{
     borrow::Cow,
+    collections::HashMap,
     fmt,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -64,6 +65,8 @@ pub enum Class {
     Outage,
     /// A message's, for good.
     Permanent,
+    /// A row that a message needs is held by another transaction.
+    Locked,
     /// It may pass, or cannot be told: tried again, then split until the message that fails is alone.
     Transient,
 }
@@ -78,6 +81,9 @@ pub enum BatchError {
     /// Something in it is refused, and will be again.
     #[error("{0}")]
     Refused(String),
+    /// A row that it needs is held by another transaction, and was not released in time.
+    #[error("{0}")]
+    Locked(String),
     /// It failed for a reason that may pass, or that cannot be told apart from one.
     #[error("{0}")]
     Transient(String),
@@ -88,10 +94,53 @@ pub enum BatchError {
 pub trait CreditLedger: Send + Sync {
     /// Commits `batch` (at most [`crate::domain::credit::MAX_BATCH`] credits) in one transaction and answers for each
     /// credit, in order, the same as if it had come alone. Answers within a deadline of its own.
-    async fn credit(&self, batch: Arc<[Credit]>) -> Result<Vec<Verdict>, BatchError>;
+    async fn credit(&self, batch: Arc<[Credit]>, patience: Patience) -> Result<Vec<Verdict>, BatchError>;
 
-    /// Commits a write that concerns no message, over a fresh connection: whether the ledger works at all.
+    /// Does what a credit does, on a reserved id and without keeping it, and commits a write that concerns no message, over
+    /// a fresh connection: whether the ledger takes credits at all.
     async fn probe(&self) -> Result<(), Outage>;
+
+    /// Which of these rows are locked. A ledger without row locks has none.
+    async fn row_locks(&self, rows: Vec<LedgerRow>) -> Result<RowLocks, Outage> {
+        let _ = rows;
+        Ok(RowLocks::default())
+    }
+}
+
+/// How long a transaction waits for a row that another one holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// A fifth of the ledger's timeout.
+    Usual,
+    /// A tenth of a second: the row is known to be held, and other messages wait.
+    Brief,
+}
+
+/// A row that the daemon's transactions lock.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LedgerRow {
+    /// A payment's credit, and what its checks change with it.
+    Payment(PaymentId),
+    /// A user's balance.
+    User(UserId),
+}
+
+impl fmt::Display for LedgerRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Payment(payment_id) => write!(f, "payment {payment_id}"),
+            Self::User(user_id) => write!(f, "user {user_id}"),
+        }
+    }
+}
+
+/// Which rows are locked at a moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RowLocks {
+    /// By sessions that are not pointsd's, with a description of the session for a person.
+    pub by_others: HashMap<LedgerRow, String>,
+    /// Whether pointsd's own writers hold one of them.
+    pub by_own_writers: bool,
 }
 
 /// Where credits are brought to agree with their payments.
@@ -100,10 +149,21 @@ pub trait CheckLedger: Send + Sync {
     /// Brings each payment of `batch` to agree with what was found of it, in one transaction: finds its row as it is at that
     /// moment, decides by [`crate::domain::check::Finding::decide`], and does it. `batch`: in the order of the payment
     /// ids, each once; at most [`crate::domain::credit::MAX_BATCH`]. Answers in that order, within a deadline of its own.
-    async fn check(&self, batch: Arc<[Check]>, on_unpaid: OnUnpaid) -> Result<Vec<Checked>, BatchError>;
+    async fn check(
+        &self,
+        batch: Arc<[Check]>,
+        on_unpaid: OnUnpaid,
+        patience: Patience,
+    ) -> Result<Vec<Checked>, BatchError>;
 
-    /// As [`CreditLedger::probe`].
+    /// As [`CreditLedger::probe`], with the statements of a check.
     async fn probe(&self) -> Result<(), Outage>;
+
+    /// As [`CreditLedger::row_locks`].
+    async fn row_locks(&self, rows: Vec<LedgerRow>) -> Result<RowLocks, Outage> {
+        let _ = rows;
+        Ok(RowLocks::default())
+    }
 }
 
 /// What a payment source says of one payment.

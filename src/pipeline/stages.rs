@@ -1,6 +1,9 @@
 //! What every pipeline shares: the immediate stage of a batch that fails, and the log lines of copies.
 
-use super::ports::{BatchError, Decided, Forward, Message, Outage};
+use super::{
+    locked::{self, LockedRows, Looked},
+    ports::{BatchError, Decided, Forward, LedgerRow, Message, Outage, RowLocks},
+};
 use crate::{
     backoff,
     domain::{retry::RetryPolicy, settlement::Destination},
@@ -8,7 +11,6 @@ use crate::{
 };
 use async_trait::async_trait;
 use std::{
-    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,6 +19,9 @@ use tokio_util::sync::CancellationToken;
 /// How long a batch that fails may be split. The broker takes deliveries back that are not settled for half an
 /// hour (RabbitMQ, "Delivery Acknowledgement Timeout"); what is undecided by then goes back in order before.
 const SPLITTING_TIME: Duration = Duration::from_secs(60);
+
+/// How often a part waits for rows that nobody is seen to hold before it is split.
+const LOCK_WAITS: u32 = 4;
 
 /// Who works on a batch.
 pub struct Turn<'a> {
@@ -55,6 +60,31 @@ pub(super) trait Work: Sync {
 
     /// Whether what it needs works for somebody else.
     async fn probe(&self) -> Result<(), Outage>;
+
+    /// The same as [`Work::attempt`], without much waiting for locked rows.
+    async fn attempt_briefly(&self, batch: Arc<[Self::Item]>) -> Result<Vec<Self::Done>, BatchError> {
+        self.attempt(batch).await
+    }
+
+    /// The memory of locked rows; `None` where no rows are locked.
+    fn locked_rows(&self) -> Option<&LockedRows> {
+        None
+    }
+
+    /// The rows that an item needs.
+    fn rows(&self, _: &Self::Item) -> Vec<LedgerRow> {
+        Vec::new()
+    }
+
+    /// Whether the item with this index has no retry step left.
+    fn is_last(&self, _: usize) -> bool {
+        false
+    }
+
+    /// Which of these rows are locked now.
+    async fn row_locks(&self, _: Vec<LedgerRow>) -> Result<RowLocks, Outage> {
+        Ok(RowLocks::default())
+    }
 }
 
 /// What became of an item.
@@ -70,10 +100,11 @@ pub(super) enum Fate<T> {
     Failed(String),
 }
 
-/// Does the work for `items`, and tells what became of each, in order.
+/// Does the work for `items`, and answers what became of each, in order.
 ///
-/// A batch that fails for a reason of its own is split until the item that fails is alone; the parts are done in order,
-/// so that of two items with one id still the first one counts.
+/// Items whose rows are known to be locked by others fail at once, and one of them tries the row. A batch that fails for a
+/// reason of its own is split until the item that fails is alone; the parts are done in order, so that of two items with one
+/// id still the first one counts.
 pub(super) async fn through<W: Work>(
     work: &W,
     items: &Arc<[W::Item]>,
@@ -81,39 +112,136 @@ pub(super) async fn through<W: Work>(
     turn: &Turn<'_>,
 ) -> (Vec<Fate<W::Done>>, Option<Outage>) {
     let mut fates: Vec<_> = items.iter().map(|_| Fate::Open).collect();
+    let free = match work.locked_rows() {
+        None => Ok((0..items.len()).collect()),
+        Some(locked) => locked::set_aside(work, locked, items, &mut fates).await,
+    };
+    let outage = match free {
+        Ok(free) => parts(work, items, free, attempts, turn, &mut fates).await.err(),
+        Err(outage) => Some(outage),
+    };
+    (fates, outage)
+}
+
+/// Does the work for the items with these indices: as a whole, and in parts when that does not help.
+async fn parts<W: Work>(
+    work: &W,
+    items: &Arc<[W::Item]>,
+    indices: Vec<usize>,
+    attempts: u32,
+    turn: &Turn<'_>,
+    fates: &mut [Fate<W::Done>],
+) -> Result<(), Outage> {
     let begun = Instant::now();
-    let mut parts = vec![Range { start: 0, end: items.len() }];
-    while let Some(part) = parts.pop().filter(|part| !part.is_empty()) {
-        let (whole, alone) = (part.len() == items.len(), part.len() == 1);
-        if !whole && (turn.stop.is_cancelled() || begun.elapsed() > SPLITTING_TIME) {
+    let (mut parts, mut is_split, mut lock_waits) = (vec![indices], false, 0);
+    while let Some(part) = parts.pop() {
+        if part.is_empty() {
+            continue;
+        }
+        let alone = part.len() == 1;
+        if (is_split || lock_waits > 0) && (turn.stop.is_cancelled() || begun.elapsed() > SPLITTING_TIME) {
             break;
         }
         // A part that is only looked through for the item that fails has failed often enough.
-        let attempts = if whole || alone { attempts } else { 1 };
-        let batch: Arc<[W::Item]> = if whole { Arc::clone(items) } else { items[part.clone()].into() };
+        let attempts = if !is_split || alone { attempts } else { 1 };
+        let batch: Arc<[W::Item]> = if part.len() == items.len() {
+            Arc::clone(items)
+        } else {
+            part.iter().map(|index| items[*index].clone()).collect()
+        };
         let tried = match attempt(work, &batch, attempts, turn).await {
             Err(BatchError::Transient(reason)) => blame(work, &batch, reason, turn).await,
             tried => tried,
         };
         match tried {
             Ok(done) => {
-                for (fate, done) in fates[part].iter_mut().zip(done) {
-                    *fate = Fate::Done(done);
+                for (index, done) in part.into_iter().zip(done) {
+                    fates[index] = Fate::Done(done);
                 }
             }
-            Err(BatchError::Outage(outage)) => return (fates, Some(outage)),
+            Err(BatchError::Outage(outage)) => return Err(outage),
+            Err(BatchError::Locked(reason)) => {
+                turn.pulse.beat();
+                match after_lock_wait(work, &batch, &mut lock_waits, &reason).await? {
+                    AfterLockWait::SetAside(held) => {
+                        let mut rest = part.clone();
+                        for (position, reason) in held.into_iter().rev() {
+                            fates[rest.remove(position)] = Fate::Failed(reason);
+                        }
+                        parts.push(rest);
+                    }
+                    AfterLockWait::Again => parts.push(part),
+                    AfterLockWait::Fail(reason) => fates[part[0]] = Fate::Failed(reason),
+                    AfterLockWait::Split => {
+                        is_split = true;
+                        split(part, &mut parts);
+                    }
+                }
+            }
             // Told to stop: no attempt is spent on a message that has not had all of its own.
             Err(BatchError::Transient(_)) if alone && turn.stop.is_cancelled() => break,
-            Err(BatchError::Refused(reason)) if alone => fates[part.start] = Fate::Refused(reason),
-            Err(BatchError::Transient(reason)) if alone => fates[part.start] = Fate::Failed(reason),
+            Err(BatchError::Refused(reason)) if alone => fates[part[0]] = Fate::Refused(reason),
+            Err(BatchError::Transient(reason)) if alone => fates[part[0]] = Fate::Failed(reason),
             Err(BatchError::Refused(_) | BatchError::Transient(_)) => {
-                let middle = part.start + part.len() / 2;
-                parts.push(middle..part.end);
-                parts.push(part.start..middle);
+                is_split = true;
+                split(part, &mut parts);
             }
         }
     }
-    (fates, None)
+    Ok(())
+}
+
+/// Puts both halves of a part on the stack, the first one on top.
+fn split(mut part: Vec<usize>, parts: &mut Vec<Vec<usize>>) {
+    let later = part.split_off(part.len() / 2);
+    parts.push(later);
+    parts.push(part);
+}
+
+/// How a part goes on after it waited for a row in vain.
+enum AfterLockWait {
+    /// Without the items at these positions, each with the reason why it fails.
+    SetAside(Vec<(usize, String)>),
+    /// The same part again: it costs nobody an attempt.
+    Again,
+    /// In halves, to find the item whose lock cannot be seen.
+    Split,
+    /// Its only item fails.
+    Fail(String),
+}
+
+async fn after_lock_wait<W: Work>(
+    work: &W,
+    batch: &Arc<[W::Item]>,
+    lock_waits: &mut u32,
+    reason: &str,
+) -> Result<AfterLockWait, Outage> {
+    let looked = match work.locked_rows() {
+        Some(locked) => locked::look(work, locked, batch).await?,
+        None => Looked::Nothing,
+    };
+    match looked {
+        Looked::Held(held) => {
+            *lock_waits = 1;
+            return Ok(AfterLockWait::SetAside(held));
+        }
+        Looked::OwnWriters => {
+            *lock_waits = (*lock_waits).max(1);
+            return Ok(AfterLockWait::Again);
+        }
+        Looked::Nothing => *lock_waits += 1,
+    }
+    if *lock_waits < LOCK_WAITS {
+        return Ok(AfterLockWait::Again);
+    }
+    if batch.len() > 1 {
+        return Ok(AfterLockWait::Split);
+    }
+    work.probe().await?;
+    Ok(AfterLockWait::Fail(match work.locked_rows() {
+        Some(locked) => locked::remember_unseen(work, locked, &batch[0]),
+        None => reason.to_owned(),
+    }))
 }
 
 /// Whether a failure that may pass is the part's own: something else must be done meanwhile, or nobody's message is to

@@ -12,8 +12,8 @@ use pointsd::{
         ids::{PaymentId, UserId},
         settlement::Reason,
     },
-    ledger::{Ledger, SchemaState, UnverifiedPage},
-    pipeline::ports::Class,
+    ledger::{Ledger, Probe, SchemaState, UnverifiedPage},
+    pipeline::ports::{Class, Patience},
 };
 use std::{
     sync::Arc,
@@ -72,7 +72,7 @@ const DUPLICATE: Verdict = Verdict::Duplicate { checked: false };
 
 /// Credits a batch; whether a check is needed is another test's.
 fn verdicts(ledger: &dyn Ledger, batch: &[Credit]) -> Vec<Verdict> {
-    let verdicts = ledger.credit(batch).unwrap().into_iter();
+    let verdicts = ledger.credit(batch, Patience::Usual).unwrap().into_iter();
     let plain = |verdict| match verdict {
         Verdict::Credited => Verdict::Credited,
         Verdict::Duplicate { .. } => DUPLICATE,
@@ -155,7 +155,7 @@ fn ten_thousand_in_a_batch(kind: Kind) {
     let (_place, ledger) = ledger(kind);
     let batch: Vec<Credit> =
         (0..10_000).map(|n| credit(&format!("p{}", n * 7919 % 10_000), &format!("u{}", n % 100), 3)).collect();
-    assert_eq!(ledger.credit(&batch).unwrap(), vec![Verdict::Credited; 10_000]);
+    assert_eq!(ledger.credit(&batch, Patience::Usual).unwrap(), vec![Verdict::Credited; 10_000]);
     assert_eq!(verdicts(&*ledger, &batch), vec![DUPLICATE; 10_000]);
     assert_eq!(ledger.balance("u42").unwrap(), 300);
     assert_right(&*ledger, 10_000);
@@ -185,7 +185,7 @@ fn identifiers_of_every_length_and_kind(kind: Kind) {
     ids.push("é".into());
     ids.push("e\u{301}".into());
     let batch: Vec<Credit> = ids.iter().map(|id| credit(id, id, 1)).collect();
-    assert_eq!(ledger.credit(&batch).unwrap(), vec![Verdict::Credited; ids.len()]);
+    assert_eq!(ledger.credit(&batch, Patience::Usual).unwrap(), vec![Verdict::Credited; ids.len()]);
     assert_eq!(verdicts(&*ledger, &batch), vec![DUPLICATE; ids.len()]);
     for id in &ids {
         assert_eq!(ledger.balance(id).unwrap(), 1, "{id}");
@@ -212,7 +212,7 @@ fn two_writers_with_overlapping_batches(kind: Kind) {
                             batch.reverse();
                         }
                         batch.push(credit(&format!("{round}-own-{writer}"), "u3", 1));
-                        let verdicts = ledger.credit(&batch).unwrap();
+                        let verdicts = ledger.credit(&batch, Patience::Usual).unwrap();
                         assert!(verdicts.iter().all(|verdict| !matches!(verdict, Verdict::Conflict(_))));
                         credited += verdicts.iter().filter(|verdict| **verdict == Verdict::Credited).count();
                     }
@@ -228,17 +228,17 @@ fn two_writers_with_overlapping_batches(kind: Kind) {
 
 fn a_balance_out_of_range_refuses_the_batch_and_leaves_no_trace(kind: Kind) {
     let (place, ledger) = ledger(kind);
-    ledger.credit(&[credit("first", "rich", 5)]).unwrap();
+    ledger.credit(&[credit("first", "rich", 5)], Patience::Usual).unwrap();
     let nearly = MAX_BALANCE - 9;
     place.execute(&format!("UPDATE points_balances SET balance = {nearly} WHERE user_id = 'rich'"));
-    let error = ledger.credit(&[credit("ok", "poor", 1), credit("too-much", "rich", 10)]).unwrap_err();
+    let error = ledger.credit(&[credit("ok", "poor", 1), credit("too-much", "rich", 10)], Patience::Usual).unwrap_err();
     assert_eq!(error.class(), Class::Permanent, "{error}");
     assert_eq!(error.to_string(), "the user's balance would leave its range of 9000000000000000000 points");
     assert!(ledger.payment("ok").unwrap().is_none() && ledger.balance("poor").unwrap() == 0, "nothing of it");
-    assert_eq!(ledger.credit(&[credit("ok", "poor", 1)]).unwrap(), [Verdict::Credited]);
-    assert_eq!(ledger.credit(&[credit("just", "rich", 9)]).unwrap(), [Verdict::Credited]);
+    assert_eq!(ledger.credit(&[credit("ok", "poor", 1)], Patience::Usual).unwrap(), [Verdict::Credited]);
+    assert_eq!(ledger.credit(&[credit("just", "rich", 9)], Patience::Usual).unwrap(), [Verdict::Credited]);
     assert_eq!(ledger.balance("rich").unwrap(), MAX_BALANCE);
-    let error = ledger.credit(&[credit("one", "rich", 1)]).unwrap_err();
+    let error = ledger.credit(&[credit("one", "rich", 1)], Patience::Usual).unwrap_err();
     assert_eq!(error.class(), Class::Permanent, "{error}");
 }
 
@@ -255,7 +255,7 @@ fn the_schema_is_told_and_migrated_once(kind: Kind) {
     assert_eq!(ran, 4);
     assert_eq!(ledger.schema().unwrap(), SchemaState::Current);
     assert!(ledger.migrate().unwrap().is_empty());
-    ledger.probe().unwrap();
+    ledger.probe(Probe::Checks).unwrap();
     place.execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('99990101')");
     assert_eq!(ledger.schema().unwrap(), SchemaState::Newer(vec!["99990101".into()]));
     place.execute("DELETE FROM __diesel_schema_migrations WHERE version = '00000000000002'");
@@ -277,7 +277,7 @@ fn a_broken_ledger_is_found(kind: Kind) {
     ];
     for (sql, subject, expected, found) in breaks {
         let (place, ledger) = ledger(kind);
-        ledger.credit(&[credit("1", "a", 10), credit("2", "b", 5)]).unwrap();
+        ledger.credit(&[credit("1", "a", 10), credit("2", "b", 5)], Patience::Usual).unwrap();
         assert_right(&*ledger, 2);
         place.execute(sql);
         let report = ledger.verify().unwrap();
@@ -291,7 +291,7 @@ fn a_broken_ledger_is_found(kind: Kind) {
 
     // A reversal as it should be, then one of another user's points.
     let (place, ledger) = ledger(kind);
-    ledger.credit(&[credit("1", "a", 10), credit("2", "b", 5)]).unwrap();
+    ledger.credit(&[credit("1", "a", 10), credit("2", "b", 5)], Patience::Usual).unwrap();
     let adjust = |payment: &str, user: &str, points: i64| {
         place.execute(&format!(
             "UPDATE points_credits SET state = 'reversed' WHERE payment_id = '{payment}';
@@ -310,7 +310,7 @@ fn a_broken_ledger_is_found(kind: Kind) {
 
 fn a_payment_tells_its_story(kind: Kind) {
     let (place, ledger) = ledger(kind);
-    ledger.credit(&[credit("1", "a", 10)]).unwrap();
+    ledger.credit(&[credit("1", "a", 10)], Patience::Usual).unwrap();
     assert_eq!(ledger.payment("2").unwrap(), None);
     let new = ledger.payment("1").unwrap().unwrap();
     assert_eq!((new.user_id.as_str(), new.points, new.state.as_str()), ("a", 10, "credited"));
@@ -336,7 +336,7 @@ fn later() -> Instant {
 
 /// The steps of a batch, and the points that they concern.
 fn steps(ledger: &dyn Ledger, checks: &[Check]) -> Vec<(CheckStep, i64)> {
-    let checked = ledger.check(checks, OnUnpaid::Reverse, later()).unwrap();
+    let checked = ledger.check(checks, OnUnpaid::Reverse, Patience::Usual, later()).unwrap();
     checked.into_iter().map(|checked| (checked.step, checked.points)).collect()
 }
 
@@ -344,7 +344,7 @@ fn every_step_of_a_check_is_written(kind: Kind) {
     use CheckStep::{Dead, Expire, LateCredit, None, Reinstate, Reverse, Verify, Void};
     use Finding::{Closed, Paid, Pending, Unknown};
     let (_place, ledger) = ledger(kind);
-    ledger.credit(&[credit("a", "u", 10), credit("b", "u", 20), credit("c", "v", 5)]).unwrap();
+    ledger.credit(&[credit("a", "u", 10), credit("b", "u", 20), credit("c", "v", 5)], Patience::Usual).unwrap();
     // One batch a row: the payments, what is found of each, what is done, and the balances of u, v and w after it.
     let batches: Vec<(Vec<(&str, &str, i64, Finding, CheckStep)>, [i64; 3])> = vec![
         (vec![], [30, 5, 0]),
@@ -396,8 +396,9 @@ fn every_step_of_a_check_is_written(kind: Kind) {
     let duplicates = [credit("e", "w", 9), credit("f", "w", 9), credit("b", "u", 20)];
     assert_eq!(verdicts(&*ledger, &duplicates), vec![DUPLICATE; 3]);
     // A person decides: the credit stays, and one that is absent is voided all the same.
-    let parked =
-        ledger.check(&[check("a", "u", 10, Closed), check("g", "v", 3, Pending)], OnUnpaid::Dead, later()).unwrap();
+    let parked = ledger
+        .check(&[check("a", "u", 10, Closed), check("g", "v", 3, Pending)], OnUnpaid::Dead, Patience::Usual, later())
+        .unwrap();
     assert_eq!(parked.iter().map(|it| it.step).collect::<Vec<_>>(), [Dead(Reason::Unpaid), Void]);
     assert_right(&*ledger, 7);
 
@@ -418,10 +419,10 @@ fn every_step_of_a_check_is_written(kind: Kind) {
 fn a_duplicate_needs_no_check_once_it_is_verified_or_parked(kind: Kind) {
     let (_place, ledger) = ledger(kind);
     let batch = ["paid", "parked", "closed", "open"].map(|payment| credit(payment, "u", 10));
-    ledger.credit(&batch).unwrap();
+    ledger.credit(&batch, Patience::Usual).unwrap();
     let needs_no_check = |expected: [bool; 4]| {
         let expected = expected.map(|checked| Verdict::Duplicate { checked });
-        assert_eq!(ledger.credit(&batch).unwrap(), expected);
+        assert_eq!(ledger.credit(&batch, Patience::Usual).unwrap(), expected);
     };
     let asked_at = |payment: &str| ledger.payment(payment).unwrap().unwrap().asked_at;
     let person =
@@ -447,7 +448,7 @@ fn a_duplicate_needs_no_check_once_it_is_verified_or_parked(kind: Kind) {
 fn unverified_and_overdue_credits_are_counted(kind: Kind) {
     let (place, ledger) = ledger(kind);
     let batch = ["paid", "parked", "closed", "old", "new"].map(|payment| credit(payment, "u", 10));
-    ledger.credit(&batch).unwrap();
+    ledger.credit(&batch, Patience::Usual).unwrap();
     place.execute("UPDATE points_credits SET credited_at = '2020-01-01T00:00:00.000Z' WHERE payment_id <> 'new'");
     let person = Check { claim: None, ..check("parked", "u", 10, Finding::ForPerson(Reason::Unrecognised)) };
     steps(&*ledger, &[check("closed", "u", 10, Finding::Closed), check("paid", "u", 10, Finding::Paid), person]);
@@ -459,7 +460,7 @@ fn unverified_and_overdue_credits_are_counted(kind: Kind) {
 
 fn the_reason_of_another_spelling_names_it(kind: Kind) {
     let (_place, ledger) = ledger(kind);
-    ledger.credit(&[credit("007", "u", 10)]).unwrap();
+    ledger.credit(&[credit("007", "u", 10)], Patience::Usual).unwrap();
     let check = Check { spelling: Some("7".into()), ..check("007", "u", 10, Finding::Misspelt) };
     assert_eq!(steps(&*ledger, &[check]), [(CheckStep::Reverse, 10)]);
     let story = ledger.payment("007").unwrap().unwrap();
@@ -469,11 +470,12 @@ fn the_reason_of_another_spelling_names_it(kind: Kind) {
 
 fn the_ledgers_own_row_counts_and_not_the_message(kind: Kind) {
     let (_place, ledger) = ledger(kind);
-    ledger.credit(&[credit("a", "u", 10), credit("b", "u", 10)]).unwrap();
+    ledger.credit(&[credit("a", "u", 10), credit("b", "u", 10)], Patience::Usual).unwrap();
     let checked = ledger
         .check(
             &[check("a", "thief", 99, Finding::Closed), check("b", "thief", 99, Finding::Paid)],
             OnUnpaid::Reverse,
+            Patience::Usual,
             later(),
         )
         .unwrap();
@@ -485,7 +487,7 @@ fn the_ledgers_own_row_counts_and_not_the_message(kind: Kind) {
 
 fn a_reversal_may_make_a_balance_negative(kind: Kind) {
     let (place, ledger) = ledger(kind);
-    ledger.credit(&[credit("a", "u", 10)]).unwrap();
+    ledger.credit(&[credit("a", "u", 10)], Patience::Usual).unwrap();
     // The points were spent by somebody else's program, which this ledger books as a balance only: `verify` would tell.
     place.execute("UPDATE points_balances SET balance = 3 WHERE user_id = 'u'");
     assert_eq!(steps(&*ledger, &[check("a", "u", 10, Finding::Closed)]), [(CheckStep::Reverse, 10)]);
@@ -515,11 +517,11 @@ fn checks_and_credits_of_the_same_payments_at_once(kind: Kind) {
                         if writer == 1 {
                             batch.reverse();
                         }
-                        ledger.credit(&batch).unwrap();
+                        ledger.credit(&batch, Patience::Usual).unwrap();
                     } else {
                         let batch: Vec<Check> =
                             (0..100).map(|n| check(&payment(round, n), user(n), 2, finding(n))).collect();
-                        ledger.check(&batch, OnUnpaid::Reverse, later()).unwrap();
+                        ledger.check(&batch, OnUnpaid::Reverse, Patience::Usual, later()).unwrap();
                     }
                 }
             });
@@ -534,10 +536,10 @@ fn checks_and_credits_of_the_same_payments_at_once(kind: Kind) {
 
 fn a_check_out_of_range_leaves_no_trace(kind: Kind) {
     let (place, ledger) = ledger(kind);
-    ledger.credit(&[credit("a", "rich", 5)]).unwrap();
+    ledger.credit(&[credit("a", "rich", 5)], Patience::Usual).unwrap();
     place.execute(&format!("UPDATE points_balances SET balance = {MAX_BALANCE} WHERE user_id = 'rich'"));
     let batch = [check("b", "poor", 1, Finding::Paid), check("c", "rich", 1, Finding::Paid)];
-    let error = ledger.check(&batch, OnUnpaid::Reverse, later()).unwrap_err();
+    let error = ledger.check(&batch, OnUnpaid::Reverse, Patience::Usual, later()).unwrap_err();
     assert_eq!(error.class(), Class::Permanent, "{error}");
     assert!(ledger.payment("b").unwrap().is_none() && ledger.balance("poor").unwrap() == 0, "nothing of it");
     assert_eq!(steps(&*ledger, &batch[..1]), [(CheckStep::LateCredit, 1)]);
@@ -545,9 +547,9 @@ fn a_check_out_of_range_leaves_no_trace(kind: Kind) {
 
 fn a_check_that_nobody_waits_for_any_more_is_not_committed(kind: Kind) {
     let (_place, ledger) = ledger(kind);
-    ledger.credit(&[credit("a", "u", 10)]).unwrap();
+    ledger.credit(&[credit("a", "u", 10)], Patience::Usual).unwrap();
     let batch = [check("a", "u", 10, Finding::Closed), check("b", "u", 10, Finding::Paid)];
-    let error = ledger.check(&batch, OnUnpaid::Reverse, Instant::now()).unwrap_err();
+    let error = ledger.check(&batch, OnUnpaid::Reverse, Patience::Usual, Instant::now()).unwrap_err();
     assert!(error.to_string().contains("too late"), "{error}");
     assert_eq!((ledger.balance("u").unwrap(), ledger.payment("b").unwrap()), (10, None));
     assert_right(&*ledger, 1);
@@ -565,7 +567,7 @@ fn credits_that_no_check_has_found_paid_are_counted_and_listed(kind: Kind) {
     let ids = |page: &UnverifiedPage| -> Vec<(String, String)> {
         ledger.unverified(page).unwrap().into_iter().map(|it| (it.since, it.payment_id)).collect()
     };
-    ledger.credit(&["a", "b", "c", "d", "e"].map(|id| credit(id, "u", 1))).unwrap();
+    ledger.credit(&["a", "b", "c", "d", "e"].map(|id| credit(id, "u", 1)), Patience::Usual).unwrap();
     std::thread::sleep(Duration::from_millis(5));
     assert_eq!(ledger.count_unverified(Duration::ZERO).unwrap().unverified, 5);
     steps(&*ledger, &[check("b", "u", 1, Finding::Paid), check("e", "u", 1, Finding::Closed)]);
@@ -614,7 +616,7 @@ fn reading_makes_no_ledger(kind: Kind) {
 
 fn a_check_without_a_claim_leaves_nothing_where_nothing_stands(kind: Kind) {
     let (_place, ledger) = ledger(kind);
-    ledger.credit(&[credit("b", "u", 20), credit("d", "u", 5)]).unwrap();
+    ledger.credit(&[credit("b", "u", 20), credit("d", "u", 5)], Patience::Usual).unwrap();
     let looked_up = |payment: &str, finding| Check { claim: Option::None, ..check(payment, "nobody", 1, finding) };
     // Beside one that has a claim, in one batch and one order.
     let batch = [
@@ -645,15 +647,17 @@ fn what_is_rolled_back_is_not_made_known(kind: Kind) {
     };
     let ledger = pointsd::ledger::open(&place.parsed(), &options);
     let outbox = pointsd::ledger::open_outbox(&place.parsed(), Duration::from_secs(10));
-    quiet.credit(&[credit("quiet", "u", 1)]).unwrap();
+    quiet.credit(&[credit("quiet", "u", 1)], Patience::Usual).unwrap();
     place.execute(&format!("UPDATE points_balances SET balance = {} WHERE user_id = 'u'", MAX_BALANCE - 5));
-    ledger.credit(&[credit("first", "v", 1), credit("too-much", "u", 10)]).unwrap_err();
-    ledger.check(&[check("late", "u", 10, Finding::Paid)], OnUnpaid::Reverse, later()).unwrap_err();
+    ledger.credit(&[credit("first", "v", 1), credit("too-much", "u", 10)], Patience::Usual).unwrap_err();
+    ledger.check(&[check("late", "u", 10, Finding::Paid)], OnUnpaid::Reverse, Patience::Usual, later()).unwrap_err();
     let past = Instant::now();
-    ledger.check(&[check("quiet", "u", 1, Finding::Closed)], OnUnpaid::Reverse, past).unwrap_err();
+    ledger.check(&[check("quiet", "u", 1, Finding::Closed)], OnUnpaid::Reverse, Patience::Usual, past).unwrap_err();
     assert_eq!(outbox.summary().unwrap().rows, 0, "nothing of it was committed");
     // A duplicate makes nothing known either, and neither does a void.
-    let verdicts = ledger.credit(&[credit("first", "v", 1), credit("first", "v", 1), credit("quiet", "u", 1)]).unwrap();
+    let verdicts = ledger
+        .credit(&[credit("first", "v", 1), credit("first", "v", 1), credit("quiet", "u", 1)], Patience::Usual)
+        .unwrap();
     assert_eq!(verdicts, [Verdict::Credited, Verdict::Duplicate { checked: true }, DUPLICATE]);
     let checks = [check("first", "v", 1, Finding::Closed), check("never", "w", 3, Finding::Pending)];
     assert_eq!(steps(&*ledger, &checks), [(CheckStep::Reverse, 1), (CheckStep::Void, 3)]);
@@ -681,8 +685,8 @@ fn rows_are_found_by_their_keys_also_by_statements_that_were_planned_on_an_empty
     let batch: Vec<Credit> = (0..20).map(|n| credit(&format!("p{n}"), "u", 1)).collect();
     let checks: Vec<Check> = (10..20).map(|n| check(&format!("p{n}"), "u", 1, Finding::Paid)).collect();
     let work = || {
-        assert_eq!(ledger.credit(&batch).unwrap().len(), 20);
-        ledger.check(&checks, OnUnpaid::Reverse, Instant::now() + Duration::from_secs(60)).unwrap();
+        assert_eq!(ledger.credit(&batch, Patience::Usual).unwrap().len(), 20);
+        ledger.check(&checks, OnUnpaid::Reverse, Patience::Usual, Instant::now() + Duration::from_secs(60)).unwrap();
     };
     // PostgreSQL keeps a plan after five uses.
     (0..10).for_each(|_| work());
@@ -719,10 +723,10 @@ fn a_commit_that_fails_is_an_error_and_leaves_nothing() {
     );
     let batch = [credit("a", "u", 1), credit("b", "refused", 1)];
     for _ in 0..10 {
-        let error = ledger.credit(&batch).unwrap_err();
+        let error = ledger.credit(&batch, Patience::Usual).unwrap_err();
         assert!(error.to_string().contains("not today"), "{error}");
     }
     assert_right(&*ledger, 0);
-    assert_eq!(ledger.credit(&batch[..1]).unwrap(), [Verdict::Credited]);
+    assert_eq!(ledger.credit(&batch[..1], Patience::Usual).unwrap(), [Verdict::Credited]);
     assert_right(&*ledger, 1);
 }

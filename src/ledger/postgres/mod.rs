@@ -1,10 +1,11 @@
 //! The ledger in PostgreSQL.
 
 mod checks;
+mod locks;
 mod statements;
 
 use super::{
-    Ledger, Options, PaymentRecord, SchemaState, Verification,
+    Ledger, Options, PaymentRecord, Probe, SchemaState, Verification,
     announce::{Announcements, Announcer},
     batch::Sorted,
     migrations, outbox,
@@ -22,9 +23,11 @@ use crate::{
         check::{Check, Checked, OnUnpaid},
         credit::{Credit, Standing, Verdict},
     },
+    pipeline::ports::{LedgerRow, Patience, RowLocks},
 };
 use diesel::{
     PgConnection, RunQueryDsl,
+    connection::SimpleConnection,
     pg::Pg,
     sql_query,
     sql_types::{BigInt, Double, Text},
@@ -43,6 +46,9 @@ const FOR_EVER_SECONDS: f64 = 1e10;
 /// once a connection, perhaps while a table is empty, when reading it through is the best way, and would then go that way
 /// for the rest of the connection's life.
 const FOR_WRITERS: &str = "SET default_transaction_isolation = 'read committed'; SET enable_seqscan = off";
+
+/// For a transaction that other messages wait for, on a row that is known to be locked.
+const BRIEFLY: &str = "SET LOCAL lock_timeout = '100ms'";
 
 /// Held while migrating, by whoever migrates (a number of our own; see `pg_advisory_lock`).
 const MIGRATION_LOCK: i64 = 0x706f_696e_7473_6401;
@@ -82,35 +88,69 @@ impl PostgresLedger {
         &self,
         connection: &mut PgConnection,
         insert: &InsertCredits<'_>,
-        batch: &[Credit],
         sorted: &Sorted<'_>,
+        patience: Patience,
     ) -> Result<New, DatabaseError> {
-        let Some(announcer) = &self.announcer else {
+        if self.announcer.is_none() && patience == Patience::Usual {
             // A statement alone is a transaction: one round trip instead of three.
             return Ok(insert.run(connection)?);
-        };
-        let both = |connection: &mut PgConnection| {
-            let new = insert.run(connection)?;
-            let rows = if matches!(new, New::All) && insert.size() == batch.len() {
-                announcer.credited(batch.iter())
+        }
+        transaction(connection, patience, |connection| Ok(self.insert_within(connection, insert, sorted)?))
+    }
+
+    /// Within a transaction: credits what is new, and writes its events.
+    fn insert_within(
+        &self,
+        connection: &mut PgConnection,
+        insert: &InsertCredits<'_>,
+        sorted: &Sorted<'_>,
+    ) -> diesel::QueryResult<New> {
+        let new = insert.run(connection)?;
+        self.announce(connection, |announcer| {
+            if matches!(new, New::All) && insert.size() == sorted.batch().len() {
+                announcer.credited(sorted.batch().iter())
             } else {
                 announcer.credited(sorted.firsts().filter(|credit| new.has(credit.payment_id.as_str())))
-            };
-            if !rows.is_empty() {
-                outbox::InsertRows(&rows).execute(connection)?;
             }
-            Ok(new)
-        };
-        super::keeping_the_reason(|work| connection.build_transaction().read_committed().run(work), both)
+        })?;
+        Ok(new)
+    }
+
+    /// Within a transaction: the same for checks.
+    fn check_within(
+        &self,
+        connection: &mut PgConnection,
+        checks: &[Check],
+        on_unpaid: OnUnpaid,
+    ) -> diesel::QueryResult<Vec<Checked>> {
+        let checked = checks::check(connection, checks, on_unpaid)?;
+        self.announce(connection, |announcer| announcer.checked(checks, &checked))?;
+        Ok(checked)
     }
 }
 
+/// Runs `work` in a transaction. READ COMMITTED: what is read must be what was locked, not what was there when the
+/// transaction began.
+fn transaction<T>(
+    connection: &mut PgConnection,
+    patience: Patience,
+    work: impl FnOnce(&mut PgConnection) -> Result<T, DatabaseError>,
+) -> Result<T, DatabaseError> {
+    let work = |connection: &mut PgConnection| {
+        if patience == Patience::Brief {
+            connection.batch_execute(BRIEFLY)?;
+        }
+        work(connection)
+    };
+    super::keeping_the_reason(|work| connection.build_transaction().read_committed().run(work), work)
+}
+
 impl Ledger for PostgresLedger {
-    fn credit(&self, batch: &[Credit]) -> Result<Vec<Verdict>, DatabaseError> {
+    fn credit(&self, batch: &[Credit], patience: Patience) -> Result<Vec<Verdict>, DatabaseError> {
         let sorted = Sorted::new(batch);
         let insert = InsertCredits::new(sorted.firsts());
         let mut connection = self.pool.get()?;
-        let verdicts = match self.insert(&mut connection, &insert, batch, &sorted)? {
+        let verdicts = match self.insert(&mut connection, &insert, &sorted, patience)? {
             New::All => sorted.verdicts(|_| true, &HashMap::new()),
             New::Only(inserted) => {
                 // After the commit: what stands in the ledger under a payment id never changes, and this statement sees
@@ -125,15 +165,20 @@ impl Ledger for PostgresLedger {
         verdicts
     }
 
-    fn check(&self, checks: &[Check], on_unpaid: OnUnpaid, deadline: Instant) -> Result<Vec<Checked>, DatabaseError> {
-        let connection = &mut **self.pool.get()?;
-        // READ COMMITTED: what is read must be what was locked, not what was there when the transaction began.
-        let check = |connection: &mut PgConnection| {
-            let checked = checks::check(connection, checks, on_unpaid)?;
-            self.announce(connection, |announcer| announcer.checked(checks, &checked))?;
-            super::in_time(checked, deadline)
-        };
-        super::keeping_the_reason(|work| connection.build_transaction().read_committed().run(work), check)
+    fn check(
+        &self,
+        checks: &[Check],
+        on_unpaid: OnUnpaid,
+        patience: Patience,
+        deadline: Instant,
+    ) -> Result<Vec<Checked>, DatabaseError> {
+        transaction(&mut *self.pool.get()?, patience, |connection| {
+            super::in_time(self.check_within(connection, checks, on_unpaid)?, deadline)
+        })
+    }
+
+    fn row_locks(&self, rows: &[LedgerRow]) -> Result<RowLocks, DatabaseError> {
+        locks::row_locks(&mut self.server.fresh()?, rows)
     }
 
     fn count_unverified(&self, overdue_after: Duration) -> Result<UnverifiedCount, DatabaseError> {
@@ -156,15 +201,19 @@ impl Ledger for PostgresLedger {
         Ok(rows)
     }
 
-    fn probe(&self) -> Result<(), DatabaseError> {
-        // Touching no row of the two tables, it still waits for whoever has locked one of them as a whole.
-        let rows = sql_query(
-            "WITH credits AS (UPDATE points_credits SET points = points WHERE false), \
-                  balances AS (UPDATE points_balances SET balance = balance WHERE false) \
-             UPDATE points_probe SET probed_at = now()",
-        )
-        .execute(&mut self.server.fresh()?)?;
-        super::probed(rows)
+    fn probe(&self, probe: Probe) -> Result<(), DatabaseError> {
+        let connection = &mut self.server.fresh()?;
+        let credits = [super::probe::credit()];
+        let sorted = Sorted::new(&credits);
+        let work = |connection: &mut PgConnection| {
+            self.insert_within(connection, &InsertCredits::new(sorted.firsts()), &sorted)?;
+            if probe == Probe::Checks {
+                self.check_within(connection, &credits.each_ref().map(super::probe::check), OnUnpaid::Reverse)?;
+            }
+            Err(super::probe_done())
+        };
+        super::rolled_back(transaction(connection, Patience::Usual, work))?;
+        super::probed(sql_query("UPDATE points_probe SET probed_at = now()").execute(connection)?)
     }
 
     fn schema(&self) -> Result<SchemaState, DatabaseError> {

@@ -5,7 +5,7 @@ mod schema;
 pub(super) mod statements;
 
 use super::{
-    Access, Ledger, Options, PaymentRecord, SchemaState, Verification,
+    Access, Ledger, Options, PaymentRecord, Probe, SchemaState, Verification,
     announce::Announcer,
     batch::Sorted,
     migrations, outbox,
@@ -23,6 +23,7 @@ use crate::{
         check::{Check, Checked, OnUnpaid},
         credit::{Credit, Verdict},
     },
+    pipeline::ports::Patience,
 };
 use diesel::{
     Connection, RunQueryDsl, SqliteConnection, sql_query,
@@ -88,6 +89,47 @@ impl SqliteLedger {
         Err(DatabaseError::Unreachable(format!("there is no ledger {}", self.file.display())))
     }
 
+    /// Within a transaction: credits what is new, and compares what is not.
+    fn insert(&self, connection: &mut SqliteConnection, sorted: &Sorted<'_>) -> Result<Vec<Verdict>, DatabaseError> {
+        let mut inserted = HashSet::new();
+        let mut standing = HashMap::new();
+        let mut gains: HashMap<&str, i64> = HashMap::new();
+        for credit in sorted.firsts() {
+            let payment = credit.payment_id.as_str();
+            if statements::insert_credit(connection, credit)? {
+                inserted.insert(payment);
+                // Cannot overflow: see `domain::credit::MAX_POINTS_LIMIT`.
+                *gains.entry(credit.user_id.as_str()).or_default() += credit.points.get();
+            } else if let Some(existing) = statements::standing(connection, payment)? {
+                standing.insert(payment.to_owned(), existing);
+            }
+        }
+        if let Some(announcer) = &self.announcer {
+            let new = sorted.firsts().filter(|credit| inserted.contains(credit.payment_id.as_str()));
+            outbox::insert_rows(connection, &announcer.credited(new))?;
+        }
+        let mut gains: Vec<(&str, i64)> = gains.into_iter().collect();
+        gains.sort_unstable();
+        for (user, points) in gains {
+            statements::add_to_balance(connection, user, points)?;
+        }
+        sorted.verdicts(|payment| inserted.contains(payment), &standing)
+    }
+
+    /// Within a transaction: the same for checks.
+    fn apply(
+        &self,
+        connection: &mut SqliteConnection,
+        checks: &[Check],
+        on_unpaid: OnUnpaid,
+    ) -> Result<Vec<Checked>, DatabaseError> {
+        let checked = checks::check(connection, checks, on_unpaid)?;
+        if let Some(announcer) = &self.announcer {
+            outbox::insert_rows(connection, &announcer.checked(checks, &checked))?;
+        }
+        Ok(checked)
+    }
+
     fn fresh(&self) -> Result<SqliteConnection, DatabaseError> {
         self.require_file()?;
         self.database.open()
@@ -95,52 +137,29 @@ impl SqliteLedger {
 }
 
 impl Ledger for SqliteLedger {
-    fn credit(&self, batch: &[Credit]) -> Result<Vec<Verdict>, DatabaseError> {
+    fn credit(&self, batch: &[Credit], _: Patience) -> Result<Vec<Verdict>, DatabaseError> {
         self.require_file()?;
         let sorted = Sorted::new(batch);
         let connection = &mut *self.pool.get()?;
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let credit = |connection: &mut SqliteConnection| {
-            let mut inserted = HashSet::with_capacity(batch.len());
-            let mut standing = HashMap::new();
-            let mut gains: HashMap<&str, i64> = HashMap::new();
-            for credit in sorted.firsts() {
-                let payment = credit.payment_id.as_str();
-                if statements::insert_credit(connection, credit)? {
-                    inserted.insert(payment);
-                    // Cannot overflow: see `domain::credit::MAX_POINTS_LIMIT`.
-                    *gains.entry(credit.user_id.as_str()).or_default() += credit.points.get();
-                } else if let Some(existing) = statements::standing(connection, payment)? {
-                    standing.insert(payment.to_owned(), existing);
-                }
-            }
-            if let Some(announcer) = &self.announcer {
-                let new = sorted.firsts().filter(|credit| inserted.contains(credit.payment_id.as_str()));
-                outbox::insert_rows(connection, &announcer.credited(new))?;
-            }
-            let mut gains: Vec<(&str, i64)> = gains.into_iter().collect();
-            gains.sort_unstable();
-            for (user, points) in gains {
-                statements::add_to_balance(connection, user, points)?;
-            }
-            sorted.verdicts(|payment| inserted.contains(payment), &standing)
-        };
+        let credit = |connection: &mut SqliteConnection| self.insert(connection, &sorted);
         let verdicts = super::keeping_the_reason(|work| connection.immediate_transaction(work), credit)?;
         self.still_the_same()?;
         Ok(verdicts)
     }
 
-    fn check(&self, checks: &[Check], on_unpaid: OnUnpaid, deadline: Instant) -> Result<Vec<Checked>, DatabaseError> {
+    fn check(
+        &self,
+        checks: &[Check],
+        on_unpaid: OnUnpaid,
+        _: Patience,
+        deadline: Instant,
+    ) -> Result<Vec<Checked>, DatabaseError> {
         self.require_file()?;
         let connection = &mut *self.pool.get()?;
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let check = |connection: &mut SqliteConnection| {
-            let checked = checks::check(connection, checks, on_unpaid)?;
-            if let Some(announcer) = &self.announcer {
-                outbox::insert_rows(connection, &announcer.checked(checks, &checked))?;
-            }
-            super::in_time(checked, deadline)
-        };
+        let check =
+            |connection: &mut SqliteConnection| super::in_time(self.apply(connection, checks, on_unpaid)?, deadline);
         let checked = super::keeping_the_reason(|work| connection.immediate_transaction(work), check)?;
         self.still_the_same()?;
         Ok(checked)
@@ -170,10 +189,21 @@ impl Ledger for SqliteLedger {
         Ok(rows)
     }
 
-    fn probe(&self) -> Result<(), DatabaseError> {
+    fn probe(&self, probe: Probe) -> Result<(), DatabaseError> {
+        let connection = &mut self.fresh()?;
+        let credits = [super::probe::credit()];
         // One writer at a time, so that this waits for whatever a credit would wait for.
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let work = |connection: &mut SqliteConnection| -> Result<(), DatabaseError> {
+            self.insert(connection, &Sorted::new(&credits))?;
+            if probe == Probe::Checks {
+                self.apply(connection, &credits.each_ref().map(super::probe::check), OnUnpaid::Reverse)?;
+            }
+            Err(super::probe_done())
+        };
+        super::rolled_back(super::keeping_the_reason(|work| connection.immediate_transaction(work), work))?;
         let now = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
-        let rows = sql_query(format!("UPDATE points_probe SET probed_at = {now}")).execute(&mut self.fresh()?)?;
+        let rows = sql_query(format!("UPDATE points_probe SET probed_at = {now}")).execute(connection)?;
         super::probed(rows)
     }
 

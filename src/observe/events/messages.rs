@@ -3,41 +3,12 @@
 #![allow(clippy::disallowed_macros, reason = "this is the place for them")]
 
 use crate::{
-    domain::{
-        credit::{Credit, Outcome, Verdict},
-        ids::PaymentId,
-        settlement::Reason,
-    },
+    domain::{credit::Outcome, ids::PaymentId, settlement::Reason},
     observe::{metrics as names, status::Part},
 };
 use ::metrics::{counter, gauge, histogram};
 use std::time::Duration;
 use tracing::{debug, warn};
-
-/// A transaction of the ledger was committed.
-pub struct BatchCommitted<'a> {
-    /// What was in it.
-    pub credits: &'a [Credit],
-    /// What the ledger said of each.
-    pub verdicts: &'a [Verdict],
-    /// How long the ledger took.
-    pub took: Duration,
-}
-
-impl BatchCommitted<'_> {
-    /// Tells of it.
-    pub fn emit(self) {
-        let new = self.credits.iter().zip(self.verdicts).filter(|(_, verdict)| **verdict == Verdict::Credited);
-        let (credited, points) = new.fold((0_u64, 0_u64), |(credited, points), (credit, _)| {
-            (credited + 1, points + credit.points.get().unsigned_abs())
-        });
-        counter!(names::POINTS_CREDITED).increment(points);
-        histogram!(names::COMMIT_SECONDS).record(self.took);
-        #[allow(clippy::cast_precision_loss, reason = "a batch has at most 10 000 messages")]
-        histogram!(names::BATCH_SIZE).record(self.credits.len() as f64);
-        debug!(size = self.credits.len(), credited, points, took = ?self.took, "batch committed");
-    }
-}
 
 /// A batch failed for a reason that may pass, and is tried again.
 pub struct BatchRetried<'a> {

@@ -2,11 +2,13 @@
 //! bodies and secrets never.
 
 mod checks;
+mod commits;
 mod daemon;
 mod messages;
 mod outbox;
 
 pub use checks::*;
+pub use commits::*;
 pub use daemon::*;
 pub use messages::*;
 pub use outbox::*;

@@ -230,7 +230,7 @@ fn batch_error(error: DatabaseError) -> BatchError {
     match error.class() {
         Class::Outage => BatchError::Outage(error.into_outage(Dependency::PayStatus)),
         // A query changes nothing and holds no constraint: it may pass like anything else.
-        Class::Permanent | Class::Transient => BatchError::Transient(error.to_string()),
+        Class::Permanent | Class::Locked | Class::Transient => BatchError::Transient(error.to_string()),
     }
 }
 

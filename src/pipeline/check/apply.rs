@@ -2,39 +2,28 @@
 
 use super::{
     CheckPipeline,
-    look_up::{Found, Judged, judge, ledger_id, look_up_once},
+    commit::{Applied, Apply, LOOKING_AGAIN},
+    look_up::{Found, Judged, judge, look_up_once},
     parse::{Batch, Entry},
 };
 use crate::{
     domain::{
-        check::{Check, CheckOutcome, CheckStep, Checked, Claim, Closing, Finding, LedgerState, PaymentStatus},
-        check_message::About,
+        check::{Check, CheckOutcome, CheckStep, Checked, Finding, LedgerState, PaymentStatus},
         ids::PaymentId,
         settlement::{Destination, Reason, Settlement},
         source::Meaning,
         worth::Worth,
     },
-    observe::{events, pulse::Pulse},
+    observe::events,
     pipeline::{
-        ports::{BatchError, MOST_HELD_BACK, Outage, Payment},
-        stages::{Fate, Turn, Work, through},
+        ports::{Outage, Patience, Payment},
+        stages::{Fate, Turn, through},
     },
 };
-use async_trait::async_trait;
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::{Arc, atomic::AtomicBool},
+    time::Instant,
 };
-
-/// The oldest answer that a transaction begins with. Older ones are looked up again. A finding is a second old at most: a
-/// source may hand over an answer when it is [`MOST_HELD_BACK`] old.
-const FRESH: Duration = Duration::from_secs(1).saturating_sub(MOST_HELD_BACK);
-
-/// How long looking up again may take within a commit.
-const LOOKING_AGAIN: Duration = Duration::from_secs(5);
 
 /// A finding of which the ledger must know.
 #[derive(Clone)]
@@ -137,8 +126,13 @@ impl CheckPipeline {
             }
             let room = self.brake.room(rest.as_slice().iter().map(|candidate| candidate.finding));
             let part: Arc<[Candidate]> = rest.by_ref().take(room).collect();
-            let work =
-                Apply { pipeline: self, entries: group.entries, pulse: turn.pulse, tried: AtomicBool::default() };
+            let work = Apply {
+                pipeline: self,
+                entries: group.entries,
+                candidates: &part,
+                pulse: turn.pulse,
+                tried: AtomicBool::default(),
+            };
             let (fates, outage) = through(&work, &part, self.immediate_attempts, turn).await;
             for (candidate, fate) in part.iter().zip(fates) {
                 let entry = &group.entries[candidate.entry];
@@ -207,7 +201,7 @@ impl CheckPipeline {
         checks.dedup_by(|later, first| later.payment_id == first.payment_id);
         for part in checks.chunks(crate::domain::credit::MAX_BATCH) {
             turn.pulse.beat();
-            if let Err(error) = self.ledger.check(part.into(), self.policy.on_unpaid).await {
+            if let Err(error) = self.ledger.check(part.into(), self.policy.on_unpaid, Patience::Usual).await {
                 events::ParkedNotNoted { payments: part.len(), error: &error.to_string() }.emit();
             }
         }
@@ -250,133 +244,5 @@ fn not_creditable(worth: Option<Worth>) -> CheckOutcome {
         Some(Worth::Invalid(error)) => CheckOutcome::Rejected(error),
         Some(Worth::Nothing) => CheckOutcome::Ignored,
         Some(Worth::Points(..)) | None => CheckOutcome::Rejected("the payment has no record to credit it from".into()),
-    }
-}
-
-/// What the ledger is told.
-fn check_of(entry: &Entry, candidate: &Candidate) -> Option<Check> {
-    let Candidate { finding, payment, .. } = candidate;
-    let check = entry.check()?;
-    let claim = match &check.about {
-        About::Claim(claim) => Some(claim.clone()),
-        About::Notification { .. } | About::Record => match &payment.worth {
-            Some(Worth::Points(user_id, points)) if *finding == Finding::Paid => {
-                Some(Claim { user_id: user_id.clone(), points: *points })
-            }
-            _ => None,
-        },
-    };
-    // What a person must decide writes no credit.
-    let claim = claim.filter(|_| !matches!(finding, Finding::ForPerson(_)));
-    let closes = entry.meaning() == Some(Meaning::Created) && entry.turn.used_up && *finding == Finding::Closed;
-    let user_id = || payment.user.clone().filter(|user| !user.is_empty());
-    Some(Check {
-        payment_id: ledger_id(check, payment),
-        claim,
-        finding: *finding,
-        spelling: payment.id.clone().filter(|_| *finding == Finding::Misspelt),
-        closing: closes.then(|| Closing { user_id: user_id() }),
-    })
-}
-
-/// What became of a candidate.
-enum Applied {
-    Done(Checked),
-    /// The source says something else by now.
-    Changed,
-}
-
-/// A transaction of the ledger. Only its first attempt may use what was found before: until a further one anything may
-/// have happened.
-struct Apply<'a> {
-    pipeline: &'a CheckPipeline,
-    entries: &'a [Entry],
-    pulse: &'a Pulse,
-    tried: AtomicBool,
-}
-
-#[async_trait]
-impl Work for Apply<'_> {
-    type Item = Candidate;
-    type Done = Applied;
-
-    async fn attempt(&self, batch: Arc<[Candidate]>) -> Result<Vec<Applied>, BatchError> {
-        let fresh = batch.iter().all(|candidate| candidate.at.elapsed() < FRESH);
-        let first = !self.tried.swap(true, Ordering::Relaxed);
-        if fresh && first {
-            return self.commit(batch.iter().map(|candidate| Some(candidate.clone())).collect()).await;
-        }
-        let again = self.look_up_again(&batch).await?;
-        self.pulse.beat();
-        self.commit(again).await
-    }
-
-    async fn probe(&self) -> Result<(), Outage> {
-        self.pipeline.ledger.probe().await
-    }
-}
-
-impl Apply<'_> {
-    /// The candidates as the source has them now; `None` where that leads to another finding, or where the source has not
-    /// said it a moment ago.
-    async fn look_up_again(&self, batch: &[Candidate]) -> Result<Vec<Option<Candidate>>, BatchError> {
-        let entry = |candidate: &Candidate| &self.entries[candidate.entry];
-        let payments = super::look_up::distinct_payment_ids(batch.iter().map(entry));
-        let until = Instant::now() + LOOKING_AGAIN;
-        // A failure of the source's is no failure of the ledger's: what is not answered is looked up again.
-        let answers = look_up_once(&*self.pipeline.source, &payments, until).await?;
-        Ok(batch
-            .iter()
-            .map(|candidate| {
-                let check = entry(candidate).check()?;
-                let index = payments.binary_search(&check.payment_id).ok()?;
-                let (payment, at) = answers.get(index)?.clone().filter(|(_, at)| at.elapsed() < FRESH)?;
-                match judge(entry(candidate), payment) {
-                    Judged::Finding(finding, payment) if finding == candidate.finding => {
-                        Some(Candidate { entry: candidate.entry, finding, payment, at })
-                    }
-                    _ => None,
-                }
-            })
-            .collect())
-    }
-
-    async fn commit(&self, batch: Vec<Option<Candidate>>) -> Result<Vec<Applied>, BatchError> {
-        let checks: Vec<Option<Check>> = batch
-            .iter()
-            .map(|candidate| candidate.as_ref().and_then(|it| check_of(&self.entries[it.entry], it)))
-            .collect();
-        let mut merged: Vec<Check> = checks.iter().flatten().cloned().collect();
-        merged.sort_by(|a, b| a.payment_id.cmp(&b.payment_id));
-        merged.dedup_by(|later, first| {
-            let same = later.payment_id == first.payment_id;
-            if same {
-                first.take_over(later);
-            }
-            same
-        });
-        if merged.is_empty() {
-            return Ok(checks.iter().map(|_| Applied::Changed).collect());
-        }
-        let (ledger, on_unpaid) = (&self.pipeline.ledger, self.pipeline.policy.on_unpaid);
-        let merged: Arc<[Check]> = merged.into();
-        let begun = Instant::now();
-        let mut checked = ledger.check(Arc::clone(&merged), on_unpaid).await?;
-        events::ChecksCommitted { checks: &merged, checked: &checked, took: begun.elapsed() }.emit();
-        let applied = checks.iter().map(|check| {
-            let index = check
-                .as_ref()
-                .and_then(|check| merged.binary_search_by(|it| it.payment_id.cmp(&check.payment_id)).ok());
-            let Some((check, checked)) = index.and_then(|index| Some((merged.get(index)?, checked.get_mut(index)?)))
-            else {
-                return Applied::Changed;
-            };
-            let this = checked.clone();
-            // Another message of the same payment finds what this one has left.
-            checked.step = check.decide(checked.state, on_unpaid);
-            checked.state = checked.step.leaves(checked.state);
-            Applied::Done(this)
-        });
-        Ok(applied.collect())
     }
 }

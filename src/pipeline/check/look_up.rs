@@ -101,7 +101,7 @@ pub(super) async fn look_up_once(
     };
     match source.look_up(Arc::clone(payments), until, &mut take).await {
         Err(BatchError::Outage(outage)) => Err(outage),
-        Ok(()) | Err(BatchError::Refused(_) | BatchError::Transient(_)) => Ok(answers),
+        Ok(()) | Err(BatchError::Refused(_) | BatchError::Locked(_) | BatchError::Transient(_)) => Ok(answers),
     }
 }
 

@@ -6,12 +6,14 @@
 
 mod apply;
 pub mod brake;
+mod commit;
 mod copies;
 mod look_up;
 mod parse;
 mod payment_rows;
 
 use super::{
+    locked::LockedRows,
     ports::{CheckLedger, Deliveries, Dependency, Message, Outage, PaymentSource},
     stages::{Interrupted, Turn},
 };
@@ -61,6 +63,8 @@ pub struct CheckPipeline {
     pub source: Arc<dyn PaymentSource>,
     /// What is brought to agree with it.
     pub ledger: Arc<dyn CheckLedger>,
+    /// Rows of the ledger that are known to be locked.
+    pub locked: Arc<LockedRows>,
     /// How often and when a credit is checked, and what is done in the end.
     pub policy: CheckPolicy,
     /// How large check messages may be; also how many payments are looked up and committed together.

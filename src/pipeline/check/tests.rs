@@ -15,7 +15,7 @@ use crate::{
     },
     observe::pulse::{Pulse, Pulses},
     pipeline::ports::{
-        Answers, BatchError, Confirmed, CopyBody, FirstChecks, Forward, Lookup, Origin, Payment, RowStatus,
+        Answers, BatchError, Confirmed, CopyBody, FirstChecks, Forward, Lookup, Origin, Patience, Payment, RowStatus,
     },
 };
 use async_trait::async_trait;
@@ -129,7 +129,7 @@ struct Memory {
 
 #[async_trait]
 impl CheckLedger for Memory {
-    async fn check(&self, batch: Arc<[Check]>, on_unpaid: OnUnpaid) -> Result<Vec<Checked>, BatchError> {
+    async fn check(&self, batch: Arc<[Check]>, on_unpaid: OnUnpaid, _: Patience) -> Result<Vec<Checked>, BatchError> {
         let ids: Vec<String> = batch.iter().map(|check| check.payment_id.to_string()).collect();
         assert!(ids.is_sorted() && ids.windows(2).all(|pair| pair[0] != pair[1]), "in order, each once: {ids:?}");
         if batch.iter().all(|check| matches!(check.finding, crate::domain::check::Finding::ForPerson(_))) {
@@ -239,6 +239,7 @@ fn world(brake_after: u32) -> World {
         format: Format { shape: Shape::default(), max_body_bytes: 1000, max_points: 100, payment_ids: IdRule::Any },
         source: Arc::clone(&source) as Arc<dyn PaymentSource>,
         ledger: Arc::clone(&ledger) as Arc<dyn CheckLedger>,
+        locked: Arc::default(),
         policy: CheckPolicy::new(delay("1s"), vec![delay("2s")], OnUnpaid::Reverse),
         limits: Limits { entries: 100, bytes: 65_536 },
         immediate_attempts: 2,

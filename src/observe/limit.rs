@@ -1,0 +1,79 @@
+//! Log lines that are limited: so many a second, and then a count of the others.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// The limit of one kind of line, for the whole process.
+#[derive(Debug)]
+pub struct Limit {
+    lines_per_second: u32,
+    second: Mutex<Option<Second>>,
+}
+
+#[derive(Debug)]
+struct Second {
+    begun: Instant,
+    written: u32,
+    suppressed: u64,
+}
+
+impl Limit {
+    /// At most `lines_per_second` lines in a second that begins with the first of them.
+    pub const fn new(lines_per_second: u32) -> Self {
+        Self { lines_per_second, second: Mutex::new(None) }
+    }
+
+    /// Whether a line may be written now: `Some` with the number of lines that were suppressed since the last one, `None`
+    /// when this one is suppressed, too.
+    pub fn admit(&self) -> Option<u64> {
+        self.admit_at(Instant::now())
+    }
+
+    fn admit_at(&self, now: Instant) -> Option<u64> {
+        let mut second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = second.get_or_insert(Second { begun: now, written: 0, suppressed: 0 });
+        if now.duration_since(current.begun) >= Duration::from_secs(1) {
+            *current = Second { begun: now, written: 0, suppressed: current.suppressed };
+        }
+        if current.written < self.lines_per_second {
+            current.written += 1;
+            return Some(std::mem::take(&mut current.suppressed));
+        }
+        current.suppressed += 1;
+        None
+    }
+
+    /// The number of lines that were suppressed, once the second in which that happened is over and no other line reported
+    /// them.
+    pub fn overdue(&self) -> Option<u64> {
+        self.overdue_at(Instant::now())
+    }
+
+    fn overdue_at(&self, now: Instant) -> Option<u64> {
+        let mut second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = second.as_mut()?;
+        let is_over = now.duration_since(current.begun) >= Duration::from_secs(1);
+        (is_over && current.suppressed > 0).then(|| std::mem::take(&mut current.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_beyond_the_limit_are_counted_and_the_count_is_reported_once() {
+        let limit = Limit::new(2);
+        let begun = Instant::now();
+        let at = |milliseconds| begun + Duration::from_millis(milliseconds);
+        let admitted: Vec<Option<u64>> = [0, 10, 20, 999].map(|time| limit.admit_at(at(time))).to_vec();
+        assert_eq!(admitted, [Some(0), Some(0), None, None]);
+        assert_eq!(limit.overdue_at(at(999)), None, "the second is not over");
+        assert_eq!(limit.admit_at(at(1000)), Some(2));
+        assert_eq!(limit.overdue_at(at(5000)), None, "reported already");
+        assert_eq!([1100, 1200].map(|time| limit.admit_at(at(time))), [Some(0), None]);
+        assert_eq!((limit.overdue_at(at(2000)), limit.overdue_at(at(3000))), (Some(1), None));
+    }
+}

@@ -1,0 +1,200 @@
+//! A batch of findings as one transaction of the ledger, its findings looked up again where they are not fresh.
+
+use super::{
+    CheckPipeline,
+    apply::Candidate,
+    look_up::{Judged, judge, ledger_id, look_up_once},
+    parse::Entry,
+};
+use crate::{
+    domain::{
+        check::{Check, Checked, Claim, Closing, Finding},
+        check_message::About,
+        source::Meaning,
+        worth::Worth,
+    },
+    observe::{events, pulse::Pulse},
+    pipeline::{
+        locked::LockedRows,
+        ports::{BatchError, LedgerRow, MOST_HELD_BACK, Outage, Patience, RowLocks},
+        stages::Work,
+    },
+};
+use async_trait::async_trait;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// The oldest answer that a transaction begins with. Older ones are looked up again. A finding is a second old at most: a
+/// source may hand over an answer when it is [`MOST_HELD_BACK`] old.
+const FRESH: Duration = Duration::from_secs(1).saturating_sub(MOST_HELD_BACK);
+
+/// How long looking up again may take within a commit.
+pub(super) const LOOKING_AGAIN: Duration = Duration::from_secs(5);
+
+/// What the ledger is told.
+fn check_of(entry: &Entry, candidate: &Candidate) -> Option<Check> {
+    let Candidate { finding, payment, .. } = candidate;
+    let check = entry.check()?;
+    let claim = match &check.about {
+        About::Claim(claim) => Some(claim.clone()),
+        About::Notification { .. } | About::Record => match &payment.worth {
+            Some(Worth::Points(user_id, points)) if *finding == Finding::Paid => {
+                Some(Claim { user_id: user_id.clone(), points: *points })
+            }
+            _ => None,
+        },
+    };
+    // What a person must decide writes no credit.
+    let claim = claim.filter(|_| !matches!(finding, Finding::ForPerson(_)));
+    let closes = entry.meaning() == Some(Meaning::Created) && entry.turn.used_up && *finding == Finding::Closed;
+    let user_id = || payment.user.clone().filter(|user| !user.is_empty());
+    Some(Check {
+        payment_id: ledger_id(check, payment),
+        claim,
+        finding: *finding,
+        spelling: payment.id.clone().filter(|_| *finding == Finding::Misspelt),
+        closing: closes.then(|| Closing { user_id: user_id() }),
+    })
+}
+
+/// What became of a candidate.
+pub(super) enum Applied {
+    Done(Checked),
+    /// The source says something else by now.
+    Changed,
+}
+
+/// A transaction of the ledger. Only its first attempt may use what was found before: until a further one anything may
+/// have happened.
+pub(super) struct Apply<'a> {
+    pub(super) pipeline: &'a CheckPipeline,
+    pub(super) entries: &'a [Entry],
+    pub(super) candidates: &'a [Candidate],
+    pub(super) pulse: &'a Pulse,
+    pub(super) tried: AtomicBool,
+}
+
+#[async_trait]
+impl Work for Apply<'_> {
+    type Item = Candidate;
+    type Done = Applied;
+
+    async fn attempt(&self, batch: Arc<[Candidate]>) -> Result<Vec<Applied>, BatchError> {
+        self.attempt(&batch, Patience::Usual).await
+    }
+
+    async fn attempt_briefly(&self, batch: Arc<[Candidate]>) -> Result<Vec<Applied>, BatchError> {
+        self.attempt(&batch, Patience::Brief).await
+    }
+
+    async fn probe(&self) -> Result<(), Outage> {
+        self.pipeline.ledger.probe().await
+    }
+
+    fn locked_rows(&self) -> Option<&LockedRows> {
+        Some(&self.pipeline.locked)
+    }
+
+    fn rows(&self, candidate: &Candidate) -> Vec<LedgerRow> {
+        let Some(check) = check_of(&self.entries[candidate.entry], candidate) else { return Vec::new() };
+        let user = check.claim.map(|claim| LedgerRow::User(claim.user_id));
+        std::iter::once(LedgerRow::Payment(check.payment_id)).chain(user).collect()
+    }
+
+    fn is_last(&self, index: usize) -> bool {
+        let entry = self.candidates.get(index).map(|candidate| &self.entries[candidate.entry]);
+        entry.is_some_and(|entry| self.pipeline.retry.next(entry.retries_taken).is_none())
+    }
+
+    async fn row_locks(&self, rows: Vec<LedgerRow>) -> Result<RowLocks, Outage> {
+        self.pipeline.ledger.row_locks(rows).await
+    }
+}
+
+impl Apply<'_> {
+    async fn attempt(&self, batch: &[Candidate], patience: Patience) -> Result<Vec<Applied>, BatchError> {
+        let fresh = batch.iter().all(|candidate| candidate.at.elapsed() < FRESH);
+        let first = !self.tried.swap(true, Ordering::Relaxed);
+        if fresh && first {
+            return self.commit(batch.iter().map(|candidate| Some(candidate.clone())).collect(), patience).await;
+        }
+        let again = self.look_up_again(batch).await?;
+        self.pulse.beat();
+        self.commit(again, patience).await
+    }
+
+    /// The candidates as the source has them now; `None` where that leads to another finding, or where the source has not
+    /// said it a moment ago.
+    async fn look_up_again(&self, batch: &[Candidate]) -> Result<Vec<Option<Candidate>>, BatchError> {
+        let entry = |candidate: &Candidate| &self.entries[candidate.entry];
+        let payments = super::look_up::distinct_payment_ids(batch.iter().map(entry));
+        let until = Instant::now() + LOOKING_AGAIN;
+        // A failure of the source's is no failure of the ledger's: what is not answered is looked up again.
+        let answers = look_up_once(&*self.pipeline.source, &payments, until).await?;
+        Ok(batch
+            .iter()
+            .map(|candidate| {
+                let check = entry(candidate).check()?;
+                let index = payments.binary_search(&check.payment_id).ok()?;
+                let (payment, at) = answers.get(index)?.clone().filter(|(_, at)| at.elapsed() < FRESH)?;
+                match judge(entry(candidate), payment) {
+                    Judged::Finding(finding, payment) if finding == candidate.finding => {
+                        Some(Candidate { entry: candidate.entry, finding, payment, at })
+                    }
+                    _ => None,
+                }
+            })
+            .collect())
+    }
+
+    async fn commit(&self, batch: Vec<Option<Candidate>>, patience: Patience) -> Result<Vec<Applied>, BatchError> {
+        let checks: Vec<Option<Check>> = batch
+            .iter()
+            .map(|candidate| candidate.as_ref().and_then(|it| check_of(&self.entries[it.entry], it)))
+            .collect();
+        let mut merged: Vec<Check> = checks.iter().flatten().cloned().collect();
+        merged.sort_by(|a, b| a.payment_id.cmp(&b.payment_id));
+        merged.dedup_by(|later, first| {
+            let same = later.payment_id == first.payment_id;
+            if same {
+                first.take_over(later);
+            }
+            same
+        });
+        if merged.is_empty() {
+            return Ok(checks.iter().map(|_| Applied::Changed).collect());
+        }
+        let (ledger, on_unpaid) = (&self.pipeline.ledger, self.pipeline.policy.on_unpaid);
+        let merged: Arc<[Check]> = merged.into();
+        let begun = Instant::now();
+        let committed = ledger.check(Arc::clone(&merged), on_unpaid, patience).await;
+        let took = begun.elapsed();
+        let mut checked = committed.inspect_err(|reason| {
+            if patience == Patience::Usual {
+                let (part, size) = (self.pipeline.part, merged.len());
+                events::CommitFailed { part, size, took, reason }.emit();
+            }
+        })?;
+        events::ChecksCommitted { checks: &merged, checked: &checked, took }.emit();
+        let applied = checks.iter().map(|check| {
+            let index = check
+                .as_ref()
+                .and_then(|check| merged.binary_search_by(|it| it.payment_id.cmp(&check.payment_id)).ok());
+            let Some((check, checked)) = index.and_then(|index| Some((merged.get(index)?, checked.get_mut(index)?)))
+            else {
+                return Applied::Changed;
+            };
+            let this = checked.clone();
+            // Another message of the same payment finds what this one has left.
+            checked.step = check.decide(checked.state, on_unpaid);
+            checked.state = checked.step.leaves(checked.state);
+            Applied::Done(this)
+        });
+        Ok(applied.collect())
+    }
+}
