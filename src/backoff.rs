@@ -9,10 +9,12 @@ const IMMEDIATE_FIRST: Duration = Duration::from_millis(20);
 const IMMEDIATE_LONGEST: Duration = Duration::from_millis(500);
 /// The immediate stage ends here, however many attempts are left.
 const IMMEDIATE_TIME: Duration = Duration::from_secs(20);
-/// The first pause while a dependency is down.
-const OUTAGE_FIRST: Duration = Duration::from_millis(200);
-/// The longest pause while a dependency is down: how late its return may be noticed.
-const OUTAGE_LONGEST: Duration = Duration::from_secs(15);
+/// The longest pause between two probes of a dependency that is down: its return is noticed within a second.
+const BETWEEN_PROBES: Duration = Duration::from_secs(1);
+/// The first pause after a session that settled nothing.
+const FRUITLESS_FIRST: Duration = Duration::from_millis(200);
+/// The longest pause between sessions that settle nothing.
+const FRUITLESS_LONGEST: Duration = Duration::from_secs(15);
 
 /// Exponential with jitter; `most` bounds the time since the first pause. The crate bounds time only: attempts are
 /// counted here.
@@ -32,23 +34,34 @@ pub fn immediate(attempts: u32) -> impl Iterator<Item = Duration> {
     (1..attempts).map_while(move |_| backoff.next_backoff())
 }
 
-/// The pauses while a dependency is down: they grow to a cap and never end.
+/// The pause before the next probe of a dependency that is down: about a second, with jitter, so that many daemons do not
+/// probe at the same moment.
+pub fn between_probes() -> Duration {
+    let mut backoff = ExponentialBackoffBuilder::new()
+        .with_initial_interval(BETWEEN_PROBES.mul_f64(0.8))
+        .with_randomization_factor(0.2)
+        .build();
+    backoff.next_backoff().unwrap_or(BETWEEN_PROBES)
+}
+
+/// The pauses between sessions that settle nothing although their probes succeed: each of them gives deliveries back, which
+/// counts against these. The pauses grow to a cap and never end.
 #[derive(Debug)]
 pub struct Pace(ExponentialBackoff);
 
 impl Default for Pace {
     fn default() -> Self {
-        Self(exponential(OUTAGE_FIRST, OUTAGE_LONGEST, None))
+        Self(exponential(FRUITLESS_FIRST, FRUITLESS_LONGEST, None))
     }
 }
 
 impl Pace {
-    /// How long to wait before the next attempt.
+    /// How long to wait before the next session.
     pub fn next_pause(&mut self) -> Duration {
-        self.0.next_backoff().unwrap_or(OUTAGE_LONGEST)
+        self.0.next_backoff().unwrap_or(FRUITLESS_LONGEST)
     }
 
-    /// The dependency works: the next outage begins with a short pause again.
+    /// A session settled something: the next pause is a short one again.
     pub fn reset(&mut self) {
         self.0.reset();
     }
@@ -66,13 +79,20 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_is_waited_for_without_end_and_with_a_cap() {
-        let mut outage = Pace::default();
-        let first = outage.next_pause();
+    fn the_return_of_a_dependency_is_noticed_within_a_second() {
+        let pauses: Vec<Duration> = (0..1000).map(|_| between_probes()).collect();
+        assert!(pauses.iter().all(|pause| (Duration::from_millis(600)..=BETWEEN_PROBES).contains(pause)), "{pauses:?}");
+    }
+
+    #[test]
+    fn pauses_between_fruitless_sessions_grow_to_a_cap_and_never_end() {
+        let mut pace = Pace::default();
+        let first = pace.next_pause();
         assert!(first < Duration::from_millis(300), "{first:?}");
-        let late: Vec<_> = (0..1000).map(|_| outage.next_pause()).skip(20).collect();
-        assert!(late.iter().all(|pause| (OUTAGE_LONGEST.mul_f64(0.7)..=OUTAGE_LONGEST.mul_f64(1.3)).contains(pause)));
-        outage.reset();
-        assert!(outage.next_pause() < Duration::from_millis(300));
+        let late: Vec<_> = (0..1000).map(|_| pace.next_pause()).skip(20).collect();
+        let range = FRUITLESS_LONGEST.mul_f64(0.7)..=FRUITLESS_LONGEST.mul_f64(1.3);
+        assert!(late.iter().all(|pause| range.contains(pause)));
+        pace.reset();
+        assert!(pace.next_pause() < Duration::from_millis(300));
     }
 }

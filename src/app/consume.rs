@@ -31,6 +31,9 @@ const OPENING_TIME: Duration = Duration::from_secs(300);
 pub(super) enum Opening {
     /// With the prefetch of its line.
     Full,
+    /// After an outage: one message at a time until one has had its effect. If the dependency fails again, only that one is
+    /// given back, which the broker counts.
+    One,
     /// One message at a time for a while, so that one that ends the connection by being unreadable is alone in being
     /// counted by the broker.
     Careful,
@@ -53,7 +56,20 @@ pub(super) enum Ended {
         lived: Duration,
         /// The next session must be careful.
         unreadable: bool,
+        /// How far it came.
+        progress: Progress,
     },
+}
+
+/// How far a session came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// The broker did not let it begin, or delivered nothing: it cost no delivery.
+    TookNothing,
+    /// Nothing of what was delivered was settled.
+    SettledNothing,
+    /// Something had its effect, and was settled.
+    Settled,
 }
 
 /// What the workers of a session find out together.
@@ -61,6 +77,20 @@ pub(super) enum Ended {
 pub(super) struct Findings {
     /// Deliveries were held for too long.
     pub(super) held_too_long: AtomicBool,
+    /// Something was delivered.
+    pub(super) taken: AtomicBool,
+    /// Something had its effect, and was settled.
+    pub(super) settled: AtomicBool,
+}
+
+impl Findings {
+    fn progress(&self) -> Progress {
+        match (self.taken.load(Ordering::Relaxed), self.settled.load(Ordering::Relaxed)) {
+            (_, true) => Progress::Settled,
+            (true, false) => Progress::SettledNothing,
+            (false, false) => Progress::TookNothing,
+        }
+    }
 }
 
 impl App {
@@ -69,7 +99,7 @@ impl App {
         let pulse = self.pulses.begin("connect", OPENING_TIME);
         let prefetch = match opening {
             Opening::Full => line.prefetch,
-            Opening::Careful | Opening::Slow => 1,
+            Opening::One | Opening::Careful | Opening::Slow => 1,
             Opening::Trial(deliveries) => deliveries.min(line.prefetch),
         };
         let opened = self.until_stopped(line.sessions.open(prefetch)).await;
@@ -78,7 +108,9 @@ impl App {
         let consumer = match opened {
             None => return Ended::InOrder,
             Some(Ok(consumer)) => Arc::new(consumer),
-            Some(Err(error)) => return outage(error.into_outage(), Duration::ZERO, careful),
+            Some(Err(error)) => {
+                return outage(error.into_outage(), Duration::ZERO, careful, Progress::TookNothing);
+            }
         };
         let begun = Instant::now();
         let part = line.part();
@@ -106,7 +138,7 @@ impl App {
         match left.outage {
             None if findings.held_too_long.load(Ordering::Relaxed) => Ended::HeldTooLong,
             None => Ended::InOrder,
-            Some(cause) => outage(cause, begun.elapsed(), unreadable),
+            Some(cause) => outage(cause, begun.elapsed(), unreadable, findings.progress()),
         }
     }
 
@@ -155,8 +187,8 @@ impl App {
     }
 }
 
-fn outage(outage: Outage, lived: Duration, unreadable: bool) -> Ended {
-    Ended::Outage { outage, lived, unreadable }
+fn outage(outage: Outage, lived: Duration, unreadable: bool, progress: Progress) -> Ended {
+    Ended::Outage { outage, lived, unreadable, progress }
 }
 
 /// A broker that takes no messages, or whose queues are gone, is down also while nothing has to be published: whatever is

@@ -3,12 +3,12 @@
 mod consume;
 mod line;
 mod ready;
+mod recovery;
 mod relay;
 mod watchdog;
 mod worker;
 
 use crate::{
-    backoff,
     config::{LedgerSettings, Settings, SourceKind},
     database::{DatabaseUrl, Guarded},
     domain::{check::CheckOutcome, credit::Outcome},
@@ -24,17 +24,16 @@ use crate::{
         check::{CheckPipeline, brake::SharedBrake},
         credit::{CheckScheduling, CreditPipeline},
         locked::LockedRows,
-        ports::{CheckLedger, CreditLedger, Dependency, Outage},
+        ports::{CheckLedger, CreditLedger},
     },
 };
 use anyhow::Context as _;
-use consume::{Ended, Opening};
 use futures_util::future::join_all;
 use line::{Line, Pipeline};
 pub use ready::{prepare, refuse_unless_current};
 use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -135,8 +134,7 @@ impl App {
     async fn work(&self, hangup: Signal) -> anyhow::Result<()> {
         let lines = self.lines()?;
         release_on_hangup(hangup, &lines);
-        let mut pace = backoff::Pace::default();
-        if self.until_stopped(self.ledger_ready(&mut pace)).await.transpose()?.is_none() {
+        if self.until_stopped(self.ledger_ready()).await.transpose()?.is_none() {
             return Ok(());
         }
         tokio::join!(
@@ -207,103 +205,9 @@ impl App {
         }))
     }
 
-    /// One session after the other, until the daemon is told to stop.
-    async fn keep_consuming(&self, line: &Line) {
-        let (mut opening, mut slow, mut pace) = (Opening::Full, false, backoff::Pace::default());
-        let mut trials = Trials::default();
-        while !self.stop.is_cancelled() {
-            match self.consume(line, opening).await {
-                Ended::InOrder => {
-                    slow &= opening != Opening::Slow;
-                    opening = if slow { Opening::Slow } else { Opening::Full };
-                    trials = Trials::default();
-                }
-                Ended::HeldTooLong => {
-                    events::HeldTooLong { queue: line.sessions.queue() }.emit();
-                    slow = true;
-                    opening = Opening::Slow;
-                }
-                Ended::Outage { outage, lived, unreadable } => {
-                    // A message that cannot be read is alone now, and is best counted out soon.
-                    if unreadable || lived > LONG_SESSION {
-                        pace.reset();
-                    }
-                    // A trial takes its time where nothing is answered.
-                    if !matches!(opening, Opening::Trial(_)) && lived > LONG_SESSION {
-                        trials = Trials::default();
-                    }
-                    let recovered = self.recovered(line, outage, &mut pace, &mut trials);
-                    let Some(next) = self.until_stopped(recovered).await else { break };
-                    opening = match next {
-                        Opening::Full if unreadable => Opening::Careful,
-                        Opening::Full if slow => Opening::Slow,
-                        next => next,
-                    };
-                }
-            }
-        }
-    }
-
     /// `None` when the daemon is told to stop meanwhile.
     async fn until_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         self.stop.run_until_cancelled(work).await
-    }
-
-    /// Waits after an outage: a pause, and then until a probe is answered. The broker is probed by consuming again, and
-    /// a brake waits for a person. Returns how the next session begins.
-    async fn recovered(&self, line: &Line, outage: Outage, pace: &mut backoff::Pace, trials: &mut Trials) -> Opening {
-        let (part, mut outage) = (line.part(), outage);
-        loop {
-            if let Some((brake, released)) = line.brake() {
-                // It is what is waited for, whatever else has ended the session.
-                if outage.dependency != brake.dependency {
-                    self.status.resume(part, outage.dependency);
-                }
-                self.status.pause(part, &brake);
-                released.await;
-                self.status.resume(part, brake.dependency);
-                return Opening::Full;
-            }
-            self.status.pause(part, &outage);
-            self.pause(pace).await;
-            let pulse = |step| self.pulses.begin("probe", step + SLACK);
-            let probed = match (outage.dependency, line.pipeline.longest_probe()) {
-                (Dependency::Ledger, _) => {
-                    let _pulse = pulse(self.settings.ledger.timeout);
-                    line.pipeline.probe_ledger().await
-                }
-                (Dependency::PayStatus, Some(longest)) => {
-                    let _pulse = pulse(longest);
-                    line.pipeline.probe_source().await
-                }
-                (Dependency::Broker, _) | (Dependency::PayStatus, None) => return Opening::Full,
-            };
-            match probed {
-                Ok(()) => {
-                    *trials = Trials::default();
-                    self.status.resume(part, outage.dependency);
-                    return Opening::Full;
-                }
-                // What a probe asks for may fail for reasons of its own: others are tried, seldom and few at first, because
-                // each time deliveries go back, which counts against them. It stays told as paused until that has gone well.
-                Err(again) if again.dependency == Dependency::PayStatus => match trials.next(Instant::now()) {
-                    Some(deliveries) => return Opening::Trial(deliveries),
-                    None => outage = again,
-                },
-                Err(again) => {
-                    if again.dependency != outage.dependency {
-                        self.status.resume(part, outage.dependency);
-                    }
-                    outage = again;
-                }
-            }
-        }
-    }
-
-    async fn pause(&self, pace: &mut backoff::Pace) {
-        let pause = pace.next_pause();
-        let _pulse = self.pulses.begin("outage", pause + SLACK);
-        tokio::time::sleep(pause).await;
     }
 
     /// Counts the credits that no check has found paid. While the ledger is down the metrics keep the last numbers.
@@ -325,27 +229,6 @@ impl App {
     }
 }
 
-/// Sessions that are tried although probes of the payment source fail.
-#[derive(Debug, Default)]
-struct Trials {
-    /// When the last one was; at first, when a probe failed first.
-    since: Option<Instant>,
-    begun: u32,
-}
-
-impl Trials {
-    /// A probe has failed. Once a minute: with how many deliveries a session is tried, each time twice as many.
-    fn next(&mut self, now: Instant) -> Option<u16> {
-        let since = *self.since.get_or_insert(now);
-        if now.duration_since(since) < BETWEEN_TRIALS {
-            return None;
-        }
-        self.since = Some(now);
-        self.begun += 1;
-        Some(1_u16.checked_shl(self.begun - 1).filter(|deliveries| *deliveries > 0).unwrap_or(u16::MAX))
-    }
-}
-
 /// SIGHUP (`systemctl reload`) releases the brake. Without checks it changes nothing, and ends nothing.
 fn release_on_hangup(mut hangup: Signal, lines: &[Line]) {
     let pipelines: Vec<Pipeline> = lines.iter().map(|line| line.pipeline.clone()).collect();
@@ -357,33 +240,8 @@ fn release_on_hangup(mut hangup: Signal, lines: &[Line]) {
     });
 }
 
-/// How long probes of the payment source fail before a session is tried all the same, and between two of those.
-const BETWEEN_TRIALS: Duration = Duration::from_secs(60);
-
 /// How often unverified credits are counted.
 const COUNTING: Duration = Duration::from_secs(15);
 
-/// A session that lived so long was a sound one, and the pauses begin small again after it. A shorter one was not,
-/// whatever it has done: something that fails again and again is not asked in a tight circle, because each time
-/// deliveries go back, which counts against them.
-const LONG_SESSION: Duration = Duration::from_secs(60);
-
 /// What a step may take beyond the deadlines within it before it counts as stuck.
 const SLACK: Duration = Duration::from_secs(15);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_source_whose_probes_fail_is_tried_once_a_minute_with_ever_more_deliveries() {
-        let begun = Instant::now();
-        let mut trials = Trials::default();
-        let tried = |seconds: u64| trials.next(begun + Duration::from_secs(seconds));
-        let deliveries: Vec<Option<u16>> = [0, 59, 60, 70, 119, 120, 180, 900].map(tried).to_vec();
-        assert_eq!(deliveries, [None, None, Some(1), None, None, Some(2), Some(4), Some(8)]);
-        let later: Vec<Option<u16>> =
-            (20..40).map(|minutes| trials.next(begun + Duration::from_secs(minutes * 60))).collect();
-        assert_eq!(later.last(), Some(&Some(u16::MAX)));
-    }
-}

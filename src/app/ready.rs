@@ -2,7 +2,7 @@
 
 use super::App;
 use crate::{
-    backoff::Pace,
+    backoff,
     database::{DatabaseError, Guarded},
     ledger::{Ledger, Probe, SchemaState},
     observe::{events, status::Part},
@@ -12,20 +12,19 @@ use anyhow::bail;
 
 impl App {
     /// Returns when the ledger has answered and its schema is right.
-    pub(super) async fn ledger_ready(&self, pace: &mut Pace) -> anyhow::Result<()> {
+    pub(super) async fn ledger_ready(&self) -> anyhow::Result<()> {
         loop {
             match prepare(&self.ledger, self.settings.ledger.auto_migrate).await {
                 Ok(state) => {
                     refuse_unless_current(&state)?;
                     self.status.resume(Part::Credits, Dependency::Ledger);
-                    pace.reset();
                     return Ok(());
                 }
                 // It will not pass. While the daemon runs the same is an outage: no message is to blame for it.
                 Err(error @ DatabaseError::Unusable(_)) => bail!("ledger: {error}"),
                 Err(error) => {
                     self.status.pause(Part::Credits, &error.into_outage(Dependency::Ledger));
-                    self.pause(pace).await;
+                    self.pause(backoff::between_probes()).await;
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use super::{App, SLACK};
 use crate::{
-    backoff::Pace,
+    backoff,
     broker::{BrokerError, CONFIRM_TIMEOUT, EventPublisher},
     database::Guarded,
     ledger::{self, Outbox},
@@ -48,16 +48,15 @@ impl App {
     async fn relay(&self) {
         let outbox = self.outbox();
         let pulse = self.pulses.begin("relay", self.settings.ledger.timeout + CONFIRM_TIMEOUT + OPENING_TIME + SLACK);
-        let (mut pace, mut blocked) = (Pace::default(), None);
+        let mut blocked = None;
         while !self.stop.is_cancelled() {
             pulse.beat();
             let outage = match outbox.call(Outbox::take_turn).await {
-                Ok(true) => self.relay_in_turn(&outbox, &pulse, &mut pace, &mut blocked).await,
+                Ok(true) => self.relay_in_turn(&outbox, &pulse, &mut blocked).await,
                 Ok(false) => {
                     // Whatever was told of an outage is the other relay's to find out now.
                     self.status.resume(Part::Relay, Dependency::Ledger);
                     self.status.resume(Part::Relay, Dependency::Broker);
-                    pace.reset();
                     self.until_stopped(tokio::time::sleep(WAITING)).await;
                     continue;
                 }
@@ -68,7 +67,7 @@ impl App {
             if let Err(outage) = outage {
                 self.status.pause(Part::Relay, &outage);
                 pulse.beat();
-                self.until_stopped(tokio::time::sleep(pace.next_pause())).await;
+                self.until_stopped(tokio::time::sleep(backoff::between_probes())).await;
             }
         }
     }
@@ -79,7 +78,6 @@ impl App {
         &self,
         outbox: &Arc<Guarded<dyn Outbox>>,
         pulse: &Pulse,
-        pace: &mut Pace,
         blocked: &mut Option<EventPublisher>,
     ) -> Result<(), Outage> {
         if let Some(alarm) = blocked.as_ref().and_then(EventPublisher::is_blocked) {
@@ -91,7 +89,7 @@ impl App {
         let opened = self.until_stopped(EventPublisher::open(&self.settings)).await;
         let Some(publisher) = opened.transpose().map_err(BrokerError::into_outage)? else { return Ok(()) };
         pulse.beat();
-        let relayed = self.relay_with(outbox, &publisher, pulse, pace).await;
+        let relayed = self.relay_with(outbox, &publisher, pulse).await;
         if publisher.is_blocked().is_some() {
             *blocked = Some(publisher);
         } else {
@@ -105,7 +103,6 @@ impl App {
         outbox: &Arc<Guarded<dyn Outbox>>,
         publisher: &EventPublisher,
         pulse: &Pulse,
-        pace: &mut Pace,
     ) -> Result<(), Outage> {
         publisher.prove().await.map_err(BrokerError::into_outage)?;
         self.status.resume(Part::Relay, Dependency::Broker);
@@ -117,7 +114,6 @@ impl App {
             let moved = relay.step(pulse).await?;
             self.status.resume(Part::Relay, Dependency::Ledger);
             if moved {
-                pace.reset();
                 idle = 0;
                 continue;
             }
@@ -125,7 +121,6 @@ impl App {
             if idle % LOOKS_BEFORE_PROOF == 0 {
                 pulse.beat();
                 publisher.prove().await.map_err(BrokerError::into_outage)?;
-                pace.reset();
             }
             self.until_stopped(tokio::time::sleep(IDLE)).await;
         }

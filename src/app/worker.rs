@@ -105,6 +105,9 @@ impl Worker {
         let mut committed: Committed<Delivered> = Committed::default();
         let ended: Finished = loop {
             self.pulse.beat();
+            if self.opening == Opening::One && finishing.is_none() && committed.is_empty() && self.has_settled() {
+                break Ok(());
+            }
             if finishing.is_none() && !committed.is_empty() {
                 finishing = Some(self.finish(pipeline, std::mem::take(&mut committed)));
             }
@@ -134,6 +137,7 @@ impl Worker {
                 }
             };
             idle_turns = 0;
+            self.findings.taken.store(true, Ordering::Relaxed);
             let turn = self.turn();
             let (batch, finished) = meanwhile(pipeline.commit(batch, &turn), &mut finishing).await;
             committed.extend(batch);
@@ -148,8 +152,18 @@ impl Worker {
     fn finish<'a>(&'a self, pipeline: &'a CreditPipeline, committed: Committed<Delivered>) -> BoxFuture<'a, Finished> {
         Box::pin(async move {
             let turn = self.turn();
-            pipeline.finish(&*self.consumer, committed, &turn).await
+            // A message from which nothing can be read says nothing about the ledger.
+            let committed_some = committed.reached_the_ledger();
+            let finished = pipeline.finish(&*self.consumer, committed, &turn).await;
+            if finished.is_ok() && committed_some {
+                self.findings.settled.store(true, Ordering::Relaxed);
+            }
+            finished
         })
+    }
+
+    fn has_settled(&self) -> bool {
+        self.findings.settled.load(Ordering::Relaxed)
     }
 
     /// The end of a session: what is on its way is settled as far as the broker takes it, and the rest is handed back.
@@ -219,6 +233,7 @@ impl Worker {
                 continue;
             };
             let batch = batch.map_err(broker_lost)?;
+            self.findings.taken.store(true, Ordering::Relaxed);
             if self.consumer.held_at_most() > MOST_HELD {
                 self.findings.held_too_long.store(true, Ordering::Relaxed);
                 return Err(Interrupted { outage: None, unsettled: batch });
@@ -230,8 +245,13 @@ impl Worker {
             if answered {
                 self.status.resume(self.part, Dependency::PayStatus);
             }
+            let is_done = processed.is_ok();
             self.after(processed).await?;
+            if is_done {
+                self.findings.settled.store(true, Ordering::Relaxed);
+            }
             let found_out = match self.opening {
+                Opening::One => is_done,
                 Opening::Trial(_) => answered,
                 Opening::Slow => begun.elapsed() < QUICK,
                 Opening::Full | Opening::Careful => false,

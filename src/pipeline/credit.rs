@@ -102,6 +102,14 @@ impl<M> Committed<M> {
         self.len() == 0 && self.outage.is_none()
     }
 
+    /// Whether a message among them has an outcome that the ledger gave.
+    pub fn reached_the_ledger(&self) -> bool {
+        self.decided.iter().any(|decided| match decided.outcome {
+            Outcome::Credited | Outcome::Duplicate { .. } | Outcome::Conflict(_) | Outcome::Rejected(_) => true,
+            Outcome::Malformed(_) | Outcome::Retry { .. } | Outcome::Exhausted { .. } => false,
+        })
+    }
+
     /// The messages, when they cannot be settled any more.
     pub fn into_messages(self) -> impl Iterator<Item = M> {
         self.decided.into_iter().map(|decided| decided.message).chain(self.undecided)

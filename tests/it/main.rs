@@ -33,3 +33,4 @@ mod outbox;
 mod payment_sources;
 mod payment_sources_direct;
 mod recovery;
+mod return_of_service;

@@ -1,0 +1,176 @@
+//! How soon the daemon has its first effect after a dependency returns, after outages of growing length in a row; and what
+//! outages cost a message's delivery count.
+
+use crate::support::{
+    amqp::Client,
+    daemon::{Daemon, Setup},
+    gateway::{Gateway, Reply},
+    ledger::{Kind, Place},
+    postgres,
+    proxy::{Network, Proxy},
+    rabbit,
+};
+use lapin::{BasicProperties, types::AMQPValue};
+use std::time::{Duration, Instant};
+
+/// The lengths of the outages. The long form takes longer ones.
+fn outages() -> Vec<Duration> {
+    let long = std::env::var_os("LONG").is_some();
+    let seconds: &[u64] = if long { &[1, 3, 10, 60, 1, 3, 10] } else { &[1, 3, 6, 1] };
+    seconds.iter().map(|seconds| Duration::from_secs(*seconds)).collect()
+}
+
+/// The goal for the first effect after the return.
+const GOAL: Duration = Duration::from_secs(2);
+
+fn body(payment: u64) -> (Vec<u8>, BasicProperties) {
+    let body = format!(r#"{{"paymentId":"{payment}","userId":"u","integral":1}}"#);
+    (body.into_bytes(), BasicProperties::default().with_delivery_mode(2))
+}
+
+/// A port of a URL that leads to a proxy.
+fn through(proxy: &Proxy, url: &str, port: u16) -> String {
+    url.replace(&format!(":{port}"), &format!(":{}", proxy.port))
+}
+
+fn port_of(url: &str) -> u16 {
+    let after = url.rsplit_once("127.0.0.1:").unwrap().1;
+    after.split('/').next().unwrap().parse().unwrap()
+}
+
+/// Cuts the proxy once for each outage, with messages that wait, and measures the time from its return to the first effect.
+fn measure(
+    daemon: &Daemon,
+    proxy: &Proxy,
+    dependency: &str,
+    mut publish: impl FnMut(u64),
+    effect: impl Fn(&Daemon) -> f64,
+) {
+    let mut times = Vec::new();
+    for (round, outage) in (0_u64..).zip(outages()) {
+        proxy.set(Network::Cut);
+        publish(round);
+        daemon.wait_for("the outage is noticed", |daemon| {
+            daemon.metric(&format!(r#"pointsd_paused{{dependency="{dependency}"}}"#)).eq(&1.0).then_some(())
+        });
+        std::thread::sleep(outage);
+        let before = effect(daemon);
+        proxy.set(Network::Up);
+        let returned = Instant::now();
+        daemon.wait_for("the first effect", |daemon| (effect(daemon) > before).then_some(()));
+        times.push(returned.elapsed());
+    }
+    eprintln!("{dependency}: first effect after {times:?}");
+    times.sort();
+    let late = times[(times.len() * 95).div_ceil(100) - 1];
+    assert!(late < GOAL, "{dependency}: {times:?}; {}", daemon.log());
+}
+
+fn credited(daemon: &Daemon) -> f64 {
+    daemon.metric(r#"pointsd_messages_total{queue="credit",outcome="credited"}"#)
+}
+
+#[test]
+fn the_first_credit_follows_the_return_of_the_ledger_within_two_seconds() {
+    let url = postgres::shared().database();
+    let proxy = Proxy::to(port_of(&url));
+    let setup = Setup::new(&rabbit::shared().url(), &through(&proxy, &url, port_of(&url)), "");
+    let daemon = setup.start();
+    daemon.wait_ready();
+    let client = Client::connect(&rabbit::shared().url());
+    let publish = |round: u64| {
+        client.publish(&setup.exchange, &setup.key, (0..100).map(|id| body(round * 100 + id)));
+    };
+    measure(&daemon, &proxy, "ledger", publish, credited);
+    daemon.wait_for("all are credited", |daemon| (credited(daemon) >= 100.0 * outages().len() as f64).then_some(()));
+    assert_eq!(client.ready(&setup.never_used()), Some(0), "no attempt was spent");
+    daemon.stop();
+}
+
+#[test]
+fn the_first_credit_follows_the_return_of_the_broker_within_two_seconds() {
+    let place = Place::new(Kind::Sqlite);
+    let url = rabbit::shared().url();
+    let proxy = Proxy::to(rabbit::shared().port);
+    let setup = Setup::new(&through(&proxy, &url, rabbit::shared().port), &place.url, "");
+    let daemon = setup.start();
+    daemon.wait_ready();
+    let client = Client::connect(&url);
+    let publish = |round: u64| {
+        client.publish(&setup.exchange, &setup.key, (0..100).map(|id| body(round * 100 + id)));
+    };
+    measure(&daemon, &proxy, "broker", publish, credited);
+    daemon.wait_for("all are credited", |daemon| (credited(daemon) >= 100.0 * outages().len() as f64).then_some(()));
+    daemon.stop();
+}
+
+#[test]
+fn the_first_check_follows_the_return_of_the_payment_service_within_two_seconds() {
+    let gateway = Gateway::start(|_, _| Reply::trade("TRADE_SUCCESS"));
+    let proxy = Proxy::to(gateway.port);
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
+    let more = format!(
+        "[compensation]\nfirst = \"100ms\"\ndelays = [\"1h\"]\n[pay_status]\nsource = \"http\"\n[pay_status.http]\n\
+         url = \"http://127.0.0.1:{}/{{payment_id}}\"\nstatus_pointer = \"/data/status\"\npaid = [\"TRADE_SUCCESS\"]\n\
+         pending = [\"WAIT_BUYER_PAY\"]\nclosed = [\"TRADE_CLOSED\"]\n",
+        proxy.port
+    );
+    let text = std::fs::read_to_string(setup.config()).unwrap();
+    std::fs::write(setup.config(), format!("{text}\n{more}")).unwrap();
+    let daemon = setup.start();
+    daemon.wait_ready();
+    let client = Client::connect(&rabbit::shared().url());
+    let publish = |round: u64| {
+        client.publish(&setup.exchange, &setup.key, (0..100).map(|id| body(round * 100 + id)));
+    };
+    let verified = |daemon: &Daemon| daemon.metric(r#"pointsd_checks_total{status="paid",step="verify"}"#);
+    measure(&daemon, &proxy, "pay_status", publish, verified);
+    daemon.wait_for("all are verified", |daemon| (verified(daemon) >= 100.0 * outages().len() as f64).then_some(()));
+    assert_eq!(client.ready(&setup.dead_queue), Some(0));
+    daemon.stop();
+}
+
+/// What a delivery limit of 5 leaves of 300 good messages while the ledger fails again and again: all of them.
+#[test]
+fn a_ledger_that_fails_again_and_again_spends_no_more_than_the_count_of_one_message_at_a_time() {
+    let url = postgres::shared().database();
+    let proxy = Proxy::to(port_of(&url));
+    let setup = Setup::new(&rabbit::shared().url(), &through(&proxy, &url, port_of(&url)), "declare = false");
+    let client = Client::connect(&rabbit::shared().url());
+    let long = |text: &str| AMQPValue::LongString(text.into());
+    let limit = ("x-delivery-limit", AMQPValue::LongInt(5));
+    let dead = [("x-dead-letter-exchange", long("")), ("x-dead-letter-routing-key", long(&setup.dead_queue))];
+    client.declare_queue(&setup.dead_queue, &[("x-queue-type", long("quorum"))]);
+    client.declare_queue(&setup.never_used(), &[("x-queue-type", long("quorum"))]);
+    client.declare_queue(
+        &setup.credit_queue,
+        &[[("x-queue-type", long("quorum")), limit].as_slice(), dead.as_slice()].concat(),
+    );
+    client.declare_exchange(&setup.exchange, lapin::ExchangeKind::Direct);
+    client.bind(&setup.credit_queue, &setup.exchange, &setup.key);
+    let daemon = setup.start();
+    daemon.wait_ready();
+    assert!(daemon.log().contains("delivery limit"), "a low limit is named at the start: {}", daemon.log());
+    // Probes succeed, and commits fail: the trigger refuses what is no probe.
+    let fail = "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END $$;
+                CREATE TRIGGER fail BEFORE INSERT ON points_credits FOR EACH ROW WHEN (NEW.payment_id ~ '^[0-9]') EXECUTE FUNCTION fail()";
+    postgres::Postgres::execute(&url, fail);
+    client.publish(&setup.exchange, &setup.key, (0..300).map(body));
+    let begun = Instant::now();
+    // More sessions than the limit would allow with all of them in the daemon's hands.
+    while begun.elapsed() < Duration::from_secs(6) {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let paused = daemon.metric(r#"pointsd_paused{dependency="ledger"}"#);
+    assert!(paused == 1.0 || daemon.log().contains("paused"), "it struck: {}", daemon.log());
+    postgres::Postgres::execute(&url, "DROP TRIGGER fail ON points_credits");
+    daemon.wait_for("the messages are credited", |daemon| {
+        let dead = f64::from(client.ready(&setup.dead_queue)?);
+        (credited(daemon) + dead >= 300.0).then_some(())
+    });
+    let dead = client.ready(&setup.dead_queue).unwrap();
+    eprintln!("{dead} of 300 went to the dead queue");
+    assert!(dead <= 1, "{dead}");
+    daemon.stop();
+}
