@@ -90,6 +90,20 @@ impl Item<'_> {
             return format!("cannot be had: {text}");
         };
         let advice = match (self, argument) {
+            // It is used as it is.
+            (Self::Exchange(_), _) if !self.is_declared() => "name another one if that is not meant",
+            (Self::Queue(_), "x-delivery-limit")
+                if !self.is_declared() && wanted != BROWSED_DELIVERY_LIMIT.to_string() =>
+            {
+                "with a lower limit (none means 20 since RabbitMQ 4.0) messages leave it after few redeliveries, and are lost \
+                 without a dead-letter exchange: raise it"
+            }
+            (Self::Queue(_), "x-dead-letter-exchange") if !self.is_declared() => {
+                "what reaches the queue's delivery limit is lost, unless a policy names a dead-letter exchange"
+            }
+            (Self::Queue(_), _) if !self.is_declared() && wanted != BROWSED_DELIVERY_LIMIT.to_string() => {
+                "arguments of a queue cannot be changed: make the queue anew if that is not meant"
+            }
             (Self::Exchange(_), _) => "name another one, or set declare = false to use it as it is",
             (Self::Queue(_), "x-delivery-limit") if wanted == BROWSED_DELIVERY_LIMIT.to_string() => {
                 "each look at a message in it uses up a delivery, and the broker drops it after the last one (none means \
@@ -106,6 +120,58 @@ impl Item<'_> {
         };
         format!("exists with another {argument}: {found} there, {wanted} here; {advice}")
     }
+}
+
+impl Item<'_> {
+    /// Everything that is different at the broker, as it says it. It names only the first argument that differs: that one is
+    /// taken over, and the next declaration shows the next.
+    pub(super) async fn refusals(&self, connection: &Connection) -> Result<Vec<String>, BrokerError> {
+        let mut refusals = Vec::new();
+        let mut queue = match self {
+            Self::Queue(queue) => Some((*queue).clone()),
+            Self::Exchange(_) => None,
+        };
+        loop {
+            let item = queue.as_ref().map_or(Item::from(self), Item::Queue);
+            let text = match item.declare(connection, false).await {
+                Ok(()) => return Ok(refusals),
+                Err(Failure::Other(error)) => return Err(error),
+                Err(Failure::Broker(text)) => text,
+            };
+            let next = queue.as_mut().is_some_and(|queue| take_over(queue, &text));
+            refusals.push(text);
+            if !next {
+                return Ok(refusals);
+            }
+        }
+    }
+}
+
+impl<'a> From<&Item<'a>> for Item<'a> {
+    fn from(item: &Item<'a>) -> Self {
+        match item {
+            Item::Exchange(exchange) => Item::Exchange(exchange),
+            Item::Queue(queue) => Item::Queue(queue),
+        }
+    }
+}
+
+/// Sets the argument that differs to what the broker has. `false` when that leads nowhere.
+fn take_over(queue: &mut QueueSpec, refusal: &str) -> bool {
+    let Some(Inequivalence { argument, found, .. }) = Inequivalence::parse(refusal) else { return false };
+    let Some(index) = queue.arguments.iter().position(|(name, _)| *name == argument) else { return false };
+    let found = match (found.as_str(), found.parse()) {
+        ("none", _) => None,
+        (_, Ok(number)) => Some(Argument::Number(number)),
+        ("\"\"", _) => Some(Argument::Text(String::new())),
+        (text, _) => Some(Argument::Text(text.to_owned())),
+    };
+    match found {
+        None => drop(queue.arguments.remove(index)),
+        Some(found) if queue.arguments[index].1 == found => return false,
+        Some(found) => queue.arguments[index].1 = found,
+    }
+    true
 }
 
 /// Why a declaration failed: the broker's word, or no word.

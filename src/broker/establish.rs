@@ -131,24 +131,47 @@ impl Topology {
         let (connection, _) = connect(settings, "topology").await?;
         let mut differences = Vec::new();
         for item in self.items() {
-            let (refusal, there) = match item.declare(&connection, true).await {
-                Ok(()) => (item.declare(&connection, false).await, true),
-                missing => (missing, false),
-            };
-            match refusal {
-                Ok(()) => {}
+            let (refusals, there) = match item.declare(&connection, true).await {
+                Ok(()) => (item.refusals(&connection).await?, true),
                 Err(Failure::Other(error)) => return Err(error),
-                Err(Failure::Broker(text)) => differences.push(Difference {
-                    subject: item.subject(),
-                    problem: item.explain(&text),
-                    // From a delay queue that is different a message may never come back.
-                    harmless: there
-                        && !item.is_declared()
-                        && !(item.is_delay() && Inequivalence::parse(&text).is_some()),
-                }),
-            }
+                Err(Failure::Broker(text)) => (vec![text], false),
+            };
+            differences.extend(refusals.into_iter().map(|text| Difference {
+                subject: item.subject(),
+                problem: item.explain(&text),
+                // From a delay queue that is different a message may never come back.
+                harmless: there && !item.is_declared() && !(item.is_delay() && Inequivalence::parse(&text).is_some()),
+            }));
         }
         close(&connection).await;
         Ok(differences)
+    }
+
+    /// What makes a consumed queue of others lose good messages after an outage or two, as far as AMQP shows it: a low
+    /// delivery limit, and no dead-letter exchange. A queue that cannot be compared has none.
+    pub(super) async fn dangers(&self, connection: &Connection, queue: &str) -> Result<Vec<String>, BrokerError> {
+        let consumed = self.queues.iter().find(|spec| spec.name == queue && !spec.declare);
+        let Some(item) = consumed.map(Item::Queue) else { return Ok(Vec::new()) };
+        let refusals = item.refusals(connection).await?;
+        let of = |argument: &str| {
+            refusals.iter().filter_map(|text| Inequivalence::parse(text)).find(|it| it.argument == argument)
+        };
+        if of("x-queue-type").is_some_and(|it| it.found != "quorum") {
+            return Ok(Vec::new());
+        }
+        let is_lower = |it: &Inequivalence<'_>| {
+            let (found, wanted) = (it.found.parse::<i64>(), it.wanted.parse::<i64>());
+            found.map_or(true, |found| found >= 0 && wanted.is_ok_and(|wanted| found < wanted))
+        };
+        let limit = of("x-delivery-limit").filter(is_lower).map(|it| {
+            format!(
+                "its delivery limit is {} (none means 20 since RabbitMQ 4.0), {} is recommended",
+                it.found, it.wanted
+            )
+        });
+        let exchange = of("x-dead-letter-exchange").filter(|it| it.found == "none").map(|_| {
+            "it names no dead-letter exchange: unless a policy does, what reaches its delivery limit is lost".to_owned()
+        });
+        Ok(limit.into_iter().chain(exchange).collect())
     }
 }

@@ -42,6 +42,8 @@ pub struct Sessions {
     blocked: Blocked,
     /// Whether it is still to be logged that this daemon schedules no checks beside a check queue.
     warns_of_checks: AtomicBool,
+    /// Whether it is still to be logged what makes the queue lose messages.
+    warns_of_dangers: AtomicBool,
     /// Whether it is still to be logged that the broker trusts its clients' headers.
     warns_of_x_death: AtomicBool,
 }
@@ -77,6 +79,7 @@ impl Sessions {
                 .map(|source| source.name.clone()),
             blocked: Blocked::default(),
             warns_of_checks: AtomicBool::new(part == Part::Credits && !settings.pay_status.is_some()),
+            warns_of_dangers: AtomicBool::new(true),
             warns_of_x_death: AtomicBool::new(part == Part::Credits),
         }
     }
@@ -121,6 +124,7 @@ impl Sessions {
         let (connection, node) = connect(settings, &format!("{} consumer", self.part.label())).await?;
         self.topology.establish_on(&connection).await?;
         self.warn_of_checks(&connection).await?;
+        self.warn_of_dangers(&connection).await?;
         if self.warns_of_x_death.swap(false, Ordering::Relaxed) {
             tokio::spawn(warn_of_x_death(node.clone(), settings.tls.clone()));
         }
@@ -160,6 +164,16 @@ impl Sessions {
             topology: Arc::clone(&self.topology),
             taken: Mutex::new(Taken::new(prefetch)),
         })
+    }
+
+    /// A queue of others may lose messages after a few outages. Logged once.
+    async fn warn_of_dangers(&self, connection: &Connection) -> Result<(), BrokerError> {
+        if self.warns_of_dangers.swap(false, Ordering::Relaxed) {
+            for danger in self.topology.dangers(connection, &self.queue).await? {
+                events::QueueIsDangerous { queue: &self.queue, danger: &danger }.emit();
+            }
+        }
+        Ok(())
     }
 
     /// A check queue that exists belongs to daemons with a payment source. Logged once.

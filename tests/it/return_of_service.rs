@@ -151,7 +151,8 @@ fn a_ledger_that_fails_again_and_again_spends_no_more_than_the_count_of_one_mess
     client.bind(&setup.credit_queue, &setup.exchange, &setup.key);
     let daemon = setup.start();
     daemon.wait_ready();
-    assert!(daemon.log().contains("delivery limit"), "a low limit is named at the start: {}", daemon.log());
+    assert!(daemon.log().contains("its delivery limit is 5"), "a low limit is named at the start: {}", daemon.log());
+    assert!(!daemon.log().contains("dead-letter exchange"), "it has one: {}", daemon.log());
     // Probes succeed, and commits fail: the trigger refuses what is no probe.
     let fail = "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END $$;
                 CREATE TRIGGER fail BEFORE INSERT ON points_credits FOR EACH ROW WHEN (NEW.payment_id ~ '^[0-9]') EXECUTE FUNCTION fail()";
@@ -172,5 +173,30 @@ fn a_ledger_that_fails_again_and_again_spends_no_more_than_the_count_of_one_mess
     let dead = client.ready(&setup.dead_queue).unwrap();
     eprintln!("{dead} of 300 went to the dead queue");
     assert!(dead <= 1, "{dead}");
+    daemon.stop();
+}
+
+#[test]
+fn a_low_delivery_limit_and_a_missing_dead_letter_exchange_are_named_with_every_other_difference() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "declare = false");
+    let client = Client::connect(&rabbit::shared().url());
+    let long = |text: &str| AMQPValue::LongString(text.into());
+    let limit = |limit| [("x-queue-type", long("quorum")), ("x-delivery-limit", AMQPValue::LongInt(limit))];
+    client.declare_queue(&setup.credit_queue, &limit(3));
+    client.declare_queue(&setup.dead_queue, &limit(1_000_000));
+    client.declare_queue(&setup.never_used(), &[("x-queue-type", long("quorum"))]);
+    client.declare_exchange(&setup.exchange, lapin::ExchangeKind::Direct);
+    let checked = crate::support::daemon::told(&setup.run(&["topology", "check"]));
+    let of_queue = |line: &&str| line.contains(&format!("queue {}:", setup.credit_queue));
+    let lines: Vec<&str> = checked.lines().filter(of_queue).collect();
+    for argument in ["x-delivery-limit", "x-dead-letter-exchange", "x-dead-letter-strategy", "x-overflow"] {
+        assert!(lines.iter().any(|line| line.contains(argument)), "{argument}: {checked}");
+    }
+    assert!(!checked.contains("declare = false"), "it is set already: {checked}");
+    let daemon = setup.start();
+    daemon.wait_ready();
+    let log = daemon.log();
+    assert!(log.contains("its delivery limit is 3") && log.contains("names no dead-letter exchange"), "{log}");
     daemon.stop();
 }

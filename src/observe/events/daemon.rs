@@ -205,3 +205,18 @@ impl DeadQueueAudit<'_> {
         info!(target: "pointsd::audit", who, action, queue, selection, selected, removed, end, requeue_id, "dead queue");
     }
 }
+
+/// A queue that others declared may lose messages after a few redeliveries.
+pub struct QueueIsDangerous<'a> {
+    /// Which queue.
+    pub queue: &'a str,
+    /// What is dangerous about it.
+    pub danger: &'a str,
+}
+
+impl QueueIsDangerous<'_> {
+    /// Logs it.
+    pub fn emit(self) {
+        warn!(queue = self.queue, "the queue may lose messages: {}", self.danger);
+    }
+}
