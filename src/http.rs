@@ -1,6 +1,6 @@
 //! The three endpoints: `/metrics`, `/healthz`, `/readyz`.
 
-use crate::observe::{metrics, status::Status};
+use crate::observe::{events, metrics, status::Status};
 use axum::{
     Router,
     extract::State,
@@ -47,6 +47,7 @@ pub async fn serve(listen: SocketAddr, endpoints: Endpoints) -> io::Result<Socke
         loop {
             turns.tick().await;
             handle.run_upkeep();
+            events::report_suppressed();
         }
     });
     let router = Router::new()

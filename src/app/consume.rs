@@ -4,7 +4,11 @@
 use super::{App, line::Line, worker::Worker};
 use crate::{
     broker::{BrokerError, Consumer, Delivered},
-    observe::{events, pulse::Pulse},
+    observe::{
+        events,
+        pulse::Pulse,
+        status::{Part, Status},
+    },
     pipeline::{
         ports::{Dependency, Outage},
         stages::Interrupted,
@@ -12,7 +16,7 @@ use crate::{
 };
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -81,6 +85,8 @@ pub(super) struct Findings {
     pub(super) taken: AtomicBool,
     /// Something had its effect, and was settled.
     pub(super) settled: AtomicBool,
+    /// When a transaction was committed last.
+    pub(super) committed: Mutex<Option<Instant>>,
 }
 
 impl Findings {
@@ -168,6 +174,14 @@ impl App {
             workers.spawn(worker.run(line.pipeline.clone()));
         }
         let pulse = self.pulses.begin("proof", OPENING_TIME);
+        workers.spawn(watch_progress(Progressing {
+            part: line.part(),
+            stalled_after: line.is_credits().then_some(self.settings.health.stalled_after),
+            consumer: Arc::clone(consumer),
+            findings: Arc::clone(findings),
+            status: Arc::clone(&self.status),
+            stop: stop.clone(),
+        }));
         workers.spawn(watch_broker(Arc::clone(consumer), pulse, stop.clone()));
         let mut left = Interrupted { outage: None, unsettled: Vec::new() };
         while let Some(ended) = workers.join_next().await {
@@ -203,4 +217,33 @@ async fn watch_broker(
 
 pub(super) fn broker_lost(error: BrokerError) -> Interrupted<Delivered> {
     Interrupted { outage: Some(error.into_outage()), unsettled: Vec::new() }
+}
+
+/// How often the progress of a session is looked at.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A session whose progress is watched.
+struct Progressing {
+    part: Part,
+    /// How long deliveries may wait for a commit; `None` where there need not be one.
+    stalled_after: Option<Duration>,
+    consumer: Arc<Consumer>,
+    findings: Arc<Findings>,
+    status: Arc<Status>,
+    stop: CancellationToken,
+}
+
+/// Reports how long the oldest delivery waits, and that nothing is committed although deliveries wait.
+async fn watch_progress(session: Progressing) -> Result<(), Interrupted<Delivered>> {
+    let Progressing { part, stalled_after, consumer, findings, status, stop } = session;
+    while stop.run_until_cancelled(tokio::time::sleep(PROGRESS_INTERVAL)).await.is_some() {
+        let oldest = consumer.oldest_in_flight();
+        events::OldestInFlight { part, age: oldest.map_or(Duration::ZERO, |at| at.elapsed()) }.emit();
+        let committed = *findings.committed.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = oldest.map(|at| committed.map_or(at, |committed| at.max(committed)).elapsed());
+        status.stalled(part, waiting.filter(|waiting| stalled_after.is_some_and(|most| *waiting > most)));
+    }
+    events::OldestInFlight { part, age: Duration::ZERO }.emit();
+    status.stalled(part, None);
+    Ok(())
 }

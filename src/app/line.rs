@@ -116,6 +116,11 @@ impl Line {
         }
     }
 
+    /// Whether its messages are committed as credits, one transaction after the other.
+    pub(super) fn is_credits(&self) -> bool {
+        matches!(self.pipeline, Pipeline::Credits(_))
+    }
+
     /// While the brake is engaged: why, and when it is released.
     pub(super) fn brake(&self) -> Option<(Outage, impl Future<Output = ()>)> {
         match &self.pipeline {

@@ -20,7 +20,7 @@ use crate::{
 };
 use futures_util::future::BoxFuture;
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 use tokio_util::sync::CancellationToken;
@@ -140,6 +140,9 @@ impl Worker {
             self.findings.taken.store(true, Ordering::Relaxed);
             let turn = self.turn();
             let (batch, finished) = meanwhile(pipeline.commit(batch, &turn), &mut finishing).await;
+            if batch.reached_the_ledger() {
+                *self.findings.committed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            }
             committed.extend(batch);
             match self.after(finished).await {
                 Ok(()) if committed.outage.is_none() => {}

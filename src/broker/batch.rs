@@ -73,11 +73,13 @@ pub(super) struct Taken {
     batches: VecDeque<(usize, Instant)>,
     /// When it was seen last that none waited.
     none_waited: Instant,
+    /// Of the deliveries that are not settled, oldest first: the last tag of those taken together, and when.
+    open: VecDeque<(u64, Instant)>,
 }
 
 impl Taken {
     pub(super) fn new(prefetch: u16) -> Self {
-        Self { prefetch: prefetch.into(), batches: VecDeque::new(), none_waited: Instant::now() }
+        Self { prefetch: prefetch.into(), batches: VecDeque::new(), none_waited: Instant::now(), open: VecDeque::new() }
     }
 
     pub(super) fn none_waits(&mut self) {
@@ -93,6 +95,23 @@ impl Taken {
             self.batches.pop_front();
             later -= self.batches.front().map_or(0, |(deliveries, _)| *deliveries);
         }
+    }
+
+    /// Deliveries were taken; `last` is the tag of the last of them.
+    pub(super) fn opened(&mut self, last: u64) {
+        self.open.push_back((last, Instant::now()));
+    }
+
+    /// When the delivery with this tag was taken, which is the oldest one that is not settled.
+    pub(super) fn oldest(&mut self, oldest_open: Option<u64>) -> Option<Instant> {
+        let Some(oldest_open) = oldest_open else {
+            self.open.clear();
+            return None;
+        };
+        while self.open.front().is_some_and(|(last, _)| *last < oldest_open) {
+            self.open.pop_front();
+        }
+        self.open.front().map(|(_, at)| *at)
     }
 
     pub(super) fn held_at_most(&self) -> Duration {

@@ -24,7 +24,7 @@ use lapin::{
 };
 use std::{
     sync::{Arc, Mutex, MutexGuard},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -107,6 +107,12 @@ impl Consumer {
         locked(&self.taken).held_at_most()
     }
 
+    /// When the oldest delivery was taken that is not settled; `None` without one.
+    pub fn oldest_in_flight(&self) -> Option<Instant> {
+        let oldest_open = self.tracker().oldest_open();
+        locked(&self.taken).oldest(oldest_open)
+    }
+
     fn tracker(&self) -> MutexGuard<'_, Tracker> {
         locked(&self.tracker)
     }
@@ -120,6 +126,7 @@ impl Consumer {
         // From here on nothing is awaited.
         let gathered = std::mem::take(&mut stream.gathered);
         let mut batch = Vec::with_capacity(gathered.len());
+        let last = gathered.back().map_or(0, |delivery| delivery.delivery_tag);
         let mut tracker = self.tracker();
         for delivery in gathered {
             match tracker.delivered(delivery.delivery_tag) {
@@ -127,7 +134,12 @@ impl Consumer {
                 None => stream.ended = Some(BrokerError::Lost("a delivery tag does not count up by one".into())),
             }
         }
-        locked(&self.taken).take(batch.len());
+        let mut taken = locked(&self.taken);
+        taken.take(batch.len());
+        taken.opened(last);
+        // As often as something is taken: what is settled is forgotten.
+        taken.oldest(tracker.oldest_open());
+        drop(taken);
         events::InFlight { part: self.part, deliveries: tracker.in_flight() }.emit();
         Ok(batch)
     }

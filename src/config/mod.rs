@@ -56,6 +56,8 @@ pub struct Settings {
     pub sources: Vec<SourceSettings>,
     /// `[events]`
     pub events: EventsSettings,
+    /// `[health]`
+    pub health: HealthSettings,
     /// `[http]`
     pub http: HttpSettings,
     /// `[log]`
@@ -264,6 +266,13 @@ pub enum SourceKind {
 pub struct EventsSettings {
     /// The exchange, where events are wanted: topic, durable.
     pub exchange: Option<String>,
+}
+
+/// `[health]`
+#[derive(Debug, Clone)]
+pub struct HealthSettings {
+    /// How long credits may wait for a commit before `/readyz` answers 503.
+    pub stalled_after: Duration,
 }
 
 /// `[http]`

@@ -1,8 +1,9 @@
 //! Key by key: its default, its rule, and the combinations that are refused.
 
 use super::{
-    BrokerSettings, EventsSettings, HttpSettings, Identity, LedgerSettings, LogFormat, LogLevel, LogSettings,
-    PayStatusSettings, RetrySettings, Settings, TlsFiles, checks, setting::Setting, source::Reader, sources,
+    BrokerSettings, EventsSettings, HealthSettings, HttpSettings, Identity, LedgerSettings, LogFormat, LogLevel,
+    LogSettings, PayStatusSettings, RetrySettings, Settings, TlsFiles, checks, setting::Setting, source::Reader,
+    sources,
 };
 use crate::{
     broker::{BrokerUrl, QueueType, check_delay_queue, retry_queue},
@@ -49,6 +50,7 @@ pub(super) fn all(reader: &mut Reader, state_directory: Option<&Path>) -> Option
             events: events.exchange.as_deref(),
         },
     );
+    let health = HealthSettings { stalled_after: duration(reader, "health.stalled_after", 30) };
     let http = HttpSettings { listen: reader.setting("http.listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 9187))) };
     let log = LogSettings {
         level: reader.setting("log.level", LogLevel::Info),
@@ -65,6 +67,7 @@ pub(super) fn all(reader: &mut Reader, state_directory: Option<&Path>) -> Option
         pay_status: pay_status?,
         sources: sources?,
         events,
+        health,
         http,
         log,
         effective,

@@ -175,6 +175,12 @@ impl Tracker {
         last_settled
     }
 
+    /// The tag of the oldest delivery that is neither settled nor given back.
+    pub fn oldest_open(&self) -> Option<u64> {
+        let index = self.slots.iter().position(|slot| *slot == Slot::Open)?;
+        Some(self.first + index as u64)
+    }
+
     /// How many deliveries are neither settled nor given back.
     pub fn in_flight(&self) -> usize {
         self.open
@@ -195,13 +201,16 @@ mod tests {
         let mut take = |tag: usize| tokens[tag - 1].take().unwrap();
         tracker.settle(take(2));
         assert_eq!(tracker.settled_prefix(), None, "1 is open");
+        assert_eq!(tracker.oldest_open(), Some(1));
         tracker.settle(take(1));
         assert_eq!(tracker.settled_prefix(), Some(2));
+        assert_eq!(tracker.oldest_open(), Some(3));
         assert_eq!(tracker.settled_prefix(), None, "told once");
         assert_eq!(tracker.give_back(take(3)), Some(3));
         assert_eq!(tracker.settled_prefix(), None, "nothing to acknowledge in what was given back");
         tracker.settle(take(4));
         assert_eq!(tracker.settled_prefix(), Some(4), "over what was given back");
+        assert_eq!(tracker.oldest_open(), None);
         assert_eq!(tracker.in_flight(), 0);
     }
 

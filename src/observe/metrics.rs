@@ -39,6 +39,8 @@ pub const BATCH_SIZE: &str = "pointsd_batch_size";
 pub const END_TO_END_SECONDS: &str = "pointsd_end_to_end_seconds";
 /// Deliveries taken and not yet settled, by `queue`.
 pub const IN_FLIGHT: &str = "pointsd_in_flight";
+/// Seconds since the oldest delivery was taken that is not settled, by `queue`.
+pub const OLDEST_IN_FLIGHT_SECONDS: &str = "pointsd_oldest_in_flight_seconds";
 /// Whether the daemon waits for a `dependency`.
 pub const PAUSED: &str = "pointsd_paused";
 /// Whether the connections to the broker stand.
@@ -84,6 +86,11 @@ fn describe() {
     describe_histogram!(BATCH_SIZE, "Credits in one transaction of the ledger.");
     describe_histogram!(END_TO_END_SECONDS, Unit::Seconds, "Age of a message, by its timestamp, when it was settled.");
     describe_gauge!(IN_FLIGHT, "Deliveries taken and not yet settled, by queue.");
+    describe_gauge!(
+        OLDEST_IN_FLIGHT_SECONDS,
+        Unit::Seconds,
+        "Time since the oldest unsettled delivery was taken, by queue."
+    );
     describe_gauge!(PAUSED, "1 while the daemon waits for a dependency, else 0.");
     describe_gauge!(BROKER_CONNECTED, "1 while connected to the broker, else 0.");
     describe_gauge!(BUILD_INFO, "Always 1; the version is a label.");
@@ -115,6 +122,9 @@ fn begin_at_zero() {
     ::metrics::gauge!(OUTBOX_OLDEST_SECONDS).set(0.0);
     ::metrics::gauge!(IN_FLIGHT, "queue" => CREDIT_QUEUE).set(0.0);
     ::metrics::gauge!(IN_FLIGHT, "queue" => CHECK_QUEUE).set(0.0);
+    for queue in [CREDIT_QUEUE, CHECK_QUEUE] {
+        ::metrics::gauge!(OLDEST_IN_FLIGHT_SECONDS, "queue" => queue).set(0.0);
+    }
     ::metrics::gauge!(BROKER_CONNECTED).set(0.0);
     ::metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
@@ -125,6 +135,7 @@ pub fn begin_source_at_zero(name: &'static str, outcomes: &[&'static str]) {
         ::metrics::counter!(MESSAGES, "queue" => name, "outcome" => *outcome).absolute(0);
     }
     ::metrics::gauge!(IN_FLIGHT, "queue" => name).set(0.0);
+    ::metrics::gauge!(OLDEST_IN_FLIGHT_SECONDS, "queue" => name).set(0.0);
 }
 
 /// The text that Prometheus scrapes.

@@ -8,7 +8,7 @@ use crate::pipeline::ports::{Dependency, Outage};
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// Shared by everything that changes or tells the state.
@@ -54,12 +54,36 @@ struct State {
     nodes: BTreeMap<Part, String>,
     /// By dependency.
     paused: [BTreeMap<Part, Pause>; Dependency::ALL.len()],
+    /// How long nothing has been committed, of each queue whose deliveries wait for too long.
+    stalled: BTreeMap<Part, Duration>,
 }
 
 #[derive(Debug)]
 struct Pause {
     since: Instant,
     reason: String,
+    /// When the log last said so, and with which reason.
+    logged: Instant,
+    logged_reason: String,
+}
+
+/// A pause is logged again when its reason has changed, but not more often than this: two reasons may take turns.
+const BETWEEN_REASONS: Duration = Duration::from_secs(10);
+
+/// A pause whose reason stays the same is logged this often.
+const BETWEEN_REMINDERS: Duration = Duration::from_secs(300);
+
+impl Pause {
+    fn new(reason: &str) -> Self {
+        let now = Instant::now();
+        Self { since: now, reason: reason.to_owned(), logged: now, logged_reason: reason.to_owned() }
+    }
+
+    /// Whether it is to be logged again.
+    fn is_due(&self, now: Instant) -> bool {
+        let age = now.duration_since(self.logged);
+        age >= BETWEEN_REMINDERS || (self.reason != self.logged_reason && age >= BETWEEN_REASONS)
+    }
 }
 
 impl Status {
@@ -67,8 +91,8 @@ impl Status {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A dependency is down for a part. Told once at its beginning, whichever part meets it first, and again when the
-    /// reason changes.
+    /// A dependency is down for a part. Logged at its beginning, whichever part meets it first, when its reason changes, and
+    /// from time to time.
     pub fn pause(&self, part: Part, outage: &Outage) {
         let Outage { dependency, reason } = outage;
         let mut state = self.lock();
@@ -76,18 +100,43 @@ impl Status {
             state.consuming = false;
         }
         let parts = &mut state.paused[*dependency as usize];
+        let is_first = parts.is_empty();
+        let first = parts.first_key_value().map(|(part, _)| *part);
         match parts.get_mut(&part) {
-            Some(pause) if pause.reason == *reason => return,
             Some(pause) => {
+                let is_changed = pause.reason != *reason;
                 pause.reason.clone_from(reason);
-                events::StillPaused { dependency: *dependency, reason }.emit();
+                // One part speaks for all.
+                if first == Some(part) && pause.is_due(Instant::now()) {
+                    pause.logged = Instant::now();
+                    pause.logged_reason.clone_from(reason);
+                    events::StillPaused { dependency: *dependency, reason, after: pause.since.elapsed() }.emit();
+                }
+                if !is_changed {
+                    return;
+                }
             }
             None => {
-                if parts.is_empty() {
+                if is_first {
                     events::Paused { dependency: *dependency, reason }.emit();
                 }
-                parts.insert(part, Pause { since: Instant::now(), reason: reason.clone() });
+                parts.insert(part, Pause::new(reason));
             }
+        }
+        state.tell();
+    }
+
+    /// How long deliveries of a part have waited while nothing was committed, if that is too long.
+    pub fn stalled(&self, part: Part, time: Option<Duration>) {
+        let mut state = self.lock();
+        let before = match time {
+            Some(time) => state.stalled.insert(part, time),
+            None => state.stalled.remove(&part),
+        };
+        match (before, time) {
+            (None, Some(time)) => events::Stalled { part, time }.emit(),
+            (Some(_), None) => events::StallEnded { part }.emit(),
+            (None, None) | (Some(_), Some(_)) => return,
         }
         state.tell();
     }
@@ -147,11 +196,17 @@ impl State {
         let reasons: Vec<String> = paused
             .filter_map(|(dependency, parts)| Some(format!("{dependency}: {}", parts.get(&part)?.reason)))
             .collect();
+        let stalled = self
+            .stalled
+            .get(&part)
+            .map(|time| format!("ledger: no commit for {} s while deliveries wait", time.as_secs()));
+        let reasons: Vec<String> = reasons.into_iter().chain(stalled).collect();
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
     fn others_paused(&self) -> Option<String> {
-        let mut parts: Vec<Part> = self.paused.iter().flat_map(BTreeMap::keys).copied().collect();
+        let mut parts: Vec<Part> =
+            self.paused.iter().flat_map(BTreeMap::keys).chain(self.stalled.keys()).copied().collect();
         parts.sort_unstable();
         parts.dedup();
         let others = parts.into_iter().filter(|part| *part != Part::Credits);
@@ -214,6 +269,30 @@ mod tests {
         assert_eq!(status.not_ready(), None);
         status.stopping();
         assert_eq!(status.not_ready().as_deref(), Some("stopping"));
+    }
+
+    #[test]
+    fn a_stall_makes_it_unready_until_something_is_committed() {
+        let status = Status::default();
+        status.consuming(Part::Credits, "q", "b");
+        status.stalled(Part::Credits, Some(Duration::from_secs(31)));
+        assert_eq!(status.not_ready().as_deref(), Some("ledger: no commit for 31 s while deliveries wait"));
+        status.stalled(Part::Credits, None);
+        assert_eq!(status.not_ready(), None);
+        status.stalled(Part::Source("shop"), Some(Duration::from_secs(40)));
+        let others = status.others_paused();
+        assert_eq!(others.as_deref(), Some("source shop paused: ledger: no commit for 40 s while deliveries wait"));
+        assert_eq!(status.not_ready(), None);
+    }
+
+    #[test]
+    fn a_pause_is_logged_again_when_its_reason_changes_and_every_five_minutes() {
+        let mut pause = Pause::new("refused");
+        let after = |seconds| pause.logged + Duration::from_secs(seconds);
+        assert!(!pause.is_due(after(299)) && pause.is_due(after(300)));
+        let (soon, later) = (after(9), after(10));
+        pause.reason = "no password".into();
+        assert!(!pause.is_due(soon) && pause.is_due(later));
     }
 
     #[test]

@@ -34,3 +34,5 @@ mod payment_sources;
 mod payment_sources_direct;
 mod recovery;
 mod return_of_service;
+mod rights;
+mod stall;

@@ -110,8 +110,8 @@ impl RowReleased<'_> {
     }
 }
 
-/// Logs what was suppressed, once the second in which that happened is over. Called from time to time.
-pub fn report_suppressed_commits() {
+/// Logs the counts of suppressed lines, once the second in which that happened is over.
+pub(super) fn report_suppressed() {
     for (limit, what) in
         [(&COMMITS_HELD_UP, "commits timed out"), (&ROWS_LOCKED, "rows locked"), (&ROWS_RELEASED, "rows released")]
     {

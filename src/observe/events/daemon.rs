@@ -56,19 +56,63 @@ impl Paused<'_> {
     }
 }
 
-/// It still waits, and what it sees has changed. `/readyz` and systemd's status tell it, the log only when asked to: an
-/// outage is one line at its start and one at its end.
+/// The daemon still waits for a dependency: the reason has changed, or it is time for a reminder.
 pub struct StillPaused<'a> {
     /// For which.
     pub dependency: Dependency,
-    /// What is seen now.
+    /// The present reason.
     pub reason: &'a str,
+    /// Since when.
+    pub after: Duration,
 }
 
 impl StillPaused<'_> {
-    /// Tells of it.
+    /// Logs it.
     pub fn emit(self) {
-        debug!(dependency = self.dependency.label(), reason = self.reason, "still paused");
+        warn!(dependency = self.dependency.label(), reason = self.reason, after = ?self.after, "still paused");
+    }
+}
+
+/// The age of the oldest delivery that is not settled.
+pub struct OldestInFlight {
+    /// Of which queue.
+    pub part: Part,
+    /// Since it was taken; zero without one.
+    pub age: Duration,
+}
+
+impl OldestInFlight {
+    /// Sets the metric.
+    pub fn emit(self) {
+        gauge!(names::OLDEST_IN_FLIGHT_SECONDS, "queue" => self.part.label()).set(self.age.as_secs_f64());
+    }
+}
+
+/// Deliveries of a queue wait, and nothing is committed.
+pub struct Stalled {
+    /// Of which queue.
+    pub part: Part,
+    /// For how long.
+    pub time: Duration,
+}
+
+impl Stalled {
+    /// Logs it.
+    pub fn emit(self) {
+        warn!(queue = self.part.label(), time = ?self.time, "stalled: no commit while deliveries wait");
+    }
+}
+
+/// A queue that was stalled goes on.
+pub struct StallEnded {
+    /// Which queue.
+    pub part: Part,
+}
+
+impl StallEnded {
+    /// Logs it.
+    pub fn emit(self) {
+        info!(queue = self.part.label(), "no longer stalled");
     }
 }
 

@@ -4,7 +4,7 @@
 
 use crate::{
     domain::{credit::Outcome, ids::PaymentId, settlement::Reason},
-    observe::{metrics as names, status::Part},
+    observe::{limit::Limit, metrics as names, status::Part},
 };
 use ::metrics::{counter, gauge, histogram};
 use std::time::Duration;
@@ -80,6 +80,10 @@ impl MessageParked<'_> {
     /// Tells of it.
     pub fn emit(self) {
         counter!(names::DEAD_LETTERED, "reason" => self.reason.label()).increment(1);
+        let Some(suppressed) = PARKED.admit() else { return };
+        if suppressed > 0 {
+            warn!(messages = suppressed, "further messages parked");
+        }
         warn!(
             reason = self.reason.label(),
             payment_id = self.payment_id.map(PaymentId::as_str),
@@ -87,6 +91,22 @@ impl MessageParked<'_> {
             error = self.error,
             "message parked"
         );
+    }
+}
+
+/// A producer with a defect parks thousands of messages.
+static PARKED: Limit = Limit::new(10);
+
+/// So does a locked row delay them.
+static DELAYED: Limit = Limit::new(10);
+
+/// Logs how many messages were parked or delayed without a line, once the second in which that happened is over.
+pub(super) fn report_suppressed() {
+    if let Some(suppressed) = PARKED.overdue() {
+        warn!(messages = suppressed, "further messages parked");
+    }
+    if let Some(suppressed) = DELAYED.overdue() {
+        warn!(messages = suppressed, "further messages delayed");
     }
 }
 
@@ -107,6 +127,10 @@ pub struct MessageDelayed<'a> {
 impl MessageDelayed<'_> {
     /// Tells of it.
     pub fn emit(self) {
+        let Some(suppressed) = DELAYED.admit() else { return };
+        if suppressed > 0 {
+            warn!(messages = suppressed, "further messages delayed");
+        }
         warn!(
             attempt = self.attempt,
             delay = self.delay,

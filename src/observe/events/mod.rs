@@ -12,3 +12,9 @@ pub use commits::*;
 pub use daemon::*;
 pub use messages::*;
 pub use outbox::*;
+
+/// Logs how many lines were suppressed, where no later line has said so. Called from time to time.
+pub fn report_suppressed() {
+    commits::report_suppressed();
+    messages::report_suppressed();
+}
