@@ -21,7 +21,7 @@ impl App {
                     return Ok(());
                 }
                 // It will not pass. While the daemon runs the same is an outage: no message is to blame for it.
-                Err(error @ DatabaseError::Unusable(_)) => bail!("ledger: {error}"),
+                Err(error @ (DatabaseError::Unusable(_) | DatabaseError::Pooled)) => bail!("ledger: {error}"),
                 Err(error) => {
                     self.status.pause(Part::Credits, &error.into_outage(Dependency::Ledger));
                     self.pause(backoff::between_probes()).await;

@@ -22,6 +22,12 @@ pub enum DatabaseError {
     /// The file is no database, or a broken one.
     #[error("not a usable database: {0}")]
     Unusable(String),
+    /// A pooler gives each transaction another session: settings, prepared statements and session locks do not hold.
+    #[error(
+        "the connections go through a pooler that gives each transaction another session (pgbouncer: pool_mode = \
+         transaction or statement): connect to PostgreSQL itself, or set pool_mode = session for this database"
+    )]
+    Pooled,
     /// A constraint of the schema, or the database's encoding, forbids the write, now and later.
     #[error("{0}")]
     Refused(String),
@@ -40,9 +46,12 @@ impl DatabaseError {
     /// Decided here, for every error there is.
     pub fn class(&self) -> Class {
         match self {
-            Self::Unreachable(_) | Self::Deadline(_) | Self::ReadOnly(_) | Self::Full(_) | Self::Unusable(_) => {
-                Class::Outage
-            }
+            Self::Unreachable(_)
+            | Self::Deadline(_)
+            | Self::ReadOnly(_)
+            | Self::Full(_)
+            | Self::Unusable(_)
+            | Self::Pooled => Class::Outage,
             Self::Refused(_) => Class::Permanent,
             Self::Locked(_) => Class::Locked,
             Self::Database(_) | Self::Panicked(_) => Class::Transient,
@@ -159,6 +168,7 @@ mod tests {
             (DatabaseError::ReadOnly(text()), Class::Outage),
             (DatabaseError::Full(text()), Class::Outage),
             (DatabaseError::Unusable(text()), Class::Outage),
+            (DatabaseError::Pooled, Class::Outage),
             (DatabaseError::Refused(text()), Class::Permanent),
             (DatabaseError::Locked(text()), Class::Locked),
             (DatabaseError::Database(text()), Class::Transient),

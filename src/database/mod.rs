@@ -4,6 +4,7 @@
 mod error;
 mod guarded;
 pub(crate) mod postgres;
+mod session;
 pub(crate) mod sqlite;
 mod url;
 

@@ -49,6 +49,11 @@ impl Server {
             .build_unchecked(Manager { uri: self.uri.clone(), settings: self.settings.clone(), more })
     }
 
+    /// An error when a pooler gives each transaction another session.
+    pub(crate) fn check_session(&self) -> Result<(), DatabaseError> {
+        super::session::check(&self.uri)
+    }
+
     /// A connection outside the pool.
     pub(crate) fn fresh(&self) -> Result<PgConnection, DatabaseError> {
         let mut connection = PgConnection::establish(&self.uri)?;

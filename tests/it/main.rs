@@ -32,6 +32,7 @@ mod outages;
 mod outbox;
 mod payment_sources;
 mod payment_sources_direct;
+mod pooler;
 mod recovery;
 mod return_of_service;
 mod rights;

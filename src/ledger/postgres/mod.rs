@@ -217,6 +217,7 @@ impl Ledger for PostgresLedger {
     }
 
     fn schema(&self) -> Result<SchemaState, DatabaseError> {
+        self.server.check_session()?;
         let connection = &mut self.server.fresh()?;
         // A table that may be missing cannot be named in the statement that looks for it.
         let there: Vec<VersionRow> = sql_query(

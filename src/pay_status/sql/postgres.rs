@@ -4,7 +4,7 @@ use super::{Columns, Identifier, PaymentTable, Row, Rows};
 use crate::{
     database::{
         DatabaseError,
-        postgres::{Pool, Server},
+        postgres::{Manager, Pool, Server},
     },
     pipeline::ports::Class,
 };
@@ -12,10 +12,13 @@ use diesel::{
     PgConnection, RunQueryDsl, sql_query,
     sql_types::{Array, Integer, Nullable, Text},
 };
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 pub(super) struct PostgresTable {
+    server: Server,
     pool: Pool,
+    /// Whether its sessions are known to be sessions of their own.
+    has_sessions: OnceLock<()>,
     columns: Columns,
 }
 
@@ -39,7 +42,16 @@ struct Known {
 
 impl PostgresTable {
     pub(super) fn new(uri: &str, columns: Columns, timeout: Duration) -> Self {
-        Self { pool: Server::new(uri, timeout).pool(1, None), columns }
+        let server = Server::new(uri, timeout);
+        Self { pool: server.pool(1, None), server, has_sessions: OnceLock::new(), columns }
+    }
+
+    fn connection(&self) -> Result<r2d2::PooledConnection<Manager>, DatabaseError> {
+        if self.has_sessions.get().is_none() {
+            self.server.check_session()?;
+            let _ = self.has_sessions.set(());
+        }
+        Ok(self.pool.get()?)
     }
 
     /// Asked each time: a table may be altered under a daemon that runs. A length, as in `varchar(20)`, is left out,
@@ -175,7 +187,7 @@ fn mark_castable(
 
 impl PaymentTable for PostgresTable {
     fn rows(&self, payments: &[&str]) -> Result<Rows, DatabaseError> {
-        let connection = &mut **self.pool.get()?;
+        let connection = &mut **self.connection()?;
         let Known { id_type, has_value, .. } = self.types(connection)?;
         let (mut numbers, mut ids) = (Vec::with_capacity(payments.len()), Vec::with_capacity(payments.len()));
         for ((n, id), castable) in (0_i32..).zip(payments).zip(castable(connection, payments, &id_type)?) {
@@ -205,12 +217,12 @@ impl PaymentTable for PostgresTable {
 
     fn probe_update(&self) -> Result<(), DatabaseError> {
         let Columns { table, status, .. } = &self.columns;
-        sql_query(format!("UPDATE {table} SET {status} = {status} WHERE 1 = 0")).execute(&mut **self.pool.get()?)?;
+        sql_query(format!("UPDATE {table} SET {status} = {status} WHERE 1 = 0")).execute(&mut **self.connection()?)?;
         Ok(())
     }
 
     fn set(&self, payments: &[&str], to: &str, from: &[String]) -> Result<(), DatabaseError> {
-        let connection = &mut **self.pool.get()?;
+        let connection = &mut **self.connection()?;
         let Known { id_type, status_type, .. } = self.types(connection)?;
         let castable = castable(connection, payments, &id_type)?;
         let ids: Vec<&str> =
