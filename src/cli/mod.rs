@@ -100,7 +100,8 @@ pub fn main() -> ExitCode {
         run::with_deep_stacks();
     }
     // On a thread of its own: the first one's stack cannot be set.
-    std::thread::spawn(|| obey(cli)).join().unwrap_or(ExitCode::FAILURE)
+    let thread = std::thread::Builder::new().stack_size(run::DEEP_STACK).spawn(|| obey(cli));
+    thread.map_or(ExitCode::FAILURE, |thread| thread.join().unwrap_or(ExitCode::FAILURE))
 }
 
 fn obey(cli: Cli) -> ExitCode {
@@ -127,7 +128,13 @@ struct UsageError(String);
 
 fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
     let settings = Settings::load(cli.config.as_deref())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_stack_size(run::DEEP_STACK)
+        // Names are resolved and files are read there; databases have threads of their own.
+        .max_blocking_threads(8)
+        .enable_all()
+        .build()?;
     let done = runtime.block_on(async {
         match cli.command {
             Command::Run => run::run(settings).await,

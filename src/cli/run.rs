@@ -15,18 +15,20 @@ pub(super) async fn run(settings: Settings) -> anyhow::Result<Exit> {
 /// Read by Rust's standard library when it starts a thread.
 const STACK_VARIABLE: &str = "RUST_MIN_STACK";
 
-/// Reserved for each thread, not used unless it is needed. A frame of 128 KiB holds at most 26 000 nested values.
-const STACK_BYTES: &str = "268435456";
+/// The stack of the threads that read header tables, in bytes: lapin's one for each connection, and ours that handle messages.
+/// A frame of 128 KiB holds at most 26 000 nested values; to parse them took 64 MiB, and 256 MiB without optimisation.
+pub(super) const DEEP_STACK: usize = if cfg!(debug_assertions) { 256 } else { 96 } * 1024 * 1024;
 
-/// Starts the program over, in the same process, with room for deep recursion: lapin reads nested header tables by
-/// recursion on a thread of its own, whose size nothing else sets, and a producer decides how deep they are. Does
-/// nothing when somebody has set a size already. Must come before any other thread.
+/// Starts the program over, in the same process, with deep stacks for the threads whose size nothing else sets: lapin reads
+/// nested header tables by recursion on a thread of its own, and a producer decides how deep they are. All other threads have
+/// sizes of their own. Does nothing when somebody has set a size already. Must come before any other thread.
 pub(super) fn with_deep_stacks() {
     if std::env::var_os(STACK_VARIABLE).is_some() {
         return;
     }
     if let Ok(program) = std::env::current_exe() {
         // It returns only when it fails, and then the daemon runs with what there is.
-        let _ = Command::new(program).args(std::env::args_os().skip(1)).env(STACK_VARIABLE, STACK_BYTES).exec();
+        let arguments = std::env::args_os().skip(1);
+        let _ = Command::new(program).args(arguments).env(STACK_VARIABLE, DEEP_STACK.to_string()).exec();
     }
 }

@@ -8,9 +8,22 @@
 use super::DatabaseError;
 use crate::{observe::events, pipeline::ports::Class};
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
+use tokio::runtime::{Builder, Handle, Runtime};
+
+/// The stack of a thread that waits for a database, in bytes: nothing there is recursive.
+const STACK: usize = 2 * 1024 * 1024;
+
+/// The threads that wait for databases, apart from those that handle messages, which need deep stacks.
+fn blocking_threads() -> Result<&'static Handle, DatabaseError> {
+    static RUNTIME: OnceLock<Option<Runtime>> = OnceLock::new();
+    // Never driven: only its pool of threads is used.
+    let runtime = RUNTIME.get_or_init(|| Builder::new_current_thread().thread_stack_size(STACK).build().ok());
+    let runtime = runtime.as_ref().ok_or_else(|| DatabaseError::Unreachable("no thread can be started".into()))?;
+    Ok(runtime.handle())
+}
 
 type Open<D> = dyn Fn() -> Arc<D> + Send + Sync;
 
@@ -43,7 +56,7 @@ impl<D: ?Sized + Send + Sync + 'static> Guarded<D> {
     ) -> Result<T, DatabaseError> {
         let deadline = Instant::now() + self.timeout;
         let database = Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner));
-        let thread = tokio::task::spawn_blocking({
+        let thread = blocking_threads()?.spawn_blocking({
             let database = Arc::clone(&database);
             move || work(&*database, deadline)
         });
@@ -70,7 +83,7 @@ impl<D: ?Sized + Send + Sync + 'static> Guarded<D> {
         work: impl FnOnce(&D) -> Result<T, DatabaseError> + Send + 'static,
     ) -> Result<T, DatabaseError> {
         let database = Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner));
-        let thread = tokio::task::spawn_blocking(move || work(&*database));
+        let thread = blocking_threads()?.spawn_blocking(move || work(&*database));
         thread.await.unwrap_or_else(|join| Err(DatabaseError::Panicked(join.to_string())))
     }
 

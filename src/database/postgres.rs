@@ -43,6 +43,7 @@ impl Server {
             .max_size(size)
             .min_idle(Some(0))
             .test_on_check_out(true)
+            .thread_pool(super::connecting_thread())
             .connection_timeout(CHECKOUT_TIMEOUT.min(self.timeout.mul_f64(0.5)))
             // What goes wrong is in the error of the call; the pool's own log line would repeat it.
             .error_handler(Box::new(r2d2::NopErrorHandler))

@@ -40,6 +40,7 @@ impl Database {
             .max_size(size)
             .min_idle(Some(0))
             .test_on_check_out(true)
+            .thread_pool(super::connecting_thread())
             .connection_timeout(Duration::from_secs(3))
             .error_handler(Box::new(r2d2::NopErrorHandler))
             .connection_customizer(Box::new(self.settings.clone()))

@@ -289,3 +289,30 @@ fn a_delay_that_is_taken_out_leaves_a_queue_that_can_be_retired() {
     work_off(&client, &setup, setup.start());
     flow.assert_credited_once(&client, &setup);
 }
+
+#[test]
+fn a_text_that_the_databases_encoding_cannot_hold_is_rejected_at_once() {
+    let owner = crate::support::postgres::shared().database();
+    let server = owner.rsplit_once('/').unwrap().0;
+    let name = crate::support::unique("latin").replace('-', "_");
+    crate::support::postgres::Postgres::execute(
+        &owner,
+        &format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'"),
+    );
+    let setup = Setup::new(&rabbit::shared().url(), &format!("{server}/{name}"), "");
+    let daemon = setup.start();
+    daemon.wait_ready();
+    let client = Client::connect(&rabbit::shared().url());
+    let bodies = [body("a", "u"), body("b", "euro-€"), body("ł", "u"), body("é", "u")];
+    client.publish(&setup.exchange, &setup.key, bodies.map(|body| (body, BasicProperties::default())));
+    eventually("two are parked", || client.ready(&setup.dead_queue)?.eq(&2).then_some(()));
+    daemon.wait_for("two are credited", |daemon| {
+        daemon.metric(r#"pointsd_messages_total{queue="credit",outcome="credited"}"#).eq(&2.0).then_some(())
+    });
+    let parked = client.take(&setup.dead_queue).unwrap();
+    assert_eq!(text(&parked, "x-pointsd-reason"), Some("rejected".into()));
+    let error = text(&parked, "x-pointsd-error").unwrap();
+    assert!(error.contains("encoding") && !error.contains("0x"), "{error}");
+    assert_eq!(client.ready(&setup.never_used()), Some(0), "no retry step was taken");
+    daemon.stop();
+}

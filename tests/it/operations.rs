@@ -450,6 +450,47 @@ fn headers_nested_as_deep_as_a_frame_allows_are_read_and_parked() {
 }
 
 #[test]
+fn the_files_of_a_sqlite_ledger_are_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(folder.path().join("real.db"), folder.path().join("link.db")).unwrap();
+    let url = format!("sqlite:{}", folder.path().join("link.db").display());
+    let setup = Setup::new(&rabbit::shared().url(), &url, "");
+    let daemon = setup.start();
+    daemon.wait_ready();
+    let client = Client::connect(&rabbit::shared().url());
+    let body = br#"{"paymentId":1,"userId":"u","integral":1}"#.to_vec();
+    client.publish(&setup.exchange, &setup.key, [(body, BasicProperties::default())]);
+    daemon.wait_for("it credits", |daemon| daemon.metric("pointsd_points_credited_total").gt(&0.0).then_some(()));
+    for file in ["real.db", "real.db-wal", "real.db.lock"] {
+        let mode = std::fs::metadata(folder.path().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        assert_eq!(mode.permissions().mode() & 0o777, 0o600, "{file}");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn only_the_threads_that_read_headers_have_deep_stacks() {
+    let place = Place::new(Kind::Postgres);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "[events]\nenabled = true");
+    let daemon = setup.start();
+    daemon.wait_ready();
+    daemon.wait_for("the outbox is counted", |daemon| daemon.metric("pointsd_outbox_rows").eq(&0.0).then_some(()));
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", daemon.child.id())).unwrap();
+    let mebibytes = |line: &str| {
+        let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        (u64::from_str_radix(to, 16).unwrap() - u64::from_str_radix(from, 16).unwrap()) >> 20
+    };
+    let is_stack = |line: &&str| line.contains(" rw-p 00000000 00:00 0");
+    let deep = maps.lines().filter(is_stack).filter(|line| mebibytes(line) >= 96).count();
+    let threads = std::fs::read_dir(format!("/proc/{}/task", daemon.child.id())).unwrap().count();
+    eprintln!("{deep} of {threads} threads have deep stacks");
+    // lapin's three, two workers, the first one, the pool's, and one or two that resolve names; all of them before.
+    assert!(deep <= 9 && deep < threads, "{deep} of {threads} threads: {maps}");
+    daemon.stop();
+}
+
+#[test]
 fn logs_are_lines_of_json_when_asked_for() {
     let place = Place::new(Kind::Sqlite);
     let setup = Setup::new(&rabbit::shared().url(), &place.url, "[log]\nformat = \"json\"");

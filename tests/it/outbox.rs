@@ -583,3 +583,24 @@ fn a_person_may_retry_and_drop_beside_a_busy_relay() {
     assert!(!log.contains("paused"), "nobody was in the relay's way: {log}");
     daemon.stop();
 }
+
+#[test]
+fn relays_of_two_schemas_of_one_database_do_not_wait_for_each_other() {
+    let owner = crate::support::postgres::shared().database();
+    let outbox_of = |schema: &str| {
+        crate::support::postgres::Postgres::execute(&owner, &format!("CREATE SCHEMA {schema}"));
+        let url = format!("{owner}?options=-csearch_path%3D{schema}");
+        let url = pointsd::database::DatabaseUrl::parse(&url, None).unwrap();
+        let options = pointsd::ledger::Options {
+            pool_size: 1,
+            timeout: Duration::from_secs(10),
+            access: pointsd::ledger::Access::Write,
+            events: None,
+        };
+        pointsd::ledger::open(&url, &options).migrate().unwrap();
+        [0, 1].map(|_| pointsd::ledger::open_outbox(&url, Duration::from_secs(10)))
+    };
+    let ([one, second_of_one], [other, _]) = (outbox_of("one"), outbox_of("other"));
+    assert!(one.take_turn().unwrap() && other.take_turn().unwrap());
+    assert!(!second_of_one.take_turn().unwrap(), "one relay a schema");
+}

@@ -19,8 +19,10 @@ use std::{
     time::Duration,
 };
 
-/// Held by the relay that works (a number of our own; see `pg_advisory_lock`).
-const RELAY_LOCK: i64 = 0x706f_696e_7473_6402;
+/// Held by the relay that works: a number of our own, and the table's, because another schema of the database may have an
+/// outbox with a relay of its own (see `pg_advisory_lock`).
+const RELAY_LOCK: &str =
+    "pg_try_advisory_lock(1886349684, ('points_outbox'::regclass::oid::bigint - 2147483648)::integer)";
 
 pub(super) struct PostgresOutbox {
     server: Server,
@@ -92,7 +94,7 @@ impl Outbox for PostgresOutbox {
             None => Session { connection: self.connect()?, has_turn: false },
         };
         // That it answers is the proof of a turn that was taken before: the lock lives as long as the session.
-        let lock = if has_turn { "true".to_owned() } else { format!("pg_try_advisory_lock({RELAY_LOCK})") };
+        let lock = if has_turn { "true".to_owned() } else { RELAY_LOCK.to_owned() };
         let has_turn = sql_query(format!("SELECT {lock} AS locked")).get_result::<Locked>(&mut connection)?.locked;
         *session = Some(Session { connection, has_turn });
         Ok(has_turn)

@@ -8,6 +8,7 @@ use super::{
     Access, Ledger, Options, PaymentRecord, Probe, SchemaState, Verification,
     announce::Announcer,
     batch::Sorted,
+    lock::{OWNERS_ONLY, resolved},
     migrations, outbox,
     records::{
         self, AdjustmentRow, BalanceRow, CreditRow, UnverifiedCount, UnverifiedCredit, UnverifiedPage, VersionRow,
@@ -33,7 +34,9 @@ use diesel::{
 use jiff::Timestamp;
 use std::{
     collections::{HashMap, HashSet},
-    os::unix::fs::MetadataExt,
+    fs::OpenOptions,
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
@@ -225,6 +228,13 @@ impl Ledger for SqliteLedger {
     }
 
     fn migrate(&self) -> Result<Vec<String>, DatabaseError> {
+        // SQLite gives its other files the mode of this one.
+        let made = OpenOptions::new().create_new(true).write(true).mode(OWNERS_ONLY).open(resolved(&self.file));
+        if let Err(error) = made.as_ref()
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(DatabaseError::Unreachable(format!("{}: {error}", self.file.display())));
+        }
         migrations::run(&mut self.database.open()?, migrations::SQLITE)
     }
 
