@@ -5,6 +5,7 @@ use super::{
     connect::connect,
     declare::{Failure, Item, NOT_FOUND, close},
     inequivalence::Inequivalence,
+    publish::Publisher,
     within,
 };
 use crate::{config::BrokerSettings, observe::events};
@@ -144,6 +145,7 @@ impl Topology {
             }));
         }
         close(&connection).await;
+        differences.extend(missing_rights(settings).await?);
         Ok(differences)
     }
 
@@ -173,5 +175,25 @@ impl Topology {
             "it names no dead-letter exchange: unless a policy does, what reaches its delivery limit is lost".to_owned()
         });
         Ok(limit.into_iter().chain(exchange).collect())
+    }
+}
+
+/// Tries what the daemon must be able to do beside declaring: to publish to queues through the default exchange, as copies
+/// go. What is sent can reach no queue.
+async fn missing_rights(settings: &BrokerSettings) -> Result<Option<Difference>, BrokerError> {
+    let publisher = Publisher::open_for(settings, "topology publisher").await?;
+    let proven = publisher.prove().await;
+    publisher.close().await;
+    match proven {
+        Ok(()) => Ok(None),
+        Err(BrokerError::Lost(refusal)) if refusal.contains("ACCESS_REFUSED") => Ok(Some(Difference {
+            subject: "the default exchange".into(),
+            problem: format!(
+                "may not be written to, and no copy can be parked or retried: grant the user write access to \
+                 \"amq.default\" ({refusal})"
+            ),
+            harmless: false,
+        })),
+        Err(error) => Err(error),
     }
 }

@@ -94,3 +94,21 @@ fn the_documented_rights_are_enough_and_a_missing_one_is_an_outage_that_names_it
     assert_eq!(setup.json(&["verify", "--json"])["violations"], 0);
     daemon.stop();
 }
+
+#[test]
+fn a_user_who_may_not_write_to_the_default_exchange_is_named_by_topology_check() {
+    let rabbit = rabbit::shared();
+    let user = crate::support::unique("limited");
+    rabbit.ctl(&["add_user", &user, "s3cret"]);
+    // May declare, consume and publish to exchanges of its own names, but not to amq.default.
+    rabbit.ctl(&["set_permissions", &user, ".*", "^t-.*", ".*"]);
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = format!("sqlite:{}", folder.path().join("pointsd.db").display());
+    let setup = Setup::new(&rabbit.url(), &ledger, "");
+    assert!(setup.run(&["topology", "declare"]).status.success());
+    let url = rabbit.url().replace("guest:guest", &format!("{user}:s3cret"));
+    let check = setup.command(&["topology", "check"]).env("POINTSD_BROKER__URL", url).output().unwrap();
+    let said = crate::support::daemon::told(&check);
+    assert_eq!(check.status.code(), Some(1), "{said}");
+    assert!(said.contains("grant the user write access to \"amq.default\"") && !said.contains("s3cret"), "{said}");
+}

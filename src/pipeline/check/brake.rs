@@ -43,7 +43,7 @@ impl SharedBrake {
             dependency: Dependency::PayStatus,
             reason: format!(
                 "the brake: {} reversals in a row without a paid payment between them (compensation.brake_after). Is \
-                 [pay_status] right? SIGHUP (systemctl reload pointsd) releases it; `pointsd reconcile --reversed` \
+                 [pay_status] right? SIGHUP (systemctl reload pointsd) releases it; `pointsd reconcile --reversed --apply` \
                  then checks again what was reversed",
                 brake.after()
             ),
