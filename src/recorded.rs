@@ -1,6 +1,6 @@
 //! Recorded messages: JSON Lines, one message a line, bare or in an envelope (`docs/messages.md`).
 
-use crate::domain::check_message::CONTENT_TYPE as CHECKS;
+use crate::domain::{check_message::CONTENT_TYPE as CHECKS, message::BYTE_ORDER_MARK};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{
     Deserialize, Deserializer,
@@ -183,7 +183,8 @@ pub fn harmless(json: &str) -> String {
 
 /// An envelope has a `body` and nothing but the members of an envelope; any other line is a body itself.
 fn parse(line: Vec<u8>) -> Result<Recorded, RecordedError> {
-    match serde_json::from_slice::<Members<'_>>(&line) {
+    let json = line.strip_prefix(BYTE_ORDER_MARK.encode_utf8(&mut [0; 4]).as_bytes()).unwrap_or(&line);
+    match serde_json::from_slice::<Members<'_>>(json) {
         Ok(members) if members.are_an_envelope() => members.into_recorded(),
         _ => Ok(Recorded {
             body: line,
@@ -324,6 +325,11 @@ mod tests {
         assert_eq!(lines(line), [(1, Ok(recorded))]);
         assert_eq!(lines(br#"{"body":"{\"a\":1} x","message_id":null}"#), [(1, bare(b"{\"a\":1} x"))]);
         assert_eq!(lines(br#"{"body":17}"#), [(1, bare(b"17"))]);
+        // A file that begins with a byte order mark: it is no part of the envelope; a bare body keeps its bytes.
+        assert_eq!(
+            lines("\u{feff}{\"body\":17}\n\u{feff}17".as_bytes()),
+            [(1, bare(b"17")), (2, bare("\u{feff}17".as_bytes()))]
+        );
     }
 
     #[test]

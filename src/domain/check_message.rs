@@ -9,6 +9,7 @@ use super::{
     check::Claim,
     credit::{MAX_POINTS_LIMIT, Points},
     ids::{PaymentId, UserId},
+    message::BYTE_ORDER_MARK,
     source::Meaning,
 };
 use serde::{Deserialize, Serialize};
@@ -106,6 +107,7 @@ pub fn parse(body: &[u8]) -> Result<Vec<Result<ScheduledCheck, BadCheck>>, BadMe
     if body.len() > MAX_BYTES {
         return Err(BadMessage::TooLarge(body.len()));
     }
+    let body = body.strip_prefix(BYTE_ORDER_MARK.encode_utf8(&mut [0; 4]).as_bytes()).unwrap_or(body);
     // The version first: another one may have another shape. The parser's words have a position and nothing of the body.
     let unreadable = |error: serde_json::Error| BadMessage::NotReadable(without_values(&error));
     let VersionJson { version } = serde_json::from_slice(body).map_err(unreadable)?;

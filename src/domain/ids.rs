@@ -17,9 +17,48 @@ pub enum IdError {
     /// A control character (NUL, newline, DEL, …) anywhere in it.
     #[error("has a control character; must have none")]
     ControlCharacter,
+    /// A character that no reader sees, as a zero-width space or a byte order mark, anywhere in it.
+    #[error("has an invisible character (a format character, as a zero-width space); must have none")]
+    InvisibleCharacter,
     /// White space at its beginning or end.
     #[error("has blanks around it; must have none at its ends")]
     SurroundingBlank,
+}
+
+/// Characters that are not seen: Unicode's format characters (category Cf), those that are ignored in display
+/// (`Default_Ignorable_Code_Point`), and the separators of lines and paragraphs. Two identifiers that differ only by them
+/// look alike.
+const INVISIBLE: [(char, char); 25] = [
+    ('\u{ad}', '\u{ad}'),
+    ('\u{34f}', '\u{34f}'),
+    ('\u{600}', '\u{605}'),
+    ('\u{61c}', '\u{61c}'),
+    ('\u{6dd}', '\u{6dd}'),
+    ('\u{70f}', '\u{70f}'),
+    ('\u{890}', '\u{891}'),
+    ('\u{8e2}', '\u{8e2}'),
+    ('\u{115f}', '\u{1160}'),
+    ('\u{17b4}', '\u{17b5}'),
+    ('\u{180b}', '\u{180f}'),
+    ('\u{200b}', '\u{200f}'),
+    ('\u{2028}', '\u{202e}'),
+    ('\u{2060}', '\u{206f}'),
+    ('\u{3164}', '\u{3164}'),
+    ('\u{fe00}', '\u{fe0f}'),
+    ('\u{feff}', '\u{feff}'),
+    ('\u{ffa0}', '\u{ffa0}'),
+    ('\u{fff0}', '\u{fffb}'),
+    ('\u{110bd}', '\u{110bd}'),
+    ('\u{110cd}', '\u{110cd}'),
+    ('\u{13430}', '\u{1343f}'),
+    ('\u{1bca0}', '\u{1bca3}'),
+    ('\u{1d173}', '\u{1d17a}'),
+    ('\u{e0000}', '\u{e0fff}'),
+];
+
+/// Whether a character is one that is not seen.
+pub fn is_invisible(character: char) -> bool {
+    !character.is_ascii() && INVISIBLE.iter().any(|(first, last)| (*first..=*last).contains(&character))
 }
 
 /// Checks `text` against the rules that payment and user identifiers share (`docs/messages.md`).
@@ -33,6 +72,9 @@ fn check(text: &str) -> Result<(), IdError> {
     }
     if text.chars().any(char::is_control) {
         return Err(IdError::ControlCharacter);
+    }
+    if !text.is_ascii() && text.chars().any(is_invisible) {
+        return Err(IdError::InvisibleCharacter);
     }
     if text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace) {
         return Err(IdError::SurroundingBlank);
@@ -112,11 +154,33 @@ mod tests {
             ("a\n", Err(IdError::ControlCharacter)),
             ("a\u{7f}", Err(IdError::ControlCharacter)),
             ("a\u{85}b", Err(IdError::ControlCharacter)),
+            ("a\u{200b}b", Err(IdError::InvisibleCharacter)),
+            ("\u{feff}a", Err(IdError::InvisibleCharacter)),
+            ("a\u{ad}b", Err(IdError::InvisibleCharacter)),
+            ("a\u{2028}b", Err(IdError::InvisibleCharacter)),
+            ("a\u{202e}b", Err(IdError::InvisibleCharacter)),
+            ("a\u{3164}", Err(IdError::InvisibleCharacter)),
+            ("a\u{e0041}", Err(IdError::InvisibleCharacter)),
+            ("é支🧾", Ok(())),
             ("'; DROP TABLE points_credits; --", Ok(())),
         ];
         for (text, expected) in cases {
             assert_eq!(PaymentId::new(text).map(|_| ()), *expected, "{text:?}");
             assert_eq!(UserId::new(text).map(|_| ()), *expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn every_format_character_of_unicode_is_invisible() {
+        let format = regex::Regex::new(r"\A\p{Cf}\z").unwrap();
+        for character in ('\0'..=char::MAX).filter(|character| format.is_match(&character.to_string())) {
+            assert!(is_invisible(character), "U+{:04X}", u32::from(character));
+        }
+        let seen = regex::Regex::new(r"\A[\p{L}\p{N}\p{P}\p{S}]\z").unwrap();
+        // Letters by category that have no shape: the fillers of Hangul.
+        let fillers = ['\u{115f}', '\u{1160}', '\u{3164}', '\u{ffa0}'];
+        for character in ('\0'..=char::MAX).filter(|character| seen.is_match(&character.to_string())) {
+            assert!(!is_invisible(character) || fillers.contains(&character), "U+{:04X}", u32::from(character));
         }
     }
 }

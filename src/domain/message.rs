@@ -98,6 +98,9 @@ pub enum Problem {
     /// A stream of serialized Java objects that is no payment's id.
     #[error("is serialized Java, but neither a java.lang.Long nor a java.lang.String")]
     OtherJava,
+    /// A text that holds something else than one bare id.
+    #[error("is {0}; must be one bare payment id")]
+    NotAnId(&'static str),
     /// No identifier.
     #[error(transparent)]
     Id(#[from] IdError),
@@ -127,6 +130,9 @@ impl Malformed {
         Self { field, problem: problem.into() }
     }
 }
+
+/// What some writers put before UTF-8. It is no part of a body.
+pub const BYTE_ORDER_MARK: char = '\u{feff}';
 
 pub(super) const ID_TYPES: &str = "a string or an integer";
 const POINTS_TYPES: &str = "an integer";
@@ -205,12 +211,14 @@ impl Format {
     }
 }
 
-/// A body as text, of at most `max` bytes.
+/// A body as text, of at most `max` bytes, without the byte order mark that some writers put before it.
 pub(super) fn utf8(body: &[u8], max: usize) -> Result<&str, Malformed> {
     if body.len() > max {
         return Err(Malformed::new(Field::Body, Problem::TooLarge { bytes: body.len(), max }));
     }
-    std::str::from_utf8(body).map_err(|error| Malformed::new(Field::Body, Problem::NotUtf8 { at: error.valid_up_to() }))
+    let text = std::str::from_utf8(body);
+    let text = text.map_err(|error| Malformed::new(Field::Body, Problem::NotUtf8 { at: error.valid_up_to() }))?;
+    Ok(text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text))
 }
 
 /// An identifier from its JSON text: a string's content, or an integer's digits as they stand.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::domain::{credit::MAX_POINTS_LIMIT, id_rule::IdPattern, shape::ShapeError};
+use crate::domain::{credit::MAX_POINTS_LIMIT, id_rule::IdPattern, ids::is_invisible, shape::ShapeError};
 use proptest::prelude::*;
 use std::fmt::Write as _;
 
@@ -32,6 +32,7 @@ fn valid_bodies_are_read_exactly() {
         (r#"{"x":{"paymentId":9},"paymentId":"1","y":[1,[2]],"userId":"2","integral":3,"x":1e999}"#, ("1", "2", 3)),
         (r#"{"p\u0061ymentId":"1","userId":"2","integral":3}"#, ("1", "2", 3)),
         ("\t{ \"paymentId\" : \"a b\" ,\r\n\"userId\":2,\"integral\":3}\n ", ("a b", "2", 3)),
+        ("\u{feff}{\"paymentId\":1,\"userId\":2,\"integral\":3}", ("1", "2", 3)),
         (&format!(r#"{{"paymentId":{long},"userId":2,"integral":3}}"#), (&long, "2", 3)),
     ];
     for (body, (payment, user, points)) in table {
@@ -59,7 +60,8 @@ fn malformed_bodies_name_the_field_and_never_the_content() {
             "is not JSON: EOF while parsing an object at line 1 column 38",
         ),
         ("{\"paymentId\":01,\"userId\":2,\"integral\":3}", Body, "is not JSON: invalid number at line 1 column 15"),
-        ("\u{feff}{}", Body, "is not JSON: expected value at line 1 column 1"),
+        ("\u{feff}\u{feff}{}", Body, "is not JSON: expected value at line 1 column 1"),
+        ("\u{feff}{}", PaymentId, "is missing"),
         ("\"secret\"", Body, "is JSON but not an object"),
         ("[1]", Body, "is JSON but not an object"),
         ("17", Body, "is JSON but not an object"),
@@ -184,7 +186,9 @@ fn pointers_that_make_no_shape_are_refused() {
 }
 
 fn id_text() -> impl Strategy<Value = String> {
-    "[^\\p{Cc}]{1,128}".prop_filter("no blanks around it", |text| text.trim() == text && !text.is_empty())
+    "[^\\p{Cc}]{1,128}".prop_filter("no blanks around it, nothing invisible", |text| {
+        text.trim() == text && !text.is_empty() && !text.contains(is_invisible)
+    })
 }
 
 /// JSON text of a string with any mixture of literal and escaped characters.

@@ -2,6 +2,7 @@
 //! (`docs/integrating.md`). Errors name the field and what would be right, never the content.
 
 use super::{
+    bare_id,
     ids::PaymentId,
     java,
     message::{Field, Format, ID_TYPES, Malformed, Problem, identifier, json_type, utf8},
@@ -46,18 +47,26 @@ impl NotificationFormat {
 
 fn payment_id(body: &[u8], format: &Format) -> Result<PaymentId, Malformed> {
     let malformed = |problem: Problem| Malformed::new(Field::Body, problem);
-    let checked = |id: &str| format.payment_id(id).map_err(malformed);
+    let checked = |id: &str| bare(id, format).map_err(malformed);
     if java::is_stream(body) && body.len() <= format.max_body_bytes {
         return checked(&java::read(body).ok_or_else(|| malformed(Problem::OtherJava))?);
     }
     let text = utf8(body, format.max_body_bytes)?;
     match serde_json::from_str::<&RawValue>(text) {
-        Ok(json) => identifier(Field::Body, Some(json), |id| format.payment_id(id)),
+        Ok(json) => identifier(Field::Body, Some(json), |id| bare(id, format)),
         // It was meant as JSON.
         Err(error) if text.trim_start().starts_with(['"', '{', '[']) => {
             Err(malformed(Problem::NotJson(error.to_string())))
         }
         Err(_) => checked(text),
+    }
+}
+
+/// A payment id that makes up a whole body: any text comes here, so what is a document of some kind is no id.
+fn bare(id: &str, format: &Format) -> Result<PaymentId, Problem> {
+    match bare_id::other_content(id) {
+        Some(content) => Err(Problem::NotAnId(content)),
+        None => format.payment_id(id),
     }
 }
 
@@ -154,6 +163,9 @@ mod tests {
             (b"ORDER-7", "ORDER-7"),
             (b"007", "007"),
             ("支付".as_bytes(), "支付"),
+            (b"\xef\xbb\xbf7", "7"),
+            (b"\xef\xbb\xbf\"7\"", "7"),
+            (b"\xef\xbb\xbfORDER-7", "ORDER-7"),
             (long, "202002201101"),
             (string, "202002201101"),
         ] {
@@ -176,6 +188,27 @@ mod tests {
             (b"ORDER-7\n", "body has a control character; must have none"),
             (b" ORDER-7", "body has blanks around it; must have none at its ends"),
             (b"\xff", "body is not UTF-8 from byte 0 on"),
+            (b"<pay><id>7</id></pay>", "body is markup (XML or HTML); must be one bare payment id"),
+            (b"\"<id>7</id>\"", "body is markup (XML or HTML); must be one bare payment id"),
+            (b"a=b&c=d", "body is a form or a pair of name and value; must be one bare payment id"),
+            (b"\"paymentId=7\"", "body is a form or a pair of name and value; must be one bare payment id"),
+            (b"\"{\\\"paymentId\\\":7}\"", "body is JSON within a text; must be one bare payment id"),
+            (b"\"\\\"7\\\"\"", "body is JSON within a text; must be one bare payment id"),
+            (b"\"[7,8]\"", "body is JSON within a text; must be one bare payment id"),
+            (b"7,8,9", "body is a list; must be one bare payment id"),
+            (b"\xac\xed\x00\x05\x74\x00\x037,8", "body is a list; must be one bare payment id"),
+            (
+                b"\xac\xed\x00\x05\x74\x00\x03a=b",
+                "body is a form or a pair of name and value; must be one bare payment id",
+            ),
+            (
+                b"\xef\xbb\xbf\xef\xbb\xbf7",
+                "body has an invisible character (a format character, as a zero-width space); must have none",
+            ),
+            (
+                "7\u{200b}".as_bytes(),
+                "body has an invisible character (a format character, as a zero-width space); must have none",
+            ),
             (nul, "body has a control character; must have none"),
             (list, "body is serialized Java, but neither a java.lang.Long nor a java.lang.String"),
             (&large, "body has 1001 bytes; at most 1000 are taken"),
@@ -214,6 +247,16 @@ mod tests {
             (r#""7""#, Err("body is JSON but not an object")),
             (r#"["payresult_notify", "7", "60201"]"#, Err("body is JSON but not an object")),
             ("", Err("body is not JSON: EOF while parsing a value at line 1 column 0")),
+            (
+                "\u{feff}{\"messageType\": \"payresult_notify\", \"businessKey1\": \"7\", \"businessKey2\": \"60201\"}",
+                Ok("7"),
+            ),
+            (
+                "{\"messageType\": \"payresult_notify\", \"businessKey1\": \"7\\u200b\", \"businessKey2\": \"60201\"}",
+                Err(
+                    "businessKey1 has an invisible character (a format character, as a zero-width space); must have none",
+                ),
+            ),
         ] {
             let told = told.map(str::to_owned).map_err(str::to_owned);
             assert_eq!(read(&pay_notify_format(), body.as_bytes()), told, "{body}");
@@ -278,9 +321,9 @@ mod tests {
 
         /// What is taken for an id is one, whatever form it came in; and an error never quotes the body.
         #[test]
-        fn every_id_comes_through_as_it_is(id in "[!-~]{1,128}") {
-            let json = serde_json::to_string(&id).unwrap();
-            prop_assert_eq!(read(&NotificationFormat::PaymentId, json.as_bytes()), Ok(id.clone()));
+        fn every_id_comes_through_as_it_is(id in "[!-~]{1,128}", bare in "[A-Za-z0-9][A-Za-z0-9_.:/@#*+-]{0,120}") {
+            let json = serde_json::to_string(&bare).unwrap();
+            prop_assert_eq!(read(&NotificationFormat::PaymentId, json.as_bytes()), Ok(bare));
             let body = serde_json::json!({"messageType": "payresult_notify", "businessKey1": id, "businessKey2": "60201"});
             prop_assert_eq!(read(&pay_notify_format(), body.to_string().as_bytes()), Ok(id));
         }

@@ -10,7 +10,7 @@ use super::{Exit, Output, UsageError};
 use crate::{
     broker::{DeadQueue, Found},
     config::Settings,
-    domain::settlement::Reason,
+    domain::{ids::is_invisible, settlement::Reason},
     observe::{events, logging},
     parked::{DELIVERY_LIMIT, Parked, Selection, UNKNOWN},
 };
@@ -256,12 +256,13 @@ fn who() -> String {
     }
 }
 
-/// Text of a message for a terminal: in one line, without what a terminal would act on.
+/// Text of a message for a terminal: in one line, without what a terminal would act on, and with what is not seen made
+/// visible.
 pub(super) fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|character| {
-            let turns_text = matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-            let escaped = (turns_text || character.is_control()).then(|| character.escape_default());
+            let hidden = is_invisible(character) || character.is_control();
+            let escaped = hidden.then(|| character.escape_default());
             let plain = escaped.is_none().then_some(character);
             escaped.into_iter().flatten().chain(plain)
         })
@@ -282,7 +283,7 @@ mod tests {
 
     #[test]
     fn what_a_terminal_would_act_on_is_made_visible() {
-        assert_eq!(printable("a\u{1b}[31m\n\u{9b}\u{202e}支"), "a\\u{1b}[31m\\n\\u{9b}\\u{202e}支");
+        assert_eq!(printable("a\u{1b}[31m\n\u{9b}\u{202e}支\u{200b}"), "a\\u{1b}[31m\\n\\u{9b}\\u{202e}支\\u{200b}");
     }
 
     #[test]
