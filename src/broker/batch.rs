@@ -23,14 +23,18 @@ pub struct Delivered {
     pub(super) source: Option<Arc<str>>,
 }
 
+/// Its beginning, in seconds since 1970: far in the future, and a time that every clock can say.
+const YEAR_9999: u64 = 253_370_764_800;
+
 impl Message for Delivered {
     fn body(&self) -> &[u8] {
         &self.delivery.data
     }
 
     fn sent_at(&self) -> Option<SystemTime> {
-        let seconds = (*self.delivery.properties.timestamp())?;
-        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+        // Some clients write 0 for none. One beyond what the clock can say is in the future all the same.
+        let seconds = (*self.delivery.properties.timestamp()).filter(|seconds| *seconds > 0)?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds.min(YEAR_9999)))
     }
 
     fn retries_taken(&self) -> u32 {

@@ -24,18 +24,24 @@ impl Settings {
     }
 
     /// The payments that a body is about: of a check message each that can be read, otherwise at most one, in the format of
-    /// its source (`x-pointsd-source`) or the credit format.
+    /// its source (`x-pointsd-source`) or the credit format; also of a malformed one.
     pub fn payments_of(&self, is_check_message: bool, source: Option<&str>, body: &[u8]) -> Vec<String> {
         if is_check_message {
-            let checks = check_message::parse(body).unwrap_or_default().into_iter().flatten();
-            return checks.map(|check| check.payment_id.to_string()).collect();
+            let checks = check_message::parse(body).unwrap_or_default().into_iter();
+            let ids =
+                checks.filter_map(|check| check.map_or_else(|bad| bad.payment_id, |check| Some(check.payment_id)));
+            return ids.map(|id| id.to_string()).collect();
         }
         let payment_id = match source {
-            None => self.message.parse(body).ok().map(|credit| credit.payment_id),
+            None => match self.message.parse(body) {
+                Ok(credit) => Some(credit.payment_id),
+                Err(_) => self.message.readable_payment_id(body),
+            },
             Some(name) => self.notifications().find(|source| source.name == name).and_then(|source| {
-                match source.format.parse(body, &self.message).ok()? {
-                    Notification::Payment(id) => Some(id),
-                    Notification::Ignored => None,
+                match source.format.parse(body, &self.message) {
+                    Ok(Notification::Payment(id)) => Some(id),
+                    Ok(Notification::Ignored) => None,
+                    Err(_) => source.format.readable_payment_id(body, &self.message),
                 }
             }),
         };

@@ -10,6 +10,7 @@ use super::{
     credit::{MAX_POINTS_LIMIT, Points},
     ids::{PaymentId, UserId},
     message::BYTE_ORDER_MARK,
+    shape::Shape,
     source::Meaning,
 };
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,8 @@ pub enum About {
 pub struct BadCheck {
     /// The entry's JSON text.
     pub json: String,
+    /// Its payment, where that can be read.
+    pub payment_id: Option<PaymentId>,
     /// What is wrong; quotes no value of the entry.
     pub error: String,
 }
@@ -125,7 +128,11 @@ pub fn parse(body: &[u8]) -> Result<Vec<Result<ScheduledCheck, BadCheck>>, BadMe
 }
 
 fn read(json: &str) -> Result<ScheduledCheck, BadCheck> {
-    let bad = |error: String| BadCheck { json: json.to_owned(), error: format!("check: {error}") };
+    let bad = |error: String| BadCheck {
+        json: json.to_owned(),
+        payment_id: Shape::default().readable_payment_id(json),
+        error: format!("check: {error}"),
+    };
     let CheckJson { payment_id, user_id, points, source, kind } =
         serde_json::from_str(json).map_err(|error| bad(without_values(&error)))?;
     let payment_id = PaymentId::new(&payment_id).map_err(|error| bad(format!("payment_id {error}")))?;
@@ -331,6 +338,8 @@ mod tests {
         assert_eq!(good, [claim("1", "u", 1), notification("5", None)]);
         let bad: Vec<_> = read.into_iter().filter_map(Result::err).collect();
         assert_eq!(bad.len(), 8);
+        let ids: Vec<Option<&str>> = bad.iter().map(|bad| bad.payment_id.as_ref().map(PaymentId::as_str)).collect();
+        assert_eq!(ids, [None, Some("2"), Some("3"), Some("4"), Some("6"), None, None, None]);
         assert_eq!(bad[1].json, r#"{"payment_id": "2", "user_id": "u", "points": 0}"#);
         assert_eq!(bad[1].error, "check: points is out of range; must be 1 to 1000000000000");
         assert!(bad.iter().all(|bad| !bad.error.contains("S3CRET")), "{bad:?}");

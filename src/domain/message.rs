@@ -134,6 +134,9 @@ impl Malformed {
 /// What some writers put before UTF-8. It is no part of a body.
 pub const BYTE_ORDER_MARK: char = '\u{feff}';
 
+/// How far a malformed body is looked through for its payment id. Bytes.
+const MOST_LOOKED_THROUGH: usize = 1024 * 1024;
+
 pub(super) const ID_TYPES: &str = "a string or an integer";
 const POINTS_TYPES: &str = "an integer";
 
@@ -160,6 +163,12 @@ impl Format {
             user_id: identifier(Field::UserId, user_id, UserId::new)?,
             points: self.points(points)?,
         })
+    }
+
+    /// The payment id of a body that [`Format::parse`] refuses, where one can be read all the same. For people to find the
+    /// message by: nothing is decided by it.
+    pub fn readable_payment_id(&self, body: &[u8]) -> Option<PaymentId> {
+        readable_payment_id(&self.shape, body)
     }
 
     /// A payment id, if this format accepts it.
@@ -219,6 +228,13 @@ pub(super) fn utf8(body: &[u8], max: usize) -> Result<&str, Malformed> {
     let text = std::str::from_utf8(body);
     let text = text.map_err(|error| Malformed::new(Field::Body, Problem::NotUtf8 { at: error.valid_up_to() }))?;
     Ok(text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text))
+}
+
+/// The payment id that can be read of a body that is malformed, also of a large one, or of one that is cut off.
+pub(super) fn readable_payment_id(shape: &Shape, body: &[u8]) -> Option<PaymentId> {
+    let body = body.get(..MOST_LOOKED_THROUGH).unwrap_or(body);
+    let text = body.utf8_chunks().next()?.valid();
+    shape.readable_payment_id(text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text))
 }
 
 /// An identifier from its JSON text: a string's content, or an integer's digits as they stand.

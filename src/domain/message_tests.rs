@@ -208,6 +208,39 @@ fn escaped(text: &str, escape: &[bool]) -> String {
     json
 }
 
+#[test]
+fn the_payment_id_of_a_malformed_body_is_read_where_it_can_be() {
+    let long = format!(r#"{{"paymentId": 7, "note": "{}"}}"#, "x".repeat(70_000));
+    for (body, expected) in [
+        (&br#"{"paymentId": 7, "userId": "u", "integral": 0}"#[..], Some("7")),
+        (br#"{"integral": "1", "payment_id": "P-7"}"#, Some("P-7")),
+        (br#"{"paymentId": 7, "userId": "u", "userId": "u", "integral": 1}"#, Some("7")),
+        (br#"{"paymentId": "x/7", "userId": "u", "integral": 1}"#, Some("x/7")),
+        (b"\xef\xbb\xbf{\"paymentId\": 7}", Some("7")),
+        (long.as_bytes(), Some("7")),
+        (br#"{"paymentId": "7", "userId": "#, Some("7")),
+        (br#"{"paymentId": 7, "userId": "#, Some("7")),
+        (br#"{"paymentId": "7""#, Some("7")),
+        (b"{\"paymentId\": \"7\", \"userId\": \"\xff\"}", Some("7")),
+        // Cut off in the number, perhaps.
+        (br#"{"paymentId": 7"#, None),
+        (b"{\"paymentId\": 7\xff", None),
+        (br#"{"paymentId": "7"#, None),
+        (br#"{"paymentId": 7, "payment_id": 7}"#, None),
+        (br#"{"paymentId": 7.5}"#, None),
+        (b"{\"paymentId\": \"7\\u200b\"}", None),
+        (br#"{"userId": 7}"#, None),
+        (b"[7]", None),
+        (b"7", None),
+        (b"", None),
+    ] {
+        let format = Format { payment_ids: IdRule::UrlSafe, ..format() };
+        assert!(format.parse(body).is_err(), "{body:?}");
+        let read = format.readable_payment_id(body).map(|id| id.to_string());
+        assert_eq!(read.as_deref(), expected, "{:?}", String::from_utf8_lossy(&body[..body.len().min(80)]));
+    }
+}
+
 proptest! {
     #[test]
     fn a_valid_credit_survives_every_accepted_spelling(
@@ -244,6 +277,7 @@ proptest! {
     #[test]
     fn no_bytes_whatever_panic(body in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = format().parse(&body);
+        let _ = format().readable_payment_id(&body);
     }
 
     #[test]

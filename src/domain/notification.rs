@@ -3,9 +3,11 @@
 
 use super::{
     bare_id,
+    id_rule::IdRule,
     ids::PaymentId,
     java,
-    message::{Field, Format, ID_TYPES, Malformed, Problem, identifier, json_type, utf8},
+    message::{Field, Format, ID_TYPES, Malformed, Problem, identifier, json_type, readable_payment_id, utf8},
+    shape::Shape,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -40,6 +42,24 @@ impl NotificationFormat {
             Self::PaymentId => payment_id(body, format).map(Notification::Payment),
             Self::PayNotify { message_types, business_types } => {
                 pay_notify(body, format, message_types, business_types)
+            }
+        }
+    }
+}
+
+impl NotificationFormat {
+    /// The payment id of a body that [`NotificationFormat::parse`] refuses, where one can be read all the same.
+    pub fn readable_payment_id(&self, body: &[u8], format: &Format) -> Option<PaymentId> {
+        match self {
+            // An id that the payment source cannot be asked for, or a points message in the wrong queue.
+            Self::PaymentId => {
+                let any = Format { payment_ids: IdRule::Any, ..format.clone() };
+                payment_id(body, &any).ok().or_else(|| format.readable_payment_id(body))
+            }
+            Self::PayNotify { .. } => {
+                let [key, ..] = Field::BusinessKey1.spellings() else { return None };
+                let shape = Shape::new([Some(&format!("/{key}")), None, None]).ok()?;
+                readable_payment_id(&shape, body)
             }
         }
     }
@@ -127,7 +147,6 @@ fn word(field: Field, value: Option<&RawValue>) -> Result<String, Malformed> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{id_rule::IdRule, shape::Shape};
     use proptest::prelude::*;
 
     const MAX: usize = 1000;
@@ -279,12 +298,45 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_id_of_a_malformed_notification_is_read_where_it_can_be() {
+        let safe = Format { payment_ids: IdRule::UrlSafe, ..limits() };
+        let id = |format: &NotificationFormat, body: &[u8]| {
+            assert!(format.parse(body, &safe).is_err(), "{body:?}");
+            format.readable_payment_id(body, &safe).map(|id| id.to_string())
+        };
+        for (body, expected) in [
+            (&b"a/b"[..], Some("a/b")),
+            (b"\"a/b\"", Some("a/b")),
+            (br#"{"paymentId": 7, "userId": "u", "integral": 1}"#, Some("7")),
+            (b"{}", None),
+            (b"<id>7</id>", None),
+            (b"7,8", None),
+            (b"\xff", None),
+        ] {
+            assert_eq!(id(&NotificationFormat::PaymentId, body).as_deref(), expected, "{body:?}");
+        }
+        for (body, expected) in [
+            (r#"{"messageType": "payresult_notify", "businessKey1": "a/b", "businessKey2": "60201"}"#, Some("a/b")),
+            (r#"{"businessKey1": "7", "businessKey2": "60201"}"#, Some("7")),
+            (r#"{"businessKey1": "7", "messageType": []}"#, Some("7")),
+            (r#"{"businessKey1": "7", "messageType": "payres"#, Some("7")),
+            (r#"{"messageType": "a", "businessKey1": "7", "businessKey1": "7"}"#, None),
+            (r#"{"messageType": "payresult_notify", "businessKey2": "60201"}"#, None),
+            ("7", None),
+        ] {
+            assert_eq!(id(&pay_notify_format(), body.as_bytes()).as_deref(), expected, "{body}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in ".{0,200}") {
             for format in [NotificationFormat::PaymentId, pay_notify_format()] {
-                let _ = format.parse(&bytes, &limits());
-                let _ = format.parse(text.as_bytes(), &limits());
+                for body in [&bytes[..], text.as_bytes()] {
+                    let _ = format.parse(body, &limits());
+                    let _ = format.readable_payment_id(body, &limits());
+                }
             }
         }
 

@@ -1,6 +1,9 @@
 //! Where a message's fields stand in its body, and one pass over the JSON that finds them without copying.
 
-use super::message::Field;
+use super::{
+    ids::PaymentId,
+    message::{Field, identifier},
+};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
@@ -77,6 +80,20 @@ impl Shape {
         Visit { node: &self.root, found: &mut found }.deserialize(&mut json)?;
         json.end()?;
         Ok(found)
+    }
+
+    /// The payment id of a text that is no good message, where one can be read: its place is there once, up to where the text
+    /// stops to be JSON.
+    pub(super) fn readable_payment_id(&self, text: &str) -> Option<PaymentId> {
+        let mut found = Found::default();
+        let mut json = serde_json::Deserializer::from_str(text);
+        let is_json = Visit { node: &self.root, found: &mut found }.deserialize(&mut json).is_ok();
+        let value = found.values[0].filter(|_| found.given_twice != Some(Field::PaymentId))?;
+        // A number at the end of a text that is cut off may be cut off, too.
+        if !is_json && !value.get().ends_with('"') && text.ends_with(value.get()) {
+            return None;
+        }
+        identifier(Field::PaymentId, Some(value), PaymentId::new).ok()
     }
 
     fn path(pointer: &str) -> Result<Vec<String>, ShapeError> {

@@ -195,7 +195,8 @@ impl CreditPipeline {
                     credits.push(credit);
                 }
                 Err(error) => {
-                    malformed.push(Decided { message, payment_id: None, outcome: Outcome::Malformed(error) });
+                    let payment_id = self.format.readable_payment_id(message.body());
+                    malformed.push(Decided { message, payment_id, outcome: Outcome::Malformed(error) });
                 }
             }
         }
@@ -220,7 +221,7 @@ impl CreditPipeline {
     /// Counts and logs every message that is about to be settled.
     fn report<M: Message>(&self, done: &[Decided<M, Outcome>]) {
         let now = SystemTime::now();
-        let ages = done.iter().filter_map(|decided| now.duration_since(decided.message.sent_at()?).ok());
+        let ages = done.iter().filter_map(|decided| Some(now.duration_since(decided.message.sent_at()?)));
         events::CreditsSettled { part: self.part, outcomes: done.iter().map(|decided| &decided.outcome), ages }.emit();
         log_copies(done.iter().filter_map(copy).collect::<Vec<_>>().iter(), &self.retry);
     }

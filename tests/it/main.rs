@@ -25,6 +25,7 @@ mod crediting;
 mod dead;
 mod expiry;
 mod failures;
+mod identity;
 mod locked_rows;
 mod notifications;
 mod operations;

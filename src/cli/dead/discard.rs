@@ -1,7 +1,12 @@
 //! `pointsd dead drop`
 
 use super::{Audit, BEGUN, Exit, Filter, Output, UsageError, Walk, printable, stop_on_signals};
-use crate::{broker::Found, config::Settings, domain::check_message, parked::Groups};
+use crate::{
+    broker::Found,
+    config::Settings,
+    domain::check_message::{self, BadCheck},
+    parked::Groups,
+};
 use anyhow::Context as _;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -112,9 +117,10 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     Ok(if account.dropped == account.selected { seen } else { Exit::Failed })
 }
 
-/// Whether it has checks that cannot be read: their payments are not known.
+/// Whether it has checks whose payments are not known.
 fn has_unreadable_checks(found: &Found) -> bool {
-    found.is_check_message() && check_message::parse(found.body()).is_ok_and(|checks| checks.iter().any(Result::is_err))
+    let is_unreadable = |check: &Result<_, BadCheck>| check.as_ref().is_err_and(|bad| bad.payment_id.is_none());
+    found.is_check_message() && check_message::parse(found.body()).is_ok_and(|checks| checks.iter().any(is_unreadable))
 }
 
 async fn ask(

@@ -50,7 +50,7 @@ struct Filter {
     /// Only of this reason; may be given several times.
     #[arg(long, value_parser = reasons())]
     reason: Vec<String>,
-    /// Only of this payment; may be given several times. Messages whose body cannot be read have none.
+    /// Only of this payment; may be given several times. A malformed message is found, too, where its payment id can be read.
     #[arg(long, value_name = "PAYMENT", allow_hyphen_values = true)]
     payment: Vec<String>,
     /// Only with this message id; may be given several times.

@@ -2,7 +2,7 @@
 
 #![allow(clippy::disallowed_macros, reason = "this is the place for them")]
 
-use super::messages::count_messages;
+use super::messages::{Age, count_messages, record_ages};
 use crate::{
     domain::{
         check::{Check, CheckOutcome, CheckStep, Checked},
@@ -11,7 +11,7 @@ use crate::{
     },
     observe::{metrics as names, status::Part},
 };
-use ::metrics::{counter, gauge, histogram};
+use ::metrics::{counter, gauge};
 use std::time::Duration;
 use tracing::{debug, info, warn};
 
@@ -53,11 +53,11 @@ pub struct ChecksSettled<O, A> {
     pub part: Part,
     /// Of each message.
     pub outcomes: O,
-    /// Since its producer sent it, of each message that says when. Of a check it says nothing: it comes late by design.
+    /// The age of each message that has a timestamp. A check has none that counts: it comes late by design.
     pub ages: A,
 }
 
-impl<'a, O: Iterator<Item = &'a CheckOutcome> + Clone, A: Iterator<Item = Duration>> ChecksSettled<O, A> {
+impl<'a, O: Iterator<Item = &'a CheckOutcome> + Clone, A: Iterator<Item = Age>> ChecksSettled<O, A> {
     /// Tells of it.
     pub fn emit(self) {
         let mut steps: Vec<(PaymentStatus, &'static str, u64)> = Vec::new();
@@ -76,8 +76,7 @@ impl<'a, O: Iterator<Item = &'a CheckOutcome> + Clone, A: Iterator<Item = Durati
             return count_messages(queue, &CheckOutcome::LABELS, self.outcomes.map(CheckOutcome::label));
         }
         count_messages(queue, &CheckOutcome::LABELS_ON_ARRIVAL, self.outcomes.map(CheckOutcome::label_on_arrival));
-        let seconds = histogram!(names::END_TO_END_SECONDS);
-        self.ages.for_each(|age| seconds.record(age));
+        record_ages(self.ages);
     }
 }
 
@@ -104,6 +103,8 @@ impl CheckQueueBound<'_> {
 pub struct CheckIgnored<'a> {
     /// What it can be found by.
     pub message_id: &'a str,
+    /// Its payment, where it could be read.
+    pub payment_id: Option<&'a PaymentId>,
     /// What is wrong with it.
     pub error: &'a str,
 }
@@ -111,7 +112,12 @@ pub struct CheckIgnored<'a> {
 impl CheckIgnored<'_> {
     /// Writes the log line.
     pub fn emit(self) {
-        info!(message_id = self.message_id, error = self.error, "malformed message in the check queue acknowledged");
+        info!(
+            message_id = self.message_id,
+            payment_id = self.payment_id.map(PaymentId::as_str),
+            error = self.error,
+            "malformed message in the check queue acknowledged"
+        );
     }
 }
 

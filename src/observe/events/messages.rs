@@ -7,7 +7,7 @@ use crate::{
     observe::{limit::Limit, metrics as names, status::Part},
 };
 use ::metrics::{counter, gauge, histogram};
-use std::time::Duration;
+use std::time::{Duration, SystemTimeError};
 use tracing::{debug, warn};
 
 /// A batch failed for a reason that may pass, and is tried again.
@@ -45,22 +45,35 @@ pub(super) fn count_messages(
     }
 }
 
+/// The time since a message's timestamp; an error where that is in the future.
+pub type Age = Result<Duration, SystemTimeError>;
+
+/// Records ages, and counts the messages whose clock is ahead of ours: they have none.
+pub(super) fn record_ages(ages: impl Iterator<Item = Age>) {
+    let (seconds, ahead) = (histogram!(names::END_TO_END_SECONDS), counter!(names::CLOCK_SKEW_MESSAGES));
+    for age in ages {
+        match age {
+            Ok(age) => seconds.record(age),
+            Err(_) => ahead.increment(1),
+        }
+    }
+}
+
 /// The outcomes of a batch of credits are durable, and its messages are about to be settled.
 pub struct CreditsSettled<O, A> {
     /// Of which queue.
     pub part: Part,
     /// Of each message.
     pub outcomes: O,
-    /// Since its producer sent it, of each message that says when.
+    /// The age of each message that has a timestamp.
     pub ages: A,
 }
 
-impl<'a, O: Iterator<Item = &'a Outcome>, A: Iterator<Item = Duration>> CreditsSettled<O, A> {
+impl<'a, O: Iterator<Item = &'a Outcome>, A: Iterator<Item = Age>> CreditsSettled<O, A> {
     /// Tells of it.
     pub fn emit(self) {
         count_messages(self.part.label(), &Outcome::LABELS, self.outcomes.map(Outcome::label));
-        let seconds = histogram!(names::END_TO_END_SECONDS);
-        self.ages.for_each(|age| seconds.record(age));
+        record_ages(self.ages);
     }
 }
 

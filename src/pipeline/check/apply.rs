@@ -192,7 +192,8 @@ impl CheckPipeline {
             let (entry, outcome) = (&batch.entries[entry], &batch.outcomes[entry]);
             let settlement = outcome.as_ref().map(CheckOutcome::settlement);
             let Some(Settlement::Forward(Destination::Dead(reason))) = settlement else { continue };
-            if let Some(payment_id) = entry.payment_id().cloned() {
+            // Not by what a malformed message names: anyone may have written that.
+            if let Some(payment_id) = entry.check().map(|check| check.payment_id.clone()) {
                 let finding = Finding::ForPerson(reason);
                 checks.push(Check { payment_id, claim: None, finding, spelling: None, closing: None });
             }

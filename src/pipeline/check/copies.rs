@@ -140,7 +140,7 @@ impl CheckPipeline {
                 )),
                 About::Notification { .. } | About::Record => Body::Checks(single(|writer| writer.push(check))),
             },
-            Asked::Bad(json) => Body::Checks(single(|writer| writer.push_json(json))),
+            Asked::Bad { json, .. } => Body::Checks(single(|writer| writer.push_json(json))),
         };
         Outgoing {
             delivery,
@@ -315,7 +315,7 @@ impl CheckPipeline {
 fn write(entry: &Entry, writer: &mut Writer) {
     match &entry.asked {
         Asked::Check(check) => writer.push(check),
-        Asked::Bad(json) => writer.push_json(json),
+        Asked::Bad { json, .. } => writer.push_json(json),
         // Decided as a whole: it is parked, or done with.
         Asked::Message(_) => {}
     }

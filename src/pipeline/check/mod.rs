@@ -219,7 +219,7 @@ impl CheckPipeline {
         let entries = || settled().flat_map(|held| held.entries.clone());
         let outcomes = entries().filter_map(|entry| batch.outcomes[entry].as_ref());
         let now = SystemTime::now();
-        let ages = settled().filter_map(|held| now.duration_since(held.message.sent_at()?).ok());
+        let ages = settled().filter_map(|held| Some(now.duration_since(held.message.sent_at()?)));
         events::ChecksSettled { part: self.part, outcomes, ages }.emit();
         for entry in entries().filter(|entry| self.is_arrival() || batch.entries[*entry].meaning().is_some()) {
             if let (Some(payment_id), Some(outcome)) =

@@ -45,9 +45,9 @@ pub(super) struct Entry {
 pub(super) enum Asked {
     /// A payment.
     Check(ScheduledCheck),
-    /// Nothing that could be read, of a check message: the entry's text.
-    Bad(String),
-    /// Nothing that is looked up: the message as a whole has its outcome already.
+    /// An entry of a check message that cannot be read: its text, and its payment where that can be read.
+    Bad { json: String, payment_id: Option<PaymentId> },
+    /// Nothing that is looked up: the message as a whole has its outcome already. Its payment, where that can be read.
     Message(Option<PaymentId>),
 }
 
@@ -56,16 +56,15 @@ impl Entry {
     pub(super) fn check(&self) -> Option<&ScheduledCheck> {
         match &self.asked {
             Asked::Check(check) => Some(check),
-            Asked::Bad(_) | Asked::Message(_) => None,
+            Asked::Bad { .. } | Asked::Message(_) => None,
         }
     }
 
-    /// The payment as the message writes it.
+    /// The payment as the message writes it, for people. Of a malformed message it decides nothing.
     pub(super) fn payment_id(&self) -> Option<&PaymentId> {
         match &self.asked {
             Asked::Check(check) => Some(&check.payment_id),
-            Asked::Message(payment_id) => payment_id.as_ref(),
-            Asked::Bad(_) => None,
+            Asked::Bad { payment_id, .. } | Asked::Message(payment_id) => payment_id.as_ref(),
         }
     }
 
@@ -118,8 +117,8 @@ impl CheckPipeline {
                 for check in checks {
                     let read = match check {
                         Ok(check) => self.scheduled(check, message.checks_done()),
-                        Err(BadCheck { json, error }) => {
-                            Read::Decided(Asked::Bad(json), CheckOutcome::Unreadable(error))
+                        Err(BadCheck { json, payment_id, error }) => {
+                            Read::Decided(Asked::Bad { json, payment_id }, CheckOutcome::Unreadable(error))
                         }
                     };
                     self.push(message, read, into);
@@ -165,13 +164,15 @@ impl CheckPipeline {
             Ok(credit) => credit,
             Err(error) => {
                 let error = error.to_string();
+                let payment_id = self.format.readable_payment_id(message.body());
                 let outcome = if origin == Origin::Ours {
                     CheckOutcome::Unreadable(error)
                 } else {
-                    events::CheckIgnored { message_id: &message.label(), error: &error }.emit();
+                    let (message_id, payment_id) = (&message.label(), payment_id.as_ref());
+                    events::CheckIgnored { message_id, payment_id, error: &error }.emit();
                     CheckOutcome::Malformed(error)
                 };
-                return Read::Decided(Asked::Message(None), outcome);
+                return Read::Decided(Asked::Message(payment_id), outcome);
             }
         };
         let Credit { payment_id, .. } = credit.clone();
@@ -209,7 +210,10 @@ impl CheckPipeline {
                 }
             }
             Ok(Notification::Ignored) => Read::Decided(Asked::Message(None), CheckOutcome::Ignored),
-            Err(error) => Read::Decided(Asked::Message(None), CheckOutcome::Unreadable(error.to_string())),
+            Err(error) => {
+                let payment_id = source.format.readable_payment_id(message.body(), &self.format);
+                Read::Decided(Asked::Message(payment_id), CheckOutcome::Unreadable(error.to_string()))
+            }
         }
     }
 

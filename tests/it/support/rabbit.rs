@@ -170,6 +170,7 @@ impl Rabbit {
 }
 
 impl Drop for Rabbit {
+    #[expect(clippy::print_stderr, reason = "a test that fails shows its broker's log")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.account());
