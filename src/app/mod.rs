@@ -62,7 +62,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     // First of all: from here on a person can see what the daemon waits for.
     let bound = http::serve(listen, endpoints).await.with_context(|| format!("http.listen = \"{listen}\""))?;
     let _lock = writer_lock(&settings.ledger.url)?;
-    events::Started { ledger: &settings.ledger.url.describe(), http: &bound.to_string() }.emit();
+    let (ledger, checks) = (settings.ledger.url.describe(), settings.pay_status.is_some());
+    events::Started { checks, ledger: &ledger, http: &bound.to_string() }.emit();
 
     let stop = CancellationToken::new();
     stop_on_signals(stop.clone())?;

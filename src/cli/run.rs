@@ -1,12 +1,20 @@
 //! `pointsd run`
 
 use super::Exit;
-use crate::{app, config::Settings, observe::logging};
+use crate::{
+    app,
+    config::Settings,
+    observe::{events, logging},
+};
 use anyhow::Context as _;
 use std::{os::unix::process::CommandExt, process::Command};
 
 pub(super) async fn run(settings: Settings) -> anyhow::Result<Exit> {
     logging::install(&settings.log).context("log.format = \"journald\": the journal does not answer")?;
+    let ignored = &settings.read_from.ignored_environment;
+    if !ignored.is_empty() {
+        events::EnvironmentIgnored { variables: ignored }.emit();
+    }
     // The daemon's state is large, and moved once.
     Box::pin(app::run(settings)).await?;
     Ok(Exit::Done)

@@ -1,17 +1,33 @@
 //! `pointsd verify`
 
 use super::{Exit, Output, ledger_error, reading};
-use crate::{config::Settings, ledger::Ledger};
+use crate::{
+    config::Settings,
+    ledger::{Ledger, Verification},
+};
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    verification: &'a Verification,
+    /// Whether there is a payment source.
+    credits_checked: bool,
+}
 
 pub(super) async fn run(settings: &Settings, json: bool, output: &mut Output) -> anyhow::Result<Exit> {
     // That it is there and answers is asked with a deadline; the proof itself reads everything and has none.
     let ledger = reading(&settings.ledger).await?;
     let report = ledger.call_at_leisure(Ledger::verify).await.map_err(ledger_error)?;
+    let credits_checked = settings.pay_status.is_some();
     if json {
-        output.json(&report)?;
+        output.json(&Report { verification: &report, credits_checked })?;
     } else {
         for finding in &report.findings {
             output.line(&format!("{}: must be {}, is {}", finding.subject, finding.expected, finding.found))?;
+        }
+        if !credits_checked {
+            output.line("credits are not checked: pay_status.source is \"none\"")?;
         }
         let verdict = match report.violations {
             0 => "the ledger is right".to_owned(),

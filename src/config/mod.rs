@@ -22,8 +22,8 @@ use crate::{
     },
     pay_status::{Header, Identifier, TableName, UrlTemplate},
 };
-pub use source::Fault;
-use source::Reader;
+pub use source::{Fault, ReadFrom};
+use source::{Finished, Reader};
 use std::{
     collections::BTreeMap,
     fmt, io,
@@ -62,6 +62,8 @@ pub struct Settings {
     pub http: HttpSettings,
     /// `[log]`
     pub log: LogSettings,
+    /// Where all this comes from.
+    pub read_from: ReadFrom,
     effective: BTreeMap<String, Value>,
 }
 
@@ -311,7 +313,7 @@ pub enum ConfigError {
 }
 
 /// Read when no file is named, the first one that is there.
-const PLACES: [&str; 2] = ["pointsd.toml", "/etc/pointsd/pointsd.toml"];
+pub const PLACES: [&str; 2] = ["pointsd.toml", "/etc/pointsd/pointsd.toml"];
 
 impl Settings {
     /// Loads the file that is named, or one of the usual ones, or none; and the environment.
@@ -336,7 +338,12 @@ impl Settings {
         for (name, value) in std::env::vars_os() {
             // A name that is no UTF-8 is none of ours.
             let Some(name) = name.into_string().ok().filter(|name| name.starts_with(source::PREFIX)) else { continue };
-            let value = value.into_string().map_err(|_| ConfigError::NotText(name.clone()))?;
+            // What is no setting may be anything.
+            let value = match value.into_string() {
+                Err(_) if source::is_nested(&name) => return Err(ConfigError::NotText(name)),
+                Err(value) => value.to_string_lossy().into_owned(),
+                Ok(value) => value,
+            };
             environment.push((name, value));
         }
         let text = text.as_ref().map(|(name, text)| (name.as_str(), text.as_str()));
@@ -351,10 +358,10 @@ impl Settings {
     ) -> Result<Self, Vec<Fault>> {
         let mut reader = Reader::new(file, environment);
         let read = read::all(&mut reader, state_directory);
-        let effective = reader.finish()?;
+        let Finished { effective, read_from } = reader.finish()?;
         // It is there unless a fault was told.
         let Some(settings) = read else { return Err(Vec::new()) };
-        Ok(Self { effective, ..settings })
+        Ok(Self { read_from, effective, ..settings })
     }
 
     /// Every key with its value, secrets masked, as TOML.

@@ -2,7 +2,7 @@
 
 use super::{
     BrokerSettings, EventsSettings, HealthSettings, HttpSettings, Identity, LedgerSettings, LogFormat, LogLevel,
-    LogSettings, PayStatusSettings, RetrySettings, Settings, TlsFiles, checks, setting::Setting, source::Reader,
+    LogSettings, PayStatusSettings, ReadFrom, RetrySettings, Settings, TlsFiles, checks, setting::Setting, source::Reader,
     sources,
 };
 use crate::{
@@ -56,7 +56,7 @@ pub(super) fn all(reader: &mut Reader, state_directory: Option<&Path>) -> Option
         level: reader.setting("log.level", LogLevel::Info),
         format: reader.setting("log.format", LogFormat::Text),
     };
-    let effective = BTreeMap::new();
+    let (effective, read_from) = (BTreeMap::new(), ReadFrom::default());
     Some(Settings {
         shutdown_timeout,
         broker: broker?,
@@ -70,6 +70,7 @@ pub(super) fn all(reader: &mut Reader, state_directory: Option<&Path>) -> Option
         health,
         http,
         log,
+        read_from,
         effective,
     })
 }
@@ -151,7 +152,17 @@ pub(super) fn delays(reader: &mut Reader, key: &str, default: &[&str]) -> Vec<De
     let texts = reader.checked(key, default, &wanted, |texts| {
         texts.len() <= MAX_STEPS && texts.iter().all(|text| Delay::parse(text).is_some())
     });
-    texts.iter().filter_map(|text| Delay::parse(text)).collect()
+    let mut delays: Vec<Delay> = Vec::with_capacity(texts.len());
+    for delay in texts.iter().filter_map(|text| Delay::parse(text)) {
+        if delays.contains(&delay) {
+            let text = delay.as_str().to_owned();
+            reader
+                .fault(key, format!("has {text} twice; must have each delay once, because each is a queue of its own"));
+        } else {
+            delays.push(delay);
+        }
+    }
+    delays
 }
 
 /// No queue may be another one's, and AMQP bounds the length of the names that are made of them.

@@ -2,6 +2,7 @@
 //! kept with its place, so that all of them are told at once.
 
 use super::setting::{Lines, Raw, Setting, shown};
+use serde::Serialize;
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 use toml::{
     Value,
@@ -71,6 +72,27 @@ pub(super) struct Reader {
     known: Vec<String>,
     effective: BTreeMap<String, Value>,
     faults: Vec<Fault>,
+    read_from: ReadFrom,
+}
+
+/// Where the configuration in force comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ReadFrom {
+    /// The file; `None` when there was none.
+    pub file: Option<String>,
+    /// The environment variables that were taken, sorted.
+    pub environment: Vec<String>,
+    /// Environment variables that begin as ours and are no settings, sorted. An orchestrator sets some for a service of our
+    /// name.
+    pub ignored_environment: Vec<String>,
+}
+
+/// What a whole configuration comes to.
+pub(super) struct Finished {
+    /// The values in force, by key.
+    pub(super) effective: BTreeMap<String, Value>,
+    /// Where they come from.
+    pub(super) read_from: ReadFrom,
 }
 
 impl Reader {
@@ -82,12 +104,17 @@ impl Reader {
             known: Vec::new(),
             effective: BTreeMap::new(),
             faults: Vec::new(),
+            read_from: ReadFrom { file: file.map(|(name, _)| name.to_owned()), ..ReadFrom::default() },
         };
         if let Some((name, text)) = file {
             reader.read_file(name, text);
         }
         for (variable, value) in environment {
             let Some(name) = variable.strip_prefix(PREFIX) else { continue };
+            if !is_nested(name) && name.contains(char::is_lowercase) {
+                reader.read_from.ignored_environment.push(shown(&variable));
+                continue;
+            }
             let origin = Origin::Environment { variable: shown(&variable) };
             if name.contains(|character: char| character.is_lowercase()) {
                 reader.faults.push(Fault { origin, text: "must be written in capitals".into() });
@@ -96,7 +123,8 @@ impl Reader {
             let key = name.to_lowercase().replace("__", ".");
             // Of the ways to give one setting the environment's one stands for all.
             let alike = |other: &String, given: &Given| {
-                matches!(given.origin, Origin::File { .. }) && setting_of(other) == setting_of(&key)
+                let is_alike = *other == key || (is_nested(name) && setting_of(other) == setting_of(&key));
+                matches!(given.origin, Origin::File { .. }) && is_alike
             };
             reader.given.retain(|other, given| !alike(other, given));
             reader.given.insert(key, Given { origin, value: Raw::Text(value) });
@@ -264,8 +292,9 @@ impl Reader {
         self.effective.insert(key.to_owned(), value);
     }
 
-    /// All faults, or the effective values by key.
-    pub(super) fn finish(mut self) -> Result<BTreeMap<String, Value>, Vec<Fault>> {
+    /// All faults, or what the configuration comes to.
+    pub(super) fn finish(mut self) -> Result<Finished, Vec<Fault>> {
+        self.note_environment();
         for (key, given) in &self.given {
             let section = format!("{key}.");
             let is_section = self.known.iter().any(|known| known.starts_with(&section));
@@ -306,8 +335,31 @@ impl Reader {
         }
         self.faults.sort();
         self.faults.dedup();
-        if self.faults.is_empty() { Ok(self.effective) } else { Err(self.faults) }
+        if !self.faults.is_empty() {
+            return Err(self.faults);
+        }
+        Ok(Finished { effective: self.effective, read_from: self.read_from })
     }
+
+    /// Sorts out the environment: a variable without `__` that is no key at the top is none of ours.
+    fn note_environment(&mut self) {
+        let (known, read_from) = (&self.known, &mut self.read_from);
+        let is_section = |key: &str| known.iter().any(|known| known.starts_with(&format!("{key}.")));
+        self.given.retain(|key, given| {
+            let Origin::Environment { variable } = &given.origin else { return true };
+            let is_ours = key.contains('.') || known.contains(key) || is_section(key) || key == "source";
+            let names = if is_ours { &mut read_from.environment } else { &mut read_from.ignored_environment };
+            names.push(variable.clone());
+            is_ours
+        });
+        read_from.environment.sort();
+        read_from.ignored_environment.sort();
+    }
+}
+
+/// Whether the name of a variable, without its prefix, is that of a key in a section: `LEDGER__URL`.
+pub(super) fn is_nested(name: &str) -> bool {
+    name.contains("__")
 }
 
 /// Whether an array is one of sections.
@@ -318,7 +370,7 @@ fn are_tables(items: &DeArray<'_>) -> bool {
 /// Turns a value with spans into one without.
 struct DeValueText<'a, 'b>(&'a DeValue<'b>);
 
-impl serde::Serialize for DeValueText<'_, '_> {
+impl Serialize for DeValueText<'_, '_> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::Error as _;
         match self.0 {

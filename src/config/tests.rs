@@ -161,6 +161,63 @@ fn the_environment_wins_and_is_checked_as_the_file_is() {
 }
 
 #[test]
+fn variables_that_only_begin_as_ours_are_named_and_change_nothing() {
+    let foreign = [
+        ("POINTSD_SERVICE_HOST", "10.0.0.1"),
+        ("POINTSD_PORT", "tcp://10.0.0.1:80"),
+        ("POINTSD_PORT_80_TCP_ADDR", "10.0.0.1"),
+        ("POINTSD_LEDGER_SERVICE_PORT", "80"),
+        ("POINTSD_SHUTDOWN_TIMEOUT_FILE", "/nonexistent"),
+        ("POINTSD_env", "x"),
+    ];
+    let ours = [("POINTSD_SHUTDOWN_TIMEOUT", "90s"), ("POINTSD_LEDGER__POOL_SIZE", "3")];
+    let settings = read_with("", &[&foreign[..], &ours].concat()).unwrap();
+    let names = |variables: &[(&str, &str)]| {
+        let mut names: Vec<String> = variables.iter().map(|(name, _)| (*name).to_owned()).collect();
+        names.sort();
+        names
+    };
+    let expected =
+        ReadFrom { file: Some("pointsd.toml".into()), environment: names(&ours), ignored_environment: names(&foreign) };
+    assert_eq!(settings.read_from, expected);
+    assert_eq!((settings.shutdown_timeout, settings.ledger.pool_size), (Duration::from_secs(90), 3));
+    // One that is ignored takes the place of nothing.
+    let settings = read_with("shutdown_timeout = \"90s\"", &foreign).unwrap();
+    assert_eq!(settings.shutdown_timeout, Duration::from_secs(90));
+
+    let told = faults(read_with(
+        "",
+        &[("POINTSD_LEDGER__URRL", "x"), ("POINTSD_LEDGER", "x"), ("POINTSD_SHUTDOWN_TIMEOUT", "x"), foreign[0]],
+    ));
+    assert_eq!(
+        told,
+        [
+            "environment variable POINTSD_LEDGER: ledger: is a section; must be written as [ledger] with its keys below",
+            "environment variable POINTSD_LEDGER__URRL: ledger.urrl: unknown key; did you mean ledger.url?",
+            "environment variable POINTSD_SHUTDOWN_TIMEOUT: shutdown_timeout: given \"x\"; must be a duration from 1s to 1h, as in \"25s\"",
+        ]
+    );
+}
+
+#[test]
+fn a_delay_that_a_list_has_twice_is_told_as_that() {
+    let source = "[[source]]\nname = \"s\"\nexchange = \"e\"\nrouting_key = \"k\"\nqueue = \"q\"\nformat = \"credit\"";
+    for (text, key) in [
+        ("[retry]\ndelays = [\"5s\", \"1m\", \"5s\"]", "retry.delays"),
+        ("[compensation]\ndelays = [\"5s\", \"5s\"]", "compensation.delays"),
+    ] {
+        let told = faults(settings(&format!("{text}\n{source}")));
+        let expected = format!(
+            "pointsd.toml:2: {key}: has 5s twice; must have each delay once, because each is a queue of its own"
+        );
+        assert_eq!(told, [expected]);
+    }
+    // In seconds and in minutes it is two queues.
+    assert!(settings("[retry]\ndelays = [\"60s\", \"1m\"]").is_ok());
+    assert!(settings("[compensation]\nfirst = \"5s\"\ndelays = [\"5s\"]").is_ok());
+}
+
+#[test]
 fn secrets_are_masked_wherever_settings_are_shown() {
     for url in [
         "amqp://user:s3cret@h:5672/%2f",

@@ -25,6 +25,8 @@ pub const CHECKS: &str = "pointsd_checks_total";
 pub const UNVERIFIED_CREDITS: &str = "pointsd_unverified_credits";
 /// Credits that should have been verified or reversed by now.
 pub const OVERDUE_CREDITS: &str = "pointsd_overdue_credits";
+/// Whether credits are checked.
+pub const PAYMENT_SOURCE_CONFIGURED: &str = "pointsd_payment_source_configured";
 /// Rows of the outbox that are not published yet.
 pub const OUTBOX_ROWS: &str = "pointsd_outbox_rows";
 /// The age of the oldest of them.
@@ -81,6 +83,7 @@ fn describe() {
     describe_counter!(CHECKS, "Checks of payments, by the status that the source told and the step that was done.");
     describe_gauge!(UNVERIFIED_CREDITS, "Credits that count and that no check has found paid; told up to a million.");
     describe_gauge!(OVERDUE_CREDITS, "Unverified credits older than all their checks take, and parked by none.");
+    describe_gauge!(PAYMENT_SOURCE_CONFIGURED, "1 with a payment source; 0 without: credits are not checked.");
     describe_gauge!(OUTBOX_ROWS, "Messages of the outbox that are not published yet; told up to a million.");
     describe_gauge!(OUTBOX_OLDEST_SECONDS, Unit::Seconds, "Age of the oldest of them; 0 while there is none.");
     describe_counter!(DEAD_LETTERED, "Messages parked in the dead queue, by reason.");
@@ -122,6 +125,7 @@ fn begin_at_zero() {
     ::metrics::counter!(CLOCK_SKEW_MESSAGES).absolute(0);
     ::metrics::gauge!(UNVERIFIED_CREDITS).set(0.0);
     ::metrics::gauge!(OVERDUE_CREDITS).set(0.0);
+    ::metrics::gauge!(PAYMENT_SOURCE_CONFIGURED).set(0.0);
     ::metrics::gauge!(OUTBOX_ROWS).set(0.0);
     ::metrics::gauge!(OUTBOX_OLDEST_SECONDS).set(0.0);
     ::metrics::gauge!(IN_FLIGHT, "queue" => CREDIT_QUEUE).set(0.0);

@@ -5,7 +5,11 @@ use crate::support::{
     ledger::{Kind, Place},
     program, rabbit,
 };
-use std::process::{Command, Output};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    process::{Command, Output},
+};
 
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     // In a folder without a pointsd.toml.
@@ -111,6 +115,60 @@ fn check_config_prints_what_is_in_force_without_secrets() {
     std::fs::write(&file, &defaults.stdout).unwrap();
     let again = run(&["--config", file.to_str().unwrap(), "check-config"], &[]);
     assert_eq!(again.stdout, defaults.stdout, "{}", told(&again));
+}
+
+#[test]
+fn check_config_says_what_it_has_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("p.toml");
+    std::fs::write(&file, "").unwrap();
+    let file = file.to_str().unwrap();
+    let environment = [("POINTSD_LEDGER__URL", "sqlite:s3cret.db"), ("POINTSD_SERVICE_HOST", "s3cret")];
+    let output = run(&["--config", file, "check-config"], &environment);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        format!(
+            "configuration file: {file}\nenvironment variables: POINTSD_LEDGER__URL\n\
+             environment variables that are no settings, ignored: POINTSD_SERVICE_HOST\n"
+        )
+    );
+    let output = run(&["check-config"], &[]);
+    let said = "configuration file: none (there is neither ./pointsd.toml nor /etc/pointsd/pointsd.toml)\n\
+                environment variables: none\n";
+    assert_eq!(String::from_utf8_lossy(&output.stderr), said);
+    let output = run(&["--config", file, "check-config", "--json"], &environment);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let expected = serde_json::json!({
+        "file": file,
+        "environment": ["POINTSD_LEDGER__URL"],
+        "ignored_environment": ["POINTSD_SERVICE_HOST"],
+    });
+    assert_eq!((&json["read_from"], &json["broker"]["prefetch"]), (&expected, &2000.into()), "{json}");
+}
+
+#[test]
+fn foreign_variables_do_not_stop_the_start_and_a_misspelt_setting_does() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new("amqp://127.0.0.1:1/%2f", &place.url, "");
+    let daemon = setup.start_with(|command| {
+        command.envs([("POINTSD_SERVICE_HOST", "10.0.0.1"), ("POINTSD_PORT_80_TCP", "tcp://10.0.0.1:80")]);
+        // No text, and no setting.
+        command.env("POINTSD_NOTE", OsStr::from_bytes(b"\xff"));
+    });
+    daemon.wait_not_ready("cannot connect");
+    let log = daemon.log();
+    let named = "POINTSD_NOTE, POINTSD_PORT_80_TCP, POINTSD_SERVICE_HOST";
+    assert_eq!(log.matches(named).count(), 1, "{log}");
+    assert!(log.contains("credits are not checked") && !log.contains("10.0.0.1"), "{log}");
+    assert_eq!(daemon.metric("pointsd_payment_source_configured"), 0.0);
+    let verified = told(&setup.run(&["verify"]));
+    assert!(verified.starts_with("credits are not checked"), "{verified}");
+    assert_eq!(setup.json(&["verify", "--json"])["credits_checked"], false);
+    let output = setup.command(&["run"]).env("POINTSD_LEDGER__URRL", "s3cret").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let said = "environment variable POINTSD_LEDGER__URRL: ledger.urrl: unknown key; did you mean ledger.url?\n";
+    assert_eq!(told(&output), said);
+    daemon.stop();
 }
 
 #[test]

@@ -102,6 +102,7 @@ fn points_of_a_payment_that_was_rolled_back_are_reversed_after_the_last_check_an
     for (series, value) in [
         ("pointsd_points_credited_total", 50.0),
         ("pointsd_points_reversed_total", 30.0),
+        ("pointsd_payment_source_configured", 1.0),
         (r#"pointsd_checks_total{status="paid",step="verify"}"#, 2.0),
         (r#"pointsd_checks_total{status="closed",step="reverse"}"#, 1.0),
         (r#"pointsd_checks_total{status="pending",step="expire"}"#, 1.0),

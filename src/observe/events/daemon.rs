@@ -147,8 +147,24 @@ impl Consuming<'_> {
     }
 }
 
+/// Environment variables begin as ours and are no settings.
+pub struct EnvironmentIgnored<'a> {
+    /// Their names.
+    pub variables: &'a [String],
+}
+
+impl EnvironmentIgnored<'_> {
+    /// Writes the log line.
+    pub fn emit(self) {
+        let variables = self.variables.join(", ");
+        warn!(variables, "environment variables ignored: no settings (a setting is written POINTSD_SECTION__KEY)");
+    }
+}
+
 /// The daemon starts.
 pub struct Started<'a> {
+    /// Whether there is a payment source.
+    pub checks: bool,
     /// Which ledger it uses, without secrets.
     pub ledger: &'a str,
     /// Where its endpoints are.
@@ -159,6 +175,10 @@ impl Started<'_> {
     /// Tells of it.
     pub fn emit(self) {
         info!(version = env!("CARGO_PKG_VERSION"), ledger = self.ledger, http = self.http, "pointsd started");
+        gauge!(names::PAYMENT_SOURCE_CONFIGURED).set(f64::from(u8::from(self.checks)));
+        if !self.checks {
+            warn!("credits are not checked: pay_status.source is \"none\"");
+        }
     }
 }
 
