@@ -227,6 +227,19 @@ impl Stopped {
     }
 }
 
+/// A notification of systemd cannot be sent. Logged once.
+pub struct NotNotified<'a> {
+    /// Why.
+    pub error: &'a str,
+}
+
+impl NotNotified<'_> {
+    /// Writes the log line.
+    pub fn emit(self) {
+        warn!(error = self.error, "systemd cannot be notified (NOTIFY_SOCKET); further failures are not logged");
+    }
+}
+
 /// A loop of the daemon does not turn any more; systemd is not told that it lives.
 pub struct LoopStuck<'a> {
     /// Which.
