@@ -30,7 +30,7 @@ use crate::{
 use anyhow::Context as _;
 use futures_util::future::join_all;
 use line::{Line, Pipeline};
-pub use ready::{prepare, refuse_unless_current};
+pub use ready::{NewerSchema, prepare, refuse_unless_current};
 use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
@@ -61,7 +61,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let endpoints = http::Endpoints { metrics, status: Arc::clone(&status) };
     // First of all: from here on a person can see what the daemon waits for.
     let bound = http::serve(listen, endpoints).await.with_context(|| format!("http.listen = \"{listen}\""))?;
-    let _lock = writer_lock(&settings.ledger.url)?;
+    let mut lock = writer_lock(&settings.ledger.url)?;
     let (ledger, checks) = (settings.ledger.url.describe(), settings.pay_status.is_some());
     events::Started { checks, ledger: &ledger, http: &bound.to_string() }.emit();
 
@@ -83,7 +83,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let in_time = tokio::select! {
         // Checked first: a daemon that has done its work in time is not late.
         biased;
-        done = app.work(hangup) => { done?; true }
+        done = app.work(hangup, &mut lock) => { done?; true }
         () = overdue => false,
     };
     events::Stopped { in_time }.emit();
@@ -132,10 +132,10 @@ fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
 
 impl App {
     /// Consumes whenever everything that is needed for it works: credits and checks, each on its own.
-    async fn work(&self, hangup: Signal) -> anyhow::Result<()> {
+    async fn work(&self, hangup: Signal, lock: &mut Option<WriterLock>) -> anyhow::Result<()> {
         let lines = self.lines()?;
         release_on_hangup(hangup, &lines);
-        if self.until_stopped(self.ledger_ready()).await.transpose()?.is_none() {
+        if self.until_stopped(self.ledger_ready(lock)).await.transpose()?.is_none() {
             return Ok(());
         }
         tokio::join!(

@@ -1,33 +1,83 @@
-//! The ledger at the start: waited for while it is down, given up where waiting cannot help.
+//! The ledger at the start: waited for while it is down or its schema is not made yet, given up where waiting cannot help.
 
-use super::App;
+use super::{App, writer_lock};
 use crate::{
     backoff,
     database::{DatabaseError, Guarded},
-    ledger::{Ledger, Probe, SchemaState},
+    ledger::{Ledger, Probe, SchemaState, WriterLock},
     observe::{events, status::Part},
-    pipeline::ports::Dependency,
+    pipeline::ports::{Dependency, Outage},
 };
-use anyhow::bail;
+use anyhow::anyhow;
+
+/// A newer program has made the schema. A restart would not help.
+#[derive(Debug, thiserror::Error)]
+#[error("ledger: {0}")]
+pub struct NewerSchema(String);
+
+/// Why the ledger cannot be used yet.
+enum NotReady {
+    /// It may pass: it is waited for.
+    Waits(Outage),
+    /// It will not pass.
+    Ends(anyhow::Error),
+}
 
 impl App {
-    /// Returns when the ledger has answered and its schema is right.
-    pub(super) async fn ledger_ready(&self) -> anyhow::Result<()> {
+    /// Returns when the ledger has answered and its schema is right. `lock`: that of a SQLite ledger.
+    pub(super) async fn ledger_ready(&self, lock: &mut Option<WriterLock>) -> anyhow::Result<()> {
         loop {
-            match prepare(&self.ledger, self.settings.ledger.auto_migrate).await {
-                Ok(state) => {
-                    refuse_unless_current(&state)?;
+            match self.prepared(lock).await {
+                Ok(()) => {
                     self.status.resume(Part::Credits, Dependency::Ledger);
                     return Ok(());
                 }
-                // It will not pass. While the daemon runs the same is an outage: no message is to blame for it.
-                Err(error @ (DatabaseError::Unusable(_) | DatabaseError::Pooled)) => bail!("ledger: {error}"),
-                Err(error) => {
-                    self.status.pause(Part::Credits, &error.into_outage(Dependency::Ledger));
+                Err(NotReady::Ends(error)) => return Err(error),
+                Err(NotReady::Waits(outage)) => {
+                    self.status.pause(Part::Credits, &outage);
                     self.pause(backoff::between_probes()).await;
                 }
             }
         }
+    }
+
+    async fn prepared(&self, lock: &mut Option<WriterLock>) -> Result<(), NotReady> {
+        let auto_migrate = self.settings.ledger.auto_migrate;
+        if lock.is_none() {
+            // Not taken for a look: `pointsd migrate` needs it.
+            if !auto_migrate {
+                usable(&self.ledger.call(Ledger::schema).await?)?;
+            }
+            let taken = writer_lock(&self.settings.ledger.url);
+            *lock = taken.map_err(|error| NotReady::waits(format!("{error:#}")))?;
+        }
+        let state = prepare(&self.ledger, auto_migrate).await?;
+        usable(&state).inspect_err(|_| *lock = None)
+    }
+}
+
+impl NotReady {
+    fn waits(reason: String) -> Self {
+        Self::Waits(Outage { dependency: Dependency::Ledger, reason })
+    }
+}
+
+impl From<DatabaseError> for NotReady {
+    fn from(error: DatabaseError) -> Self {
+        match error {
+            // While the daemon runs the same is an outage: no message is to blame for it.
+            DatabaseError::Unusable(_) | DatabaseError::Pooled => Self::Ends(anyhow!("ledger: {error}")),
+            error => Self::Waits(error.into_outage(Dependency::Ledger)),
+        }
+    }
+}
+
+/// Whether the daemon can work with a schema, or waits for another one.
+fn usable(state: &SchemaState) -> Result<(), NotReady> {
+    match (state, problem(state)) {
+        (_, None) => Ok(()),
+        (SchemaState::Newer(_), Some(problem)) => Err(NotReady::Ends(NewerSchema(problem).into())),
+        (_, Some(problem)) => Err(NotReady::waits(problem)),
     }
 }
 
@@ -45,18 +95,26 @@ pub async fn prepare(ledger: &Guarded<dyn Ledger>, auto_migrate: bool) -> Result
     Ok(state)
 }
 
-/// The same words wherever a schema is needed.
-pub fn refuse_unless_current(state: &SchemaState) -> anyhow::Result<()> {
-    match state {
-        SchemaState::Current => Ok(()),
-        SchemaState::Missing => bail!("ledger: there is no pointsd schema in this database; run `pointsd migrate`"),
+/// Why a schema cannot be worked with, and what to do: the same words wherever one is needed.
+fn problem(state: &SchemaState) -> Option<String> {
+    Some(match state {
+        SchemaState::Current => return None,
+        SchemaState::Missing => "there is no pointsd schema in this database; run `pointsd migrate`".into(),
         SchemaState::Outdated(missing) => {
-            bail!("ledger: the schema is outdated (missing {}); run `pointsd migrate`", missing.join(", "))
+            format!("the schema is outdated (missing {}); run `pointsd migrate`", missing.join(", "))
         }
-        SchemaState::Newer(unknown) => bail!(
-            "ledger: the schema is newer than this pointsd {} (it has {}); install the version that made it",
+        SchemaState::Newer(unknown) => format!(
+            "the schema is newer than this pointsd {} (it has {}); install the version that made it",
             env!("CARGO_PKG_VERSION"),
             unknown.join(", ")
         ),
+    })
+}
+
+/// For commands: none of them waits.
+pub fn refuse_unless_current(state: &SchemaState) -> anyhow::Result<()> {
+    match problem(state) {
+        None => Ok(()),
+        Some(problem) => Err(anyhow!("ledger: {problem}")),
     }
 }

@@ -115,7 +115,8 @@ fn obey(cli: Cli) -> ExitCode {
                 return ExitCode::from(Exit::Failed as u8);
             }
             output.complain(&format!("{error:#}"));
-            if error.is::<ConfigError>() || error.is::<UsageError>() { Exit::Usage } else { Exit::Failed }
+            let usage = error.is::<ConfigError>() || error.is::<UsageError>() || error.is::<app::NewerSchema>();
+            if usage { Exit::Usage } else { Exit::Failed }
         }
     };
     ExitCode::from(exit as u8)

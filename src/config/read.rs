@@ -51,7 +51,7 @@ pub(super) fn all(reader: &mut Reader, state_directory: Option<&Path>) -> Option
         },
     );
     let health = HealthSettings { stalled_after: duration(reader, "health.stalled_after", 30) };
-    let http = HttpSettings { listen: reader.setting("http.listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 9187))) };
+    let http = HttpSettings { listen: reader.setting("http.listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 10_187))) };
     let log = LogSettings {
         level: reader.setting("log.level", LogLevel::Info),
         format: reader.setting("log.format", LogFormat::Text),

@@ -187,7 +187,7 @@ impl Setting for PathBuf {
 }
 
 impl Setting for SocketAddr {
-    const WANTED: &'static str = "an address and a port, as in \"127.0.0.1:9187\" or \"[::1]:9187\"";
+    const WANTED: &'static str = "an address and a port, as in \"127.0.0.1:10187\" or \"[::1]:10187\"";
     fn read(raw: &Raw) -> Option<Self> {
         String::read(raw)?.parse().ok()
     }

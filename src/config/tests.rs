@@ -88,7 +88,7 @@ listen = "localhost"
             "pointsd.toml:16: message.payment_id: given \"data.id\"; must be a JSON Pointer such as \"/data/order/id\" (RFC 6901), at most 8 levels deep",
             "pointsd.toml:17: message.max_points: given 0; must be a whole number from 1 to 1000000000000",
             "pointsd.toml:19: log.level: given \"loud\"; must be \"error\", \"warn\", \"info\", \"debug\" or \"trace\"",
-            "pointsd.toml:21: http.listen: given \"localhost\"; must be an address and a port, as in \"127.0.0.1:9187\" or \"[::1]:9187\"",
+            "pointsd.toml:21: http.listen: given \"localhost\"; must be an address and a port, as in \"127.0.0.1:10187\" or \"[::1]:10187\"",
             "pointsd.toml:22: brokr: unknown key; did you mean broker?",
         ]
     );

@@ -179,7 +179,7 @@ fn an_outdated_or_newer_schema_is_refused_with_what_to_do() {
         let output = setup.command(arguments).env("POINTSD_LEDGER__AUTO_MIGRATE", "false").output().unwrap();
         (output.status.code(), told(&output))
     };
-    for arguments in [&["run"][..], &["replay", "/dev/null"], &["balance", "u"]] {
+    for arguments in [&["replay", "/dev/null"][..], &["balance", "u"]] {
         let (status, text) = without(arguments);
         assert_eq!(status, Some(1), "{text}");
         assert!(text.contains("there is no pointsd schema in this database; run `pointsd migrate`"), "{text}");
@@ -187,9 +187,46 @@ fn an_outdated_or_newer_schema_is_refused_with_what_to_do() {
     assert_eq!(without(&["migrate"]).0, Some(0));
     assert_eq!(without(&["replay", "/dev/null"]).0, Some(0));
     place.execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('99990101')");
-    let (status, text) = without(&["run"]);
-    assert_eq!(status, Some(1));
-    assert!(text.contains("the schema is newer than this pointsd"), "{text}");
+    for (command, expected) in [("run", 2), ("verify", 1)] {
+        let (status, text) = without(&[command]);
+        assert_eq!(status, Some(expected), "{text}");
+        assert!(text.contains("the schema is newer than this pointsd"), "{text}");
+    }
+}
+
+#[test]
+fn a_missing_or_outdated_schema_is_waited_for() {
+    for kind in [Kind::Postgres, Kind::Sqlite] {
+        let place = Place::new(kind);
+        let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
+        let start = || {
+            setup.start_with(|command| {
+                command.env("POINTSD_LEDGER__AUTO_MIGRATE", "false");
+            })
+        };
+        let migrate = || {
+            let output = setup.run(&["migrate"]);
+            assert!(output.status.success(), "{}", told(&output));
+        };
+        let daemon = start();
+        daemon.wait_not_ready("ledger: there is no pointsd schema in this database; run `pointsd migrate`");
+        assert_eq!(daemon.metric(r#"pointsd_paused{dependency="ledger"}"#), 1.0);
+        migrate();
+        daemon.wait_ready();
+        assert_eq!(daemon.log().matches("WARN paused").count(), 1, "{}", daemon.log());
+        // It is the writer again.
+        if kind == Kind::Sqlite {
+            assert!(told(&setup.run(&["migrate"])).contains("another pointsd uses the ledger"));
+        }
+        daemon.stop();
+        place.execute("ALTER TABLE points_credits DROP COLUMN asked_at");
+        place.execute("DELETE FROM __diesel_schema_migrations WHERE version = '00000000000004'");
+        let daemon = start();
+        daemon.wait_not_ready("ledger: the schema is outdated (missing 00000000000004); run `pointsd migrate`");
+        migrate();
+        daemon.wait_ready();
+        daemon.stop();
+    }
 }
 
 #[test]

@@ -13,7 +13,10 @@ use crate::support::{
 use lapin::{BasicProperties, ExchangeKind, types::AMQPValue};
 use std::{
     io::Write,
-    os::unix::net::UnixDatagram,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixDatagram},
+    },
     path::Path,
     process::{Command, Stdio},
     time::Duration,
@@ -78,10 +81,16 @@ fn systemd_accepts_the_unit_and_rates_its_hardening() {
     let level: f64 = level.split(' ').next().unwrap().parse().unwrap();
     assert!(level <= 2.0, "{level}");
 
+    let text = std::fs::read_to_string(&unit).unwrap();
+    assert!(text.contains("\nStartLimitIntervalSec=0\n"), "systemd never gives up");
+    for server in ["rabbitmq-server", "postgresql", "mysql", "mysqld", "mariadb"] {
+        let after = text.lines().find(|line| line.starts_with("After=")).unwrap();
+        assert!(after.contains(&format!(" {server}.service")), "{server}");
+    }
+
     // It asks that the program be there: where the unit installs it, it is not.
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("pointsd.service");
-    let text = std::fs::read_to_string(&unit).unwrap();
     std::fs::write(&copy, text.replace("/usr/local/bin/pointsd", env!("CARGO_BIN_EXE_pointsd"))).unwrap();
     let verified = Command::new(&analyze).args(["verify", "--man=no"]).arg(&copy).output().unwrap();
     assert!(verified.status.success(), "{}", told(&verified));
@@ -129,22 +138,37 @@ fn systemd_is_told_when_it_is_ready_what_it_does_and_that_it_lives() {
 fn a_loop_that_hangs_is_not_hidden_from_the_watchdog() {
     let place = Place::new(Kind::Sqlite);
     let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
-    let socket = setup.folder.path().join("notify");
-    let systemd = UnixDatagram::bind(&socket).unwrap();
+    // Abstract, as a container's systemd may have it.
+    let name = format!("{}-{}", unique("pointsd"), std::process::id());
+    let systemd = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
     systemd.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
     let daemon = setup.start_with(|command| {
-        command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "300000");
+        command.env("NOTIFY_SOCKET", format!("@{name}")).env("WATCHDOG_USEC", "300000");
     });
     daemon.wait_ready();
+    let mut buffer = [0; 4096];
+    assert!(systemd.recv(&mut buffer).is_ok(), "an abstract socket is notified");
     daemon.signal(Signal::STOP);
     // A process that does not run feeds nothing: what was sent before is read, then there is silence.
-    let mut buffer = [0; 4096];
     let begun = std::time::Instant::now();
     while systemd.recv(&mut buffer).is_ok() {
         assert!(begun.elapsed() < Duration::from_secs(30), "a stopped daemon feeds the watchdog");
     }
     daemon.signal(Signal::CONT);
     daemon.stop();
+}
+
+#[test]
+fn a_notification_that_cannot_be_sent_is_logged_once() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new("amqp://127.0.0.1:1/%2f", &place.url, "");
+    let mut daemon = setup.start_with(|command| {
+        command.env("NOTIFY_SOCKET", "@pointsd-nobody-listens").env("WATCHDOG_USEC", "30000");
+    });
+    daemon.wait_not_ready("cannot connect");
+    daemon.signal(Signal::TERM);
+    assert!(daemon.wait().success());
+    assert_eq!(daemon.log().matches("systemd cannot be notified").count(), 1, "{}", daemon.log());
 }
 
 #[test]
