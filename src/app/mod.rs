@@ -1,5 +1,6 @@
 //! The daemon: what is started in which order, what waits for what, and how it stops.
 
+mod clock;
 mod consume;
 mod line;
 mod ready;
@@ -141,6 +142,7 @@ impl App {
         tokio::join!(
             join_all(lines.iter().map(|line| self.keep_consuming(line))),
             self.until_stopped(self.count_unverified()),
+            self.until_stopped(self.watch_clock()),
             self.keep_relaying(),
         );
         Ok(())

@@ -33,7 +33,7 @@ use crate::{
     },
     pipeline::ports::{LedgerRow, Patience, RowLocks},
 };
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Unverified credits are counted so far: a number that is looked at every quarter of a minute must not cost much.
 pub const MOST_COUNTED: i64 = 1_000_000;
@@ -131,6 +131,9 @@ pub trait Ledger: Send + Sync {
     /// Runs the statements of a batch on a reserved id and rolls them back, and then commits a write that concerns no
     /// credit, over a connection of its own: it fails where the work would.
     fn probe(&self, probe: Probe) -> Result<(), DatabaseError>;
+
+    /// The time by the clock that the ledger's times come from: that of the server, or our own where there is none.
+    fn now(&self) -> Result<SystemTime, DatabaseError>;
 
     /// How the schema stands to what this program needs. Writes nothing.
     fn schema(&self) -> Result<SchemaState, DatabaseError>;

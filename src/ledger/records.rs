@@ -144,6 +144,13 @@ pub(super) struct VersionRow {
     pub(super) version: String,
 }
 
+#[derive(diesel::QueryableByName)]
+pub(super) struct ClockRow {
+    /// Since 1970.
+    #[diesel(sql_type = diesel::sql_types::Double)]
+    pub(super) seconds: f64,
+}
+
 impl CreditRow {
     pub(super) fn with(self, adjustments: Vec<AdjustmentRow>) -> PaymentRecord {
         let adjustments = adjustments.into_iter().map(|row| Adjustment {

@@ -39,6 +39,8 @@ pub const COMMIT_SECONDS: &str = "pointsd_commit_seconds";
 pub const BATCH_SIZE: &str = "pointsd_batch_size";
 /// Seconds from a message's timestamp to its settlement.
 pub const END_TO_END_SECONDS: &str = "pointsd_end_to_end_seconds";
+/// How far the clock of the ledger's server is ahead of ours.
+pub const CLOCK_SKEW: &str = "pointsd_clock_skew_seconds";
 /// Messages whose timestamp is in the future.
 pub const CLOCK_SKEW_MESSAGES: &str = "pointsd_clock_skew_messages_total";
 /// Deliveries taken and not yet settled, by `queue`.
@@ -90,6 +92,7 @@ fn describe() {
     describe_histogram!(COMMIT_SECONDS, Unit::Seconds, "Time that a transaction of the ledger took.");
     describe_histogram!(BATCH_SIZE, "Credits in one transaction of the ledger.");
     describe_histogram!(END_TO_END_SECONDS, Unit::Seconds, "Age of a message, by its timestamp, when it was settled.");
+    describe_gauge!(CLOCK_SKEW, Unit::Seconds, "How far the ledger's clock is ahead of the daemon's.");
     describe_counter!(CLOCK_SKEW_MESSAGES, "Messages whose timestamp was in the future by the daemon's clock.");
     describe_gauge!(IN_FLIGHT, "Deliveries taken and not yet settled, by queue.");
     describe_gauge!(
@@ -122,6 +125,7 @@ fn begin_at_zero() {
     }
     ::metrics::counter!(POINTS_CREDITED).absolute(0);
     ::metrics::counter!(POINTS_REVERSED).absolute(0);
+    ::metrics::gauge!(CLOCK_SKEW).set(0.0);
     ::metrics::counter!(CLOCK_SKEW_MESSAGES).absolute(0);
     ::metrics::gauge!(UNVERIFIED_CREDITS).set(0.0);
     ::metrics::gauge!(OVERDUE_CREDITS).set(0.0);

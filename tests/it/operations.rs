@@ -172,6 +172,36 @@ fn a_notification_that_cannot_be_sent_is_logged_once() {
 }
 
 #[test]
+fn a_clock_that_differs_from_the_ledgers_is_warned_of() {
+    let place = Place::new(Kind::Postgres);
+    // In the place of the server's clock, for whoever uses this database.
+    place.execute("CREATE SCHEMA skewed");
+    place.execute(
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = skewed, public, pg_catalog', current_database()); END $$",
+    );
+    let sqlite = Place::new(Kind::Sqlite);
+    for (place, skew, ahead) in [(&place, "1 hour", 3600.0), (&place, "-1 minute", -60.0), (&sqlite, "", 0.0)] {
+        if ahead != 0.0 {
+            place.execute(&format!(
+                "CREATE OR REPLACE FUNCTION skewed.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS \
+                 $$ SELECT pg_catalog.clock_timestamp() + interval '{skew}' $$"
+            ));
+        }
+        let setup = Setup::new("amqp://127.0.0.1:1/%2f", &place.url, "");
+        let daemon = setup.start();
+        daemon.wait_not_ready("cannot connect");
+        // It takes part of the second that the look may last.
+        daemon.wait_for(&format!("it is {ahead} seconds ahead"), |daemon| {
+            let seconds = daemon.metric("pointsd_clock_skew_seconds");
+            ((seconds - ahead).abs() < 20.0).then_some(())
+        });
+        let log = daemon.log();
+        assert_eq!(log.matches("WARN the clocks of the ledger's server").count(), usize::from(ahead != 0.0), "{log}");
+        daemon.stop();
+    }
+}
+
+#[test]
 fn amqps_with_a_private_authority_and_a_client_certificate() {
     let folder = tempfile::tempdir().unwrap();
     let (broker, client_tls) = tls::certificates(folder.path());

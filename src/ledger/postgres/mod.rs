@@ -10,7 +10,8 @@ use super::{
     batch::Sorted,
     migrations, outbox,
     records::{
-        self, AdjustmentRow, BalanceRow, CreditRow, UnverifiedCount, UnverifiedCredit, UnverifiedPage, VersionRow,
+        self, AdjustmentRow, BalanceRow, ClockRow, CreditRow, UnverifiedCount, UnverifiedCredit, UnverifiedPage,
+        VersionRow,
     },
     verify,
 };
@@ -35,7 +36,7 @@ use diesel::{
 use statements::{CompareExisting, InsertCredits, New};
 use std::{
     collections::HashMap,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// Longer ago than any credit.
@@ -214,6 +215,15 @@ impl Ledger for PostgresLedger {
         };
         super::rolled_back(transaction(connection, Patience::Usual, work))?;
         super::probed(sql_query("UPDATE points_probe SET probed_at = now()").execute(connection)?)
+    }
+
+    fn now(&self) -> Result<SystemTime, DatabaseError> {
+        let clock: ClockRow = sql_query("SELECT extract(epoch FROM clock_timestamp())::float8 AS seconds")
+            .get_result(&mut self.server.fresh()?)?;
+        let since = Duration::try_from_secs_f64(clock.seconds).ok();
+        since
+            .and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since))
+            .ok_or_else(|| DatabaseError::Database("the server's clock is before 1970".into()))
     }
 
     fn schema(&self) -> Result<SchemaState, DatabaseError> {

@@ -39,7 +39,7 @@ use std::{
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, OnceLock, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// SQLite takes one writer; those of this process (credits and checks have pools of their own) take turns here instead of
@@ -208,6 +208,10 @@ impl Ledger for SqliteLedger {
         let now = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
         let rows = sql_query(format!("UPDATE points_probe SET probed_at = {now}")).execute(connection)?;
         super::probed(rows)
+    }
+
+    fn now(&self) -> Result<SystemTime, DatabaseError> {
+        Ok(SystemTime::now())
     }
 
     fn schema(&self) -> Result<SchemaState, DatabaseError> {

@@ -227,6 +227,25 @@ impl Stopped {
     }
 }
 
+/// The daemon's clock was compared with the ledger's.
+pub struct ClockSkew {
+    /// By how many seconds the ledger's is ahead; negative: behind.
+    pub seconds: f64,
+    /// Whether to warn of it.
+    pub warn: bool,
+}
+
+impl ClockSkew {
+    /// Sets the metric, and writes the log line where it is to be warned of.
+    pub fn emit(self) {
+        gauge!(names::CLOCK_SKEW).set(self.seconds);
+        if self.warn {
+            let seconds = format!("{:+.1}", self.seconds);
+            warn!(seconds, "the clocks of the ledger's server and of this machine differ: synchronise them");
+        }
+    }
+}
+
 /// A notification of systemd cannot be sent. Logged once.
 pub struct NotNotified<'a> {
     /// Why.
