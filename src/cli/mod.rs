@@ -23,7 +23,7 @@ use crate::{
 };
 use clap::{Parser, Subcommand};
 use output::Output;
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 /// How a command ended: its exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,32 +95,53 @@ struct Json {
 pub fn main() -> ExitCode {
     // Once a process, before anything connects. A second call (a test's) finds it done.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let cli = Cli::parse();
+    let json = wants_json();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if json && error.use_stderr() => {
+            let text = error.to_string();
+            Output::new(json).end(Some(text.trim().trim_start_matches("error: ")), Exit::Usage);
+            return ExitCode::from(Exit::Usage as u8);
+        }
+        Err(error) => error.exit(),
+    };
     if matches!(cli.command, Command::Run | Command::Dead(_) | Command::Payment(_)) {
         run::with_deep_stacks();
     }
     // On a thread of its own: the first one's stack cannot be set.
-    let thread = std::thread::Builder::new().stack_size(run::DEEP_STACK).spawn(|| obey(cli));
+    let thread = std::thread::Builder::new().stack_size(run::DEEP_STACK).spawn(move || obey(cli, json));
     thread.map_or(ExitCode::FAILURE, |thread| thread.join().unwrap_or(ExitCode::FAILURE))
 }
 
-fn obey(cli: Cli) -> ExitCode {
-    let mut output = Output::default();
+/// Whether the command line asks for JSON: also one that cannot be parsed.
+fn wants_json() -> bool {
+    std::env::args_os().skip(1).take_while(|argument| argument != "--").any(|argument| argument == "--json")
+}
+
+fn obey(cli: Cli, json: bool) -> ExitCode {
+    let mut output = Output::new(json);
     let exit = match dispatch(cli, &mut output) {
-        Ok(exit) => exit,
+        Ok(exit) => {
+            output.end(None, exit);
+            exit
+        }
         Err(error) => {
             let pipe_closed = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
             // Whoever read our output has seen enough.
             if error.downcast_ref().is_some_and(pipe_closed) {
                 return ExitCode::from(Exit::Failed as u8);
             }
-            output.complain(&format!("{error:#}"));
             let usage = error.is::<ConfigError>() || error.is::<UsageError>() || error.is::<app::NewerSchema>();
-            if usage { Exit::Usage } else { Exit::Failed }
+            let exit = if usage { Exit::Usage } else { Exit::Failed };
+            output.end(Some(&format!("{error:#}")), exit);
+            exit
         }
     };
     ExitCode::from(exit as u8)
 }
+
+/// How long threads that do nothing may take to end.
+const TIME_FOR_IDLE_THREADS: Duration = Duration::from_millis(500);
 
 /// The command line asks for something that cannot be.
 #[derive(Debug, thiserror::Error)]
@@ -152,8 +173,9 @@ fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
             Command::Outbox(arguments) => outbox::run(&settings, &arguments, output).await,
         }
     });
-    // A thread that hangs in the database does not hold up the exit.
-    runtime.shutdown_background();
+    // A thread that hangs in the database does not hold up the exit. Those that are idle are joined: libpq's libraries abort a
+    // process that ends while a thread that has used them ends.
+    runtime.shutdown_timeout(TIME_FOR_IDLE_THREADS);
     done
 }
 

@@ -163,7 +163,7 @@ async fn agreed(chosen: &Chosen, outbox: &Guarded<dyn Outbox>, output: &mut Outp
         Chosen::Held => summary.held.to_string(),
         Chosen::Ids(ids) => ids.len().to_string(),
     };
-    output.complain(&format!("drop {messages} messages of the outbox for good? Type yes:"));
+    output.ask(&format!("drop {messages} messages of the outbox for good? Type yes:"));
     let answer = tokio::task::spawn_blocking(|| {
         let mut answer = String::new();
         io::stdin().read_line(&mut answer).map(|_| answer)

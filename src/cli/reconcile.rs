@@ -60,7 +60,7 @@ struct Account {
     not_sendable: u64,
     /// Listed, without --apply.
     #[serde(skip_serializing_if = "Option::is_none")]
-    credits: Option<Vec<UnverifiedCredit>>,
+    listed: Option<Vec<UnverifiedCredit>>,
     /// Why it did not go on to the end.
     stopped: Option<String>,
 }
@@ -77,7 +77,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         ProgressStyle::with_template("{spinner} {pos} sent {per_sec}")
             .unwrap_or_else(|_| ProgressStyle::default_spinner()),
     );
-    let mut account = Account { credits: (!arguments.apply).then(Vec::new), ..Account::default() };
+    let mut account = Account { listed: (!arguments.apply).then(Vec::new), ..Account::default() };
     let mut limit = arguments.limit.unwrap_or(if arguments.apply { u64::MAX } else { 1000 });
     let longest = if arguments.reversed { Duration::ZERO } else { settings.compensation.overdue_after() };
     let mut page = UnverifiedPage {
@@ -109,7 +109,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
                     break Err(error);
                 }
             }
-            None => account.credits.get_or_insert_default().extend(credits),
+            None => account.listed.get_or_insert_default().extend(credits),
         }
         if account.more {
             break Ok(());
@@ -176,7 +176,7 @@ impl Account {
         if arguments.json {
             return output.json(self);
         }
-        for UnverifiedCredit { payment_id, user_id, points, since } in self.credits.iter().flatten() {
+        for UnverifiedCredit { payment_id, user_id, points, since } in self.listed.iter().flatten() {
             output.line(&format!("{since}  payment {payment_id}: {points} points of user {user_id}"))?;
         }
         let what = if arguments.reversed { "reversed" } else { "not found paid by a check" };

@@ -7,6 +7,7 @@ use crate::{
 };
 use anyhow::Context as _;
 use indicatif::ProgressBar;
+use serde_json::json;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -49,7 +50,11 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
             };
             topology.retire(settings, queue, waiting).await.context("broker")?;
             progress.finish_and_clear();
-            output.line(&format!("queue {queue} is deleted"))?;
+            if arguments.json {
+                output.json(&json!({ "deleted": queue }))?;
+            } else {
+                output.line(&format!("queue {queue} is deleted"))?;
+            }
             Ok(Exit::Done)
         }
         Action::Check => {

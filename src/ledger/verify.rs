@@ -1,6 +1,6 @@
 //! The proof that a ledger is right. The SQL is the same for both databases; each runs it in one snapshot.
 
-use diesel::QueryResult;
+use diesel::{QueryResult, result::Error};
 use serde::Serialize;
 
 /// The most findings that are listed.
@@ -19,8 +19,8 @@ pub struct Verification {
     pub users: i64,
     /// Credits that count and that no check has found paid.
     pub unverified: i64,
-    /// All balances added up: points, as a decimal number.
-    pub points: String,
+    /// All balances added up: points. The sum may be larger than 64 bits.
+    pub points: i128,
     /// How often an invariant is violated: 0 when the ledger is right. At most 1000 are looked for, each invariant.
     pub violations: usize,
     /// The first ones of them.
@@ -111,5 +111,6 @@ pub(super) fn report(
         findings.extend(found.into_iter().take(room));
     }
     let Totals { credits, adjustments, users, unverified, points } = totals;
+    let points = points.parse().map_err(|error| Error::DeserializationError(Box::new(error)))?;
     Ok(Verification { credits, adjustments, users, unverified, points, violations, findings })
 }

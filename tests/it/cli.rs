@@ -64,6 +64,39 @@ fn exit_statuses_are_those_of_the_contract() {
 }
 
 #[test]
+fn errors_are_json_where_json_is_asked_for() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new("amqp://127.0.0.1:1/%2f", &place.url, "");
+    assert_eq!(setup.run(&["migrate"]).status.code(), Some(0));
+    for (arguments, status, said) in [
+        (&["balance", " u", "--json"][..], 2, "the user's id has blanks around it"),
+        (&["balance", "--json"], 2, "required arguments"),
+        (&["unknown", "--json"], 2, "unrecognized subcommand"),
+        (&["verify", "--json", "--config", "/nonexistent"], 2, "/nonexistent cannot be read"),
+        (&["payment", "p", "--ledger-only", "--json"], 1, "payment p: nothing is known of it"),
+        (&["replay", "/nonexistent", "--json"], 1, "/nonexistent cannot be read"),
+        (&["topology", "check", "--json"], 1, "broker: cannot connect"),
+        (&["dead", "list", "--json"], 1, "broker: cannot connect"),
+        (&["reconcile", "--apply", "--json"], 2, "pay_status.source is"),
+        (&["outbox", "drop", "--all", "--json"], 2, "give --yes"),
+    ] {
+        let output = pointsd(arguments).current_dir(setup.folder.path()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap())
+            .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"));
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {text}");
+        assert_eq!(last["exit_code"], status, "{arguments:?}: {text}");
+        assert!(last["error"].as_str().unwrap().contains(said), "{arguments:?}: {text}");
+    }
+    // Points are numbers, however large their sum is.
+    place.execute("INSERT INTO points_balances (user_id, balance) VALUES ('u', 9000000000000000000)");
+    let report = setup.json(&["verify", "--json"]);
+    let shown = (&report["points"], &report["findings"][0]["found"]);
+    assert_eq!(shown, (&9_000_000_000_000_000_000_u64.into(), &"9000000000000000000".into()), "{report}");
+    assert!(setup.json(&["balance", "u", "--json"])["balance"].is_u64());
+}
+
+#[test]
 fn every_command_explains_itself() {
     for command in
         ["run", "replay", "publish", "migrate", "check-config", "topology", "balance", "payment", "verify", "reconcile"]

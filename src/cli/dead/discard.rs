@@ -130,11 +130,11 @@ async fn ask(
     output: &mut Output,
 ) -> anyhow::Result<bool> {
     for group in groups.sorted() {
-        output.complain(&format!("{:>8}  {}", group.messages, printable(&group.reason)));
+        output.ask(&format!("{:>8}  {}", group.messages, printable(&group.reason)));
     }
     let about = if payments > messages { format!(" about {payments} payments") } else { String::new() };
     let queue = &settings.broker.dead_queue;
-    output.complain(&format!("drop these {messages} messages{about} of {queue} for good? Type yes:"));
+    output.ask(&format!("drop these {messages} messages{about} of {queue} for good? Type yes:"));
     let answer = tokio::task::spawn_blocking(|| {
         let mut answer = String::new();
         io::stdin().read_line(&mut answer).map(|_| answer)

@@ -53,13 +53,18 @@ struct Version {
     points: i64,
 }
 
-/// What the ledger says of the payment now.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum LedgerNow {
-    Record(PaymentRecord),
-    Absent,
-    NotAsked(String),
+/// What the ledger says of the payment now: nothing of either means that the payment is not there.
+#[derive(Debug, Default, Serialize)]
+struct LedgerNow {
+    record: Option<PaymentRecord>,
+    /// Why it could not be asked.
+    not_asked: Option<String>,
+}
+
+impl LedgerNow {
+    fn not_asked(why: impl Into<String>) -> Self {
+        Self { not_asked: Some(why.into()), ..Self::default() }
+    }
 }
 
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
@@ -131,14 +136,13 @@ fn version(settings: &Settings, found: &Found) -> Option<Version> {
 /// A ledger that is down is no reason not to show a message.
 async fn ask(ledger: Result<&Guarded<dyn Ledger>, &String>, payment_id: Option<&str>) -> LedgerNow {
     let Some(payment_id) = payment_id.map(str::to_owned) else {
-        return LedgerNow::NotAsked("it names no payment, or several".into());
+        return LedgerNow::not_asked("it names no payment, or several");
     };
     match ledger {
-        Err(error) => LedgerNow::NotAsked(error.clone()),
+        Err(error) => LedgerNow::not_asked(error),
         Ok(ledger) => match ledger.call(move |ledger| ledger.payment(&payment_id)).await {
-            Ok(Some(record)) => LedgerNow::Record(record),
-            Ok(None) => LedgerNow::Absent,
-            Err(error) => LedgerNow::NotAsked(error.to_string()),
+            Ok(record) => LedgerNow { record, ..LedgerNow::default() },
+            Err(error) => LedgerNow::not_asked(error.to_string()),
         },
     }
 }
@@ -165,11 +169,11 @@ fn lines(shown: &Shown) -> Vec<String> {
         lines.push(format!("  the ledger then {}", version(&ledger.user_id, ledger.points)));
     }
     lines.push(match ledger_now {
-        LedgerNow::Record(record) => {
+        LedgerNow { record: Some(record), .. } => {
             format!("  the ledger now  {}, {}", version(&record.user_id, record.points), record.state)
         }
-        LedgerNow::Absent => "  the ledger now  knows nothing of the payment".to_owned(),
-        LedgerNow::NotAsked(why) => format!("  the ledger now  not asked: {}", printable(why)),
+        LedgerNow { record: None, not_asked: None } => "  the ledger now  knows nothing of the payment".to_owned(),
+        LedgerNow { not_asked: Some(why), .. } => format!("  the ledger now  not asked: {}", printable(why)),
     });
     for (name, value) in headers {
         lines.push(format!("  header          {} = {}", printable(name), printable(&value.to_string())));

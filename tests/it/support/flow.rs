@@ -83,7 +83,7 @@ impl Flow {
         assert_eq!(report["violations"], 0, "{report}");
         assert_eq!(report["credits"], self.payments.len());
         let total: u64 = balances.values().sum();
-        assert_eq!(report["points"], total.to_string());
+        assert_eq!(report["points"], total);
         // A sample: that all of them add up is in the report.
         for (user, points) in balances.iter().step_by(7) {
             assert_eq!(setup.json(&["balance", &format!("u{user}"), "--json"])["balance"], *points, "user u{user}");

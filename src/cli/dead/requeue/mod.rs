@@ -59,7 +59,9 @@ struct Account {
     /// Of those, how many came back to the dead queue while it was looked at.
     returned: u64,
     /// Not sent, because it is not known where to, or the queue is not there.
-    not_sendable: BTreeMap<String, u64>,
+    not_sendable: u64,
+    /// Of them how many for which reason.
+    not_sendable_reasons: BTreeMap<String, u64>,
     /// Messages that were there and could not be looked at.
     unseen: u64,
     /// Whether somebody else held messages when it began: they were not seen.
@@ -103,7 +105,7 @@ pub(in crate::cli::dead) async fn run(
     account.print(arguments.json, groups, output)?;
     done?;
     let whole = account.stopped.is_none()
-        && account.not_sendable.is_empty()
+        && account.not_sendable == 0
         && account.returned == 0
         && account.unseen == 0
         && !account.other_readers;
@@ -124,7 +126,7 @@ impl Account {
         for group in groups.sorted() {
             output.line(&format!("{:>8}  {}", group.messages, printable(&group.reason)))?;
         }
-        for (why, messages) in &self.not_sendable {
+        for (why, messages) in &self.not_sendable_reasons {
             output.line(&format!("{messages:>8}  not sendable: {why}"))?;
         }
         if self.unseen > 0 {

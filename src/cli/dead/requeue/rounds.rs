@@ -238,7 +238,8 @@ impl<'a> Run<'a> {
     }
 
     fn not_sendable(&mut self, why: String) {
-        *self.account.not_sendable.entry(why).or_default() += 1;
+        self.account.not_sendable += 1;
+        *self.account.not_sendable_reasons.entry(why).or_default() += 1;
     }
 
     async fn send(
