@@ -33,7 +33,7 @@ fn remarks(read_from: &ReadFrom) -> Vec<String> {
     let mut lines =
         vec![format!("configuration file: {file}"), format!("environment variables: {}", or_none(environment))];
     if !ignored_environment.is_empty() {
-        lines.push(format!("environment variables that are no settings, ignored: {}", ignored_environment.join(", ")));
+        lines.push(format!("environment variables ignored (not settings): {}", ignored_environment.join(", ")));
     }
     lines
 }

@@ -47,7 +47,7 @@ impl Output {
         }
     }
 
-    /// A line for the person at the terminal, at once. When standard error is gone there is nobody to tell.
+    /// Prints a line to standard error at once. An error is ignored: there is no other place to report it.
     pub(super) fn ask(&mut self, text: &str) {
         let _ = writeln!(self.remarks, "{text}");
     }

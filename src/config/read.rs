@@ -2,8 +2,8 @@
 
 use super::{
     BrokerSettings, EventsSettings, HealthSettings, HttpSettings, Identity, LedgerSettings, LogFormat, LogLevel,
-    LogSettings, PayStatusSettings, ReadFrom, RetrySettings, Settings, TlsFiles, checks, setting::Setting, source::Reader,
-    sources,
+    LogSettings, PayStatusSettings, ReadFrom, RetrySettings, Settings, TlsFiles, checks, setting::Setting,
+    source::Reader, sources,
 };
 use crate::{
     broker::{BrokerUrl, QueueType, check_delay_queue, retry_queue},

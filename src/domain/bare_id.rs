@@ -1,7 +1,7 @@
-//! What a body that should be a bare payment id may be instead: a document of another format. Looked up as an id it would
-//! be unknown, check after check, and then forgotten.
+//! Documents of other formats in the place of a bare payment id. Looked up as an id, a document would be unknown at every
+//! check and then be forgotten.
 
-/// What a text is, when it is not one bare id. `None`: nothing speaks against an id.
+/// The kind of document that a text is; `None` if it may be an id.
 pub(super) fn other_content(text: &str) -> Option<&'static str> {
     let is = |is: bool, content: &'static str| is.then_some(content);
     is(is_json(text), "JSON within a text")
@@ -10,8 +10,8 @@ pub(super) fn other_content(text: &str) -> Option<&'static str> {
         .or_else(|| is(text.contains([',', ';', '|', '\u{ff0c}', '\u{ff1b}', '\u{3001}']), "a list"))
 }
 
-/// An object, an array, a string or one of JSON's words, also one that is cut off. An id within braces, as some systems
-/// write a GUID, is none.
+/// Whether a text is a JSON object, array, string or literal, complete or cut off. An id within braces, as some systems write a
+/// GUID, is not JSON.
 fn is_json(text: &str) -> bool {
     let text = text.trim_start();
     let is_object =
@@ -19,7 +19,7 @@ fn is_json(text: &str) -> bool {
     matches!(text, "null" | "true" | "false") || text.starts_with(['"', '[']) || is_object()
 }
 
-/// `name=value`, also several of them. What ends with `=`, as base64 may, is none.
+/// Whether a text has a pair `name=value`. Trailing `=`, as in base64, make no pair.
 fn is_form(text: &str) -> bool {
     text.trim_end_matches('=').contains('=')
 }

@@ -17,15 +17,15 @@ pub enum IdError {
     /// A control character (NUL, newline, DEL, …) anywhere in it.
     #[error("has a control character; must have none")]
     ControlCharacter,
-    /// A character that no reader sees, as a zero-width space or a byte order mark, anywhere in it.
-    #[error("has an invisible character (a format character, as a zero-width space); must have none")]
+    /// An invisible character, such as a zero-width space or a byte order mark, anywhere in it.
+    #[error("has an invisible character (such as a zero-width space); must have none")]
     InvisibleCharacter,
     /// White space at its beginning or end.
     #[error("has blanks around it; must have none at its ends")]
     SurroundingBlank,
 }
 
-/// Characters that are not seen: Unicode's format characters (category Cf), those that are ignored in display
+/// Invisible characters: Unicode's format characters (category Cf), those that are ignored in display
 /// (`Default_Ignorable_Code_Point`), and the separators of lines and paragraphs. Two identifiers that differ only by them
 /// look alike.
 const INVISIBLE: [(char, char); 25] = [
@@ -56,7 +56,7 @@ const INVISIBLE: [(char, char); 25] = [
     ('\u{e0000}', '\u{e0fff}'),
 ];
 
-/// Whether a character is one that is not seen.
+/// Whether a character is invisible.
 pub fn is_invisible(character: char) -> bool {
     !character.is_ascii() && INVISIBLE.iter().any(|(first, last)| (*first..=*last).contains(&character))
 }

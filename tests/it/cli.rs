@@ -162,7 +162,7 @@ fn check_config_says_what_it_has_read() {
         String::from_utf8_lossy(&output.stderr),
         format!(
             "configuration file: {file}\nenvironment variables: POINTSD_LEDGER__URL\n\
-             environment variables that are no settings, ignored: POINTSD_SERVICE_HOST\n"
+             environment variables ignored (not settings): POINTSD_SERVICE_HOST\n"
         )
     );
     let output = run(&["check-config"], &[]);

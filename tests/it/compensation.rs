@@ -457,6 +457,8 @@ fn without_a_source_there_are_no_checks_and_no_queues_for_them() {
     let place = Place::new(Kind::Sqlite);
     let without = Setup::new(&rabbit::shared().url(), &place.url, "");
     let daemon = start(&without);
+    assert!(daemon.log().contains("WARN credits are not checked"), "{}", daemon.log());
+    assert!(told(&without.run(&["verify"])).starts_with("credits are not checked"));
     assert_eq!((client.ready(&without.check_queue), client.ready(&without.check_delay_queue("30s"))), (None, None));
     daemon.signal(Signal::HUP);
     daemon.wait_for("it says so", |daemon| daemon.log().contains("no brake is engaged").then_some(()));

@@ -174,7 +174,7 @@ fn a_notification_that_cannot_be_sent_is_logged_once() {
 #[test]
 fn a_clock_that_differs_from_the_ledgers_is_warned_of() {
     let place = Place::new(Kind::Postgres);
-    // In the place of the server's clock, for whoever uses this database.
+    // This function replaces the server's clock in this database.
     place.execute("CREATE SCHEMA skewed");
     place.execute(
         "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = skewed, public, pg_catalog', current_database()); END $$",
@@ -190,13 +190,16 @@ fn a_clock_that_differs_from_the_ledgers_is_warned_of() {
         let setup = Setup::new("amqp://127.0.0.1:1/%2f", &place.url, "");
         let daemon = setup.start();
         daemon.wait_not_ready("cannot connect");
-        // It takes part of the second that the look may last.
         daemon.wait_for(&format!("it is {ahead} seconds ahead"), |daemon| {
             let seconds = daemon.metric("pointsd_clock_skew_seconds");
             ((seconds - ahead).abs() < 20.0).then_some(())
         });
         let log = daemon.log();
-        assert_eq!(log.matches("WARN the clocks of the ledger's server").count(), usize::from(ahead != 0.0), "{log}");
+        assert_eq!(
+            log.matches("WARN clock skew between the ledger's server").count(),
+            usize::from(ahead != 0.0),
+            "{log}"
+        );
         daemon.stop();
     }
 }

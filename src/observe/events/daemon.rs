@@ -157,7 +157,7 @@ impl EnvironmentIgnored<'_> {
     /// Writes the log line.
     pub fn emit(self) {
         let variables = self.variables.join(", ");
-        warn!(variables, "environment variables ignored: no settings (a setting is written POINTSD_SECTION__KEY)");
+        warn!(variables, "environment variables ignored: not settings (a setting is written POINTSD_SECTION__KEY)");
     }
 }
 
@@ -241,7 +241,7 @@ impl ClockSkew {
         gauge!(names::CLOCK_SKEW).set(self.seconds);
         if self.warn {
             let seconds = format!("{:+.1}", self.seconds);
-            warn!(seconds, "the clocks of the ledger's server and of this machine differ: synchronise them");
+            warn!(seconds, "clock skew between the ledger's server and this machine: synchronise the clocks");
         }
     }
 }
