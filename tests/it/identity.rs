@@ -1,11 +1,13 @@
 //! What is a payment id, and what a message that cannot be credited still says of its payment.
 
 use crate::{
+    compensation,
     notifications::example,
     support::{
-        amqp::Client,
+        amqp::{Client, check_entry, check_message},
         daemon::{Setup, told},
         ledger::{Kind, Place},
+        payments::Payments,
         rabbit,
     },
 };
@@ -72,6 +74,32 @@ fn a_malformed_message_is_found_by_its_payment() {
         log.contains("payment_id=\"P-7\"") && log.contains("payment_id=\"P-8\"") && !log.contains("S3CRET"),
         "{log}"
     );
+    daemon.stop();
+}
+
+#[test]
+fn a_check_that_cannot_be_read_is_found_by_its_payment_and_changes_nothing_of_it() {
+    let (place, payments) = (Place::new(Kind::Sqlite), Payments::new());
+    let setup = compensation::setup(&place, "sql", &payments.settings(), "1h", "[]");
+    let daemon = compensation::start(&setup);
+    let client = Client::connect(&rabbit::shared().url());
+    compensation::publish(&client, &setup, [9]);
+    compensation::wait_for_state(&setup, &daemon, 9, &compensation::is("credited", false));
+    let bad = check_message(&[check_entry("9", "S3CRET", 0)], 0);
+    // A check message of ours, and a points message that another program's binding brings.
+    let foreign = (br#"{"paymentId":9,"userId":"S3CRET","integral":0}"#.to_vec(), BasicProperties::default());
+    client.publish("", &setup.check_queue, [bad, foreign]);
+    let ignored = "malformed message in the check queue acknowledged";
+    daemon.wait_for("one is parked, one acknowledged", |daemon| {
+        let acknowledged = daemon.log().lines().any(|line| line.contains(ignored) && line.contains("payment_id=\"9\""));
+        (acknowledged && client.ready(&setup.dead_queue)? == 1).then_some(())
+    });
+    let story = setup.json(&["payment", "9", "--json"]);
+    assert_eq!(story["dead_queue"]["messages"][0]["reason"], "malformed", "{story}");
+    assert_eq!((&story["state"], &story["asked_at"]), (&"credited".into(), &serde_json::Value::Null), "{story}");
+    assert!(!daemon.log().contains("S3CRET"), "{}", daemon.log());
+    let dropped = setup.run(&["dead", "drop", "--payment", "9", "--yes"]);
+    assert!(dropped.status.success(), "{}", told(&dropped));
     daemon.stop();
 }
 

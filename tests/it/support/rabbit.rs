@@ -137,7 +137,11 @@ impl Rabbit {
         let mut command = Command::new(program);
         command.args(arguments);
         self.environment(&mut command);
-        let output = command.output().unwrap();
+        // A node takes logins a moment before `rabbitmqctl` finds it running.
+        let output = super::eventually("the node is running", || {
+            let output = command.output().unwrap();
+            (!super::daemon::told(&output).contains("app to be running")).then_some(output)
+        });
         assert!(output.status.success(), "{arguments:?}: {}", super::daemon::told(&output));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
