@@ -82,10 +82,7 @@ impl App {
             self.status.pause(part, &outage);
             self.pause(pause).await;
             pause = backoff::between_probes();
-            let probed = match self.probe(line, outage.dependency).await {
-                None => return Opening::One,
-                Some(probed) => probed,
-            };
+            let Some(probed) = self.probe(line, outage.dependency).await else { return Opening::One };
             match probed {
                 Ok(()) => {
                     *trials = Trials::default();

@@ -23,6 +23,9 @@ const LATELY: Duration = Duration::from_secs(1);
 /// Connections that are kept.
 pub(crate) type Pool = r2d2::Pool<Manager>;
 
+/// One of them, in use.
+pub(crate) type PooledConnection = r2d2::PooledConnection<Manager>;
+
 /// Where a PostgreSQL is, and how its connections are set.
 pub(crate) struct Server {
     uri: String,

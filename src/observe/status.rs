@@ -102,26 +102,23 @@ impl Status {
         let parts = &mut state.paused[*dependency as usize];
         let is_first = parts.is_empty();
         let first = parts.first_key_value().map(|(part, _)| *part);
-        match parts.get_mut(&part) {
-            Some(pause) => {
-                let is_changed = pause.reason != *reason;
-                pause.reason.clone_from(reason);
-                // One part speaks for all.
-                if first == Some(part) && pause.is_due(Instant::now()) {
-                    pause.logged = Instant::now();
-                    pause.logged_reason.clone_from(reason);
-                    events::StillPaused { dependency: *dependency, reason, after: pause.since.elapsed() }.emit();
-                }
-                if !is_changed {
-                    return;
-                }
+        if let Some(pause) = parts.get_mut(&part) {
+            let is_changed = pause.reason != *reason;
+            pause.reason.clone_from(reason);
+            // One part speaks for all.
+            if first == Some(part) && pause.is_due(Instant::now()) {
+                pause.logged = Instant::now();
+                pause.logged_reason.clone_from(reason);
+                events::StillPaused { dependency: *dependency, reason, after: pause.since.elapsed() }.emit();
             }
-            None => {
-                if is_first {
-                    events::Paused { dependency: *dependency, reason }.emit();
-                }
-                parts.insert(part, Pause::new(reason));
+            if !is_changed {
+                return;
             }
+        } else {
+            if is_first {
+                events::Paused { dependency: *dependency, reason }.emit();
+            }
+            parts.insert(part, Pause::new(reason));
         }
         state.tell();
     }

@@ -69,7 +69,7 @@ fn publish_for(client: &Client, setup: &Setup, time: Duration, published: &mut H
             .collect();
         let at = now();
         published.extend(bodies.iter().map(|(payment, _)| (payment.clone(), at)));
-        let duplicate = (step % 200 == 0).then(|| body("first", "other"));
+        let duplicate = step.is_multiple_of(200).then(|| body("first", "other"));
         let bodies = bodies.into_iter().map(|(_, body)| body).chain(duplicate);
         client.publish(&setup.exchange, &setup.key, bodies.map(|body| (body, BasicProperties::default())));
         std::thread::sleep(Duration::from_millis(48));

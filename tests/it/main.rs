@@ -6,11 +6,13 @@
     clippy::expect_used,
     clippy::panic,
     clippy::float_cmp,
+    clippy::cast_precision_loss,
+    clippy::print_stderr,
     clippy::type_complexity,
     clippy::ref_option,
     clippy::unnecessary_wraps,
     clippy::items_after_statements,
-    reason = "a test fails by panicking, a count is exact, a table of cases is read where it stands"
+    reason = "a test fails by panicking and says what it measured, a count is exact, a table of cases is read where it stands"
 )]
 
 mod support;

@@ -4,7 +4,7 @@ use super::{Columns, Identifier, PaymentTable, Row, Rows};
 use crate::{
     database::{
         DatabaseError,
-        postgres::{Manager, Pool, Server},
+        postgres::{Pool, PooledConnection, Server},
     },
     pipeline::ports::Class,
 };
@@ -46,7 +46,7 @@ impl PostgresTable {
         Self { pool: server.pool(1, None), server, has_sessions: OnceLock::new(), columns }
     }
 
-    fn connection(&self) -> Result<r2d2::PooledConnection<Manager>, DatabaseError> {
+    fn connection(&self) -> Result<PooledConnection, DatabaseError> {
         if self.has_sessions.get().is_none() {
             self.server.check_session()?;
             let _ = self.has_sessions.set(());
