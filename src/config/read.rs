@@ -152,17 +152,7 @@ pub(super) fn delays(reader: &mut Reader, key: &str, default: &[&str]) -> Vec<De
     let texts = reader.checked(key, default, &wanted, |texts| {
         texts.len() <= MAX_STEPS && texts.iter().all(|text| Delay::parse(text).is_some())
     });
-    let mut delays: Vec<Delay> = Vec::with_capacity(texts.len());
-    for delay in texts.iter().filter_map(|text| Delay::parse(text)) {
-        if delays.contains(&delay) {
-            let text = delay.as_str().to_owned();
-            reader
-                .fault(key, format!("has {text} twice; must have each delay once, because each is a queue of its own"));
-        } else {
-            delays.push(delay);
-        }
-    }
-    delays
+    texts.iter().filter_map(|text| Delay::parse(text)).collect()
 }
 
 /// No queue may be another one's, and AMQP bounds the length of the names that are made of them.

@@ -260,6 +260,20 @@ fn looks_up(reader: &mut Reader, key: &str, context: &Context<'_>, mark_paid: bo
     }
 }
 
+/// The delays of `[retry]`, each once. A further queue has its own delay queues, and each of them has one delay.
+fn distinct_delays<'a>(reader: &mut Reader, retry: &'a RetryPolicy, has_sources: bool) -> Vec<&'a Delay> {
+    let mut delays: Vec<&Delay> = Vec::new();
+    for delay in retry.delays() {
+        if !delays.contains(&delay) {
+            delays.push(delay);
+        } else if has_sources {
+            let text = format!("has {} twice; with [[source]] each delay must be given once", delay.as_str());
+            reader.fault("retry.delays", text);
+        }
+    }
+    delays
+}
+
 /// No two sources have one name, and no queue is another one's.
 fn distinct(reader: &mut Reader, sources: &[(usize, SourceSettings)], context: &Context<'_>) {
     let Some(broker) = context.broker else { return };
@@ -277,6 +291,7 @@ fn distinct(reader: &mut Reader, sources: &[(usize, SourceSettings)], context: &
     if context.events == Some(broker.exchange.as_str()) {
         reader.fault("events.exchange", "is broker.exchange, which is of another type; must be another exchange");
     }
+    let delays = distinct_delays(reader, context.retry, !sources.is_empty());
     let mut names: Vec<&str> = Vec::new();
     let mut exchanges: Vec<(&str, ExchangeType)> = vec![(broker.exchange.as_str(), ExchangeType::Direct)];
     exchanges.extend(context.events.map(|events| (events, ExchangeType::Topic)));
@@ -289,7 +304,7 @@ fn distinct(reader: &mut Reader, sources: &[(usize, SourceSettings)], context: &
             );
         }
         names.push(&source.name);
-        let retries = context.retry.delays().iter().map(|delay| retry_queue(&source.queue, delay));
+        let retries = delays.iter().map(|delay| retry_queue(&source.queue, delay));
         for name in std::iter::once(source.queue.clone()).chain(retries) {
             if name.len() > 255 {
                 let text =

@@ -288,7 +288,7 @@ fn a_recorded_file_gives_the_same_ledger_with_and_without_a_broker() {
             String::from_utf8_lossy(&first.stdout),
             "line 8: conflict: payment 202002201102: the payment is in the ledger with another user or other points: \
              user 1102, 50 points\n\
-             line 9: malformed: integral is out of range; must be 1 to 1000000000\n\
+             line 9: malformed: payment 202002201105: integral is out of range; must be 1 to 1000000000\n\
              line 10: malformed: body is not JSON: expected value at line 1 column 1\n\
              credited 5, duplicate 2, conflict 1, malformed 2, rejected 0, exhausted 0\n"
         );
