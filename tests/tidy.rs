@@ -67,8 +67,9 @@ fn without_our_own_uses(code: &str) -> String {
 #[test]
 fn only_the_folder_of_a_crate_names_it() {
     // (crate, the places that may name it)
-    let rules: [(&str, &[&str]); 11] = [
+    let rules: [(&str, &[&str]); 12] = [
         ("lapin", &["broker/"]),
+        ("async_rs", &["broker/"]),
         ("diesel", &["ledger/", "database/", "pay_status/sql/"]),
         ("diesel_migrations", &["ledger/"]),
         ("r2d2", &["ledger/", "database/"]),

@@ -24,9 +24,6 @@ use std::{
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// How long messages are taken one at a time after one that the client could not read.
-const CAREFUL_TIME: Duration = Duration::from_secs(30);
-
 /// What opening a session may take: two connections, each with every node, and the topology.
 const OPENING_TIME: Duration = Duration::from_secs(300);
 
@@ -38,9 +35,6 @@ pub(super) enum Opening {
     /// After an outage: one message at a time until one has had its effect. If the dependency fails again, only that one is
     /// given back, which the broker counts.
     One,
-    /// One message at a time for a while, so that one that ends the connection by being unreadable is alone in being
-    /// counted by the broker.
-    Careful,
     /// One message at a time until one takes little time: deliveries were held for too long.
     Slow,
     /// With so many deliveries, to find out whether a payment source whose probes fail works for others.
@@ -58,8 +52,6 @@ pub(super) enum Ended {
         outage: Outage,
         /// How long the session was in use.
         lived: Duration,
-        /// The next session must be careful.
-        unreadable: bool,
         /// How far it came.
         progress: Progress,
     },
@@ -105,17 +97,16 @@ impl App {
         let pulse = self.pulses.begin("connect", OPENING_TIME);
         let prefetch = match opening {
             Opening::Full => line.prefetch,
-            Opening::One | Opening::Careful | Opening::Slow => 1,
+            Opening::One | Opening::Slow => 1,
             Opening::Trial(deliveries) => deliveries.min(line.prefetch),
         };
         let opened = self.until_stopped(line.sessions.open(prefetch)).await;
         drop(pulse);
-        let careful = opening == Opening::Careful;
         let consumer = match opened {
             None => return Ended::InOrder,
             Some(Ok(consumer)) => Arc::new(consumer),
             Some(Err(error)) => {
-                return outage(error.into_outage(), Duration::ZERO, careful, Progress::TookNothing);
+                return outage(error.into_outage(), Duration::ZERO, Progress::TookNothing);
             }
         };
         let begun = Instant::now();
@@ -125,26 +116,18 @@ impl App {
         self.status.consuming(part, line.sessions.queue(), &consumer.node().to_string());
 
         let stop = self.stop.child_token();
-        if careful {
-            let stop = stop.clone();
-            tokio::spawn(async move {
-                let _ = tokio::time::timeout(CAREFUL_TIME, stop.cancelled()).await;
-                stop.cancel();
-            });
-        }
         let findings = Arc::new(Findings::default());
         let left = self.work_together(line, opening, &consumer, &findings, &stop).await;
         if let Some(outage) = &left.outage {
             // Told before the deliveries go back: from here on nothing is consumed.
             self.status.pause(part, outage);
         }
-        let unreadable = consumer.met_unreadable().await;
         consumer.close(left.unsettled).await;
         events::BrokerConnected { part, connected: false }.emit();
         match left.outage {
             None if findings.held_too_long.load(Ordering::Relaxed) => Ended::HeldTooLong,
             None => Ended::InOrder,
-            Some(cause) => outage(cause, begun.elapsed(), unreadable, findings.progress()),
+            Some(cause) => outage(cause, begun.elapsed(), findings.progress()),
         }
     }
 
@@ -201,8 +184,8 @@ impl App {
     }
 }
 
-fn outage(outage: Outage, lived: Duration, unreadable: bool, progress: Progress) -> Ended {
-    Ended::Outage { outage, lived, unreadable, progress }
+fn outage(outage: Outage, lived: Duration, progress: Progress) -> Ended {
+    Ended::Outage { outage, lived, progress }
 }
 
 /// A broker that takes no messages, or whose queues are gone, is down also while nothing has to be published: whatever is

@@ -37,7 +37,7 @@ impl App {
                     slow = true;
                     opening = Opening::Slow;
                 }
-                Ended::Outage { outage, lived, unreadable, progress } => {
+                Ended::Outage { outage, lived, progress } => {
                     // A trial takes its time where nothing is answered.
                     if !matches!(opening, Opening::Trial(_)) && lived > LONG_SESSION {
                         trials = Trials::default();
@@ -47,15 +47,12 @@ impl App {
                             pace.reset();
                             Duration::ZERO
                         }
-                        // A message that cannot be read is alone now, and is best counted out soon.
-                        Progress::SettledNothing if unreadable => Duration::ZERO,
                         Progress::SettledNothing => pace.next_pause(),
                         Progress::TookNothing => backoff::between_probes(),
                     };
                     let recovered = self.recovered(line, outage, pause, &mut trials);
                     let Some(next) = self.until_stopped(recovered).await else { break };
                     opening = match next {
-                        Opening::One if unreadable => Opening::Careful,
                         Opening::One if slow => Opening::Slow,
                         next => next,
                     };

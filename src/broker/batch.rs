@@ -1,6 +1,6 @@
 //! What is taken from a queue: deliveries, in natural batches.
 
-use super::{BrokerError, copy};
+use super::{BrokerError, copy, lenient::Unreadable};
 use crate::{
     domain::settlement::Token,
     pipeline::ports::{Message, Origin},
@@ -21,6 +21,8 @@ pub struct Delivered {
     pub(super) delivery: Box<Delivery>,
     pub(super) origin: Origin,
     pub(super) source: Option<Arc<str>>,
+    /// Of one that lapin cannot decode. It is parked, and comes into no batch.
+    pub(super) unreadable: Option<Unreadable>,
 }
 
 /// Its beginning, in seconds since 1970: far in the future, and a time that every clock can say.

@@ -1,6 +1,6 @@
 //! Connections, to the first node that takes one.
 
-use super::{BrokerError, STEP_TIMEOUT, told};
+use super::{BrokerError, STEP_TIMEOUT, lenient, told};
 use crate::config::{BrokerSettings, TlsFiles};
 use lapin::{
     Connection, ConnectionProperties,
@@ -125,7 +125,7 @@ pub(super) async fn connect(settings: &BrokerSettings, purpose: &str) -> Result<
 
 async fn attempt(uri: AMQPUri, tls: OwnedTLSConfig, purpose: String) -> lapin::Result<Connection> {
     let properties = ConnectionProperties::default().with_connection_name(format!("pointsd {purpose}").into());
-    Connection::connect_uri_with_config(uri, properties, tls, lapin::runtime::default_runtime()?).await
+    lenient::connect(uri, properties, tls).await
 }
 
 /// Our own authorities, or else the system's.

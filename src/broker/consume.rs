@@ -5,10 +5,12 @@ use super::{
     batch::{BatchSize, Delivered, Stream, Taken},
     connect::BrokerUrl,
     copy::{self, Marks},
+    lenient,
     outgoing::Outgoing,
     publish::Publisher,
     sessions::{Blocked, locked},
     topology::Topology,
+    unreadable::UnreadableOnes,
     within,
 };
 use crate::{
@@ -61,6 +63,7 @@ pub struct Consumer {
     pub(super) blocked: Blocked,
     pub(super) topology: Arc<Topology>,
     pub(super) taken: Mutex<Taken>,
+    pub(super) unreadable: UnreadableOnes,
 }
 
 impl Consumer {
@@ -69,21 +72,22 @@ impl Consumer {
         &self.node
     }
 
-    /// Whether the session ended by a message that the client cannot read.
-    pub async fn met_unreadable(&self) -> bool {
-        matches!(self.stream.lock().await.ended, Some(BrokerError::Unreadable(_)))
-    }
-
     /// An error when the broker takes no messages any more, because of an alarm or because the publishing connection is
     /// not sound, or when a queue is gone; `Ok` when told to stop. It must be asked: it tells of an alarm only who publishes.
+    /// Parks what lapin cannot decode, as it arrives.
     pub async fn watch(&self, pulse: &Pulse, stop: &CancellationToken) -> Result<(), BrokerError> {
         let mut proofs = 0_u32;
+        let mut next_proof = Instant::now() + PROOF_INTERVAL;
         loop {
             pulse.beat();
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 alarm = self.publisher.alarm() => return Err(alarm),
-                () = tokio::time::sleep(PROOF_INTERVAL) => {}
+                () = self.unreadable.arrived() => {
+                    self.park_unreadable(pulse).await?;
+                    continue;
+                }
+                () = tokio::time::sleep_until(next_proof.into()) => next_proof = Instant::now() + PROOF_INTERVAL,
             }
             proofs = proofs.wrapping_add(1);
             // The session of the credits looks after the check queues, too.
@@ -122,35 +126,43 @@ impl Consumer {
     /// Cancel safe: what was gathered by then is the beginning of the next batch.
     pub async fn next_batch(&self, size: BatchSize) -> Result<Vec<Delivered>, BrokerError> {
         let mut stream = self.stream.lock().await;
-        stream.gather(size, || locked(&self.taken).none_waits()).await?;
-        // From here on nothing is awaited.
-        let gathered = std::mem::take(&mut stream.gathered);
-        let mut batch = Vec::with_capacity(gathered.len());
-        let last = gathered.back().map_or(0, |delivery| delivery.delivery_tag);
-        let mut tracker = self.tracker();
-        for delivery in gathered {
-            match tracker.delivered(delivery.delivery_tag) {
-                Some(token) => batch.push(self.delivered(token, delivery)),
-                None => stream.ended = Some(BrokerError::Lost("a delivery tag does not count up by one".into())),
+        loop {
+            stream.gather(size, || locked(&self.taken).none_waits()).await?;
+            // Until the next turn nothing is awaited.
+            let gathered = std::mem::take(&mut stream.gathered);
+            let (count, last) = (gathered.len(), gathered.back().map_or(0, |delivery| delivery.delivery_tag));
+            let mut batch = Vec::with_capacity(count);
+            let mut tracker = self.tracker();
+            for delivery in gathered {
+                match tracker.delivered(delivery.delivery_tag) {
+                    Some(token) => match self.delivered(token, delivery) {
+                        unreadable if unreadable.unreadable.is_some() => self.unreadable.add(unreadable),
+                        readable => batch.push(readable),
+                    },
+                    None => stream.ended = Some(BrokerError::Lost("a delivery tag does not count up by one".into())),
+                }
+            }
+            let mut taken = locked(&self.taken);
+            taken.take(count);
+            taken.opened(last);
+            // As often as something is taken: what is settled is forgotten.
+            taken.oldest(tracker.oldest_open());
+            drop(taken);
+            events::InFlight { part: self.part, deliveries: tracker.in_flight() }.emit();
+            if !batch.is_empty() {
+                return Ok(batch);
             }
         }
-        let mut taken = locked(&self.taken);
-        taken.take(batch.len());
-        taken.opened(last);
-        // As often as something is taken: what is settled is forgotten.
-        taken.oldest(tracker.oldest_open());
-        drop(taken);
-        events::InFlight { part: self.part, deliveries: tracker.in_flight() }.emit();
-        Ok(batch)
     }
 
     fn delivered(&self, token: Token, mut delivery: Delivery) -> Delivered {
+        let unreadable = lenient::take(&mut delivery.properties);
         copy::distrust_producers(delivery.exchange.as_str(), &mut delivery.properties);
         let (origin, source) = match self.part {
             Part::Checks => (self.origin(&delivery), copy::source(&delivery.properties).map(Arc::from)),
             Part::Credits | Part::Source(_) | Part::Relay => (Origin::Foreign, self.source.clone()),
         };
-        Delivered { token, delivery: Box::new(delivery), origin, source }
+        Delivered { token, delivery: Box::new(delivery), origin, source, unreadable }
     }
 
     /// Of a message in the check queue.
@@ -207,6 +219,7 @@ impl Consumer {
             unsettled.push(self.delivered(token, delivery));
         }
         drop(stream);
+        unsettled.extend(self.unreadable.take());
         self.give_back(unsettled).await
     }
 
@@ -232,13 +245,13 @@ impl Consumer {
         }
         given_back
     }
-}
 
-#[async_trait]
-impl Deliveries for Consumer {
-    type Message = Delivered;
-
-    async fn forward(&self, copies: &[Forward<'_, Delivered>], pulse: &Pulse) -> Result<Confirmed, Outage> {
+    /// For each copy whether it is confirmed, or why not.
+    pub(super) async fn publish_copies(
+        &self,
+        copies: &[Forward<'_, Delivered>],
+        pulse: &Pulse,
+    ) -> Result<Confirmed, BrokerError> {
         let now = jiff::Timestamp::now().to_string();
         let mut frame = self.publisher.header_frame();
         let copies: Vec<Outgoing<'_>> = copies
@@ -246,7 +259,10 @@ impl Deliveries for Consumer {
             .map(|copy| {
                 let original = &copy.message.delivery;
                 let marks = Marks::of(copy, &self.queue, copy.message.source(), &now);
-                let properties = copy::copied(&original.properties, &marks, &copy.body, &mut frame);
+                let mut properties = copy::copied(&original.properties, &marks, &copy.body, &mut frame);
+                if let Some(unreadable) = &copy.message.unreadable {
+                    properties = lenient::with_raw(&properties, unreadable, &mut frame);
+                }
                 let body = match copy.body {
                     CopyBody::Original => &original.data[..],
                     CopyBody::Checks(body) | CopyBody::Points(body) => body,
@@ -254,7 +270,16 @@ impl Deliveries for Consumer {
                 Outgoing::to_queue(self.queue_of(copy.to), body, properties)
             })
             .collect();
-        self.publisher.publish_all(&copies, pulse).await.map_err(BrokerError::into_outage)
+        self.publisher.publish_all(&copies, pulse).await
+    }
+}
+
+#[async_trait]
+impl Deliveries for Consumer {
+    type Message = Delivered;
+
+    async fn forward(&self, copies: &[Forward<'_, Delivered>], pulse: &Pulse) -> Result<Confirmed, Outage> {
+        self.publish_copies(copies, pulse).await.map_err(BrokerError::into_outage)
     }
 
     async fn schedule(&self, checks: &[FirstChecks], pulse: &Pulse) -> Result<Confirmed, Outage> {

@@ -1,6 +1,7 @@
 //! The properties of a copy for another queue: the original's, less what the broker would act on, plus our own headers
 //! (`docs/headers.md` has the table).
 
+use super::lenient::RAW;
 use crate::{
     domain::{check_message::CONTENT_TYPE, settlement::Destination},
     pipeline::ports::{CopyBody, Forward},
@@ -59,9 +60,13 @@ const OUR_PREFIX: &str = "x-pointsd-";
 /// A message is ours when it was published to the default exchange, which producers must not write to, and when the broker
 /// has moved it since only from queues to which it came in that way (`docs/headers.md`).
 pub(super) fn distrust_producers(exchange: &str, properties: &mut BasicProperties) {
-    if is_ours(exchange, properties) {
-        return;
+    if !is_ours(exchange, properties) {
+        strip_ours(properties);
     }
+}
+
+/// The same, whatever the exchange.
+pub(super) fn strip_ours(properties: &mut BasicProperties) {
     let is_check_message = properties.content_type().as_ref().is_some_and(|it| it.as_str() == CONTENT_TYPE);
     let headers = properties.headers().as_ref().map(FieldTable::inner);
     let forged = headers.is_some_and(|headers| headers.keys().any(|name| name.as_str().starts_with(OUR_PREFIX)));
@@ -78,6 +83,15 @@ pub(super) fn distrust_producers(exchange: &str, properties: &mut BasicPropertie
 }
 
 const JSON: &str = "application/json";
+
+/// Ours among these headers.
+pub(super) fn own_headers(headers: &FieldTable) -> FieldTable {
+    let mut own = FieldTable::default();
+    for (name, value) in headers.inner().iter().filter(|(name, _)| name.as_str().starts_with(OUR_PREFIX)) {
+        own.insert(name.clone(), value.clone());
+    }
+    own
+}
 
 fn is_ours(exchange: &str, properties: &BasicProperties) -> bool {
     if !exchange.is_empty() {
@@ -115,7 +129,7 @@ pub(super) fn is_of_a_failure(name: &str) -> bool {
 
 /// Our headers that belong to one stay in a queue; those of an earlier stay are out of date.
 fn is_of_one_stay(name: &str) -> bool {
-    matches!(name, SOURCE_QUEUE | REASON | ERROR | LEDGER_USER | LEDGER_POINTS)
+    matches!(name, SOURCE_QUEUE | REASON | ERROR | LEDGER_USER | LEDGER_POINTS | RAW)
 }
 
 /// What a copy says of the failure.

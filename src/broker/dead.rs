@@ -10,12 +10,14 @@ use super::{
     copy,
     declare::{self, passive},
     headers,
+    lenient::{self, RAW, Unreadable},
     outgoing::Outgoing,
     publish::Publisher,
     within,
 };
 use crate::{
     config::BrokerSettings,
+    domain::settlement::Reason,
     parked::{DELIVERY_LIMIT, LedgerVersion, Parked, UNKNOWN},
 };
 use futures_util::{FutureExt, StreamExt, stream::SelectAll};
@@ -49,7 +51,11 @@ pub struct DeadQueue {
 
 /// A message in the dead queue, held until it is removed or the look ends.
 #[derive(Debug)]
-pub struct Found(Delivery);
+pub struct Found {
+    delivery: Delivery,
+    /// Of one that lapin cannot decode, and that no daemon has parked: the broker moved it, or a producer sent it here.
+    unreadable: Option<Unreadable>,
+}
 
 /// What removes a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,16 +128,11 @@ impl DeadQueue {
         match delivery {
             Some(Ok(mut delivery)) => {
                 self.held += 1;
+                let unreadable = lenient::take(&mut delivery.properties);
                 copy::distrust_producers(delivery.exchange.as_str(), &mut delivery.properties);
-                Ok(Some(Found(delivery)))
+                Ok(Some(Found { delivery, unreadable }))
             }
-            Some(Err(error)) => Err(match BrokerError::from(error) {
-                BrokerError::Unreadable(what) => BrokerError::Lost(format!(
-                    "a message in {} cannot be read by the client ({what}); take it out with RabbitMQ's own tools",
-                    self.queue
-                )),
-                other => other,
-            }),
+            Some(Err(error)) => Err(error.into()),
             None => Err(BrokerError::Lost(format!("the consumer was cancelled (is {} gone?)", self.queue))),
         }
     }
@@ -206,49 +207,63 @@ impl DeadQueue {
 impl Found {
     /// For removing it.
     pub fn tag(&self) -> Tag {
-        Tag(self.0.delivery_tag)
+        Tag(self.delivery.delivery_tag)
     }
 
     /// Its body.
     pub fn body(&self) -> &[u8] {
-        &self.0.data
+        &self.delivery.data
     }
 
     /// Its message id.
     pub fn message_id(&self) -> Option<String> {
-        self.0.properties.message_id().as_ref().map(ToString::to_string)
+        self.delivery.properties.message_id().as_ref().map(ToString::to_string)
     }
 
     /// Its headers as JSON, all of them.
     pub fn headers(&self) -> serde_json::Map<String, serde_json::Value> {
-        self.0.properties.headers().as_ref().map(headers::to_json).unwrap_or_default()
+        let mut headers = self.delivery.properties.headers().as_ref().map(headers::to_json).unwrap_or_default();
+        if let Some(unreadable) = &self.unreadable {
+            headers.insert(RAW.to_owned(), unreadable.hex().into());
+        }
+        headers
     }
 
     /// Roughly what it takes in memory. Bytes.
     pub fn size(&self) -> usize {
         // Headers are bounded by a frame; what they take is seldom more than this.
-        self.0.data.len() + 2048
+        self.delivery.data.len() + 2048
     }
 
     /// The source whose format its body has.
     pub fn source(&self) -> Option<String> {
-        copy::source(&self.0.properties)
+        copy::source(&self.delivery.properties)
     }
 
     /// Whether its body is a check message.
     pub fn is_check_message(&self) -> bool {
-        copy::is_check_message(&self.0.properties)
+        copy::is_check_message(&self.delivery.properties)
     }
 
     /// What it says of itself. The payment is not read here.
     pub fn parked(&self) -> Parked {
-        describe(&self.0.properties)
+        let parked = describe(&self.delivery.properties);
+        match &self.unreadable {
+            Some(Unreadable { error, .. }) => {
+                Parked { reason: Reason::Unreadable.label().to_owned(), error: Some(error.clone()), ..parked }
+            }
+            None => parked,
+        }
     }
 
     /// As a message for `queue`, without the marks of its failure.
     pub fn requeued<'a>(&'a self, publisher: &Publisher, queue: &str, requeue_id: &str) -> Outgoing<'a> {
         let mut frame = publisher.header_frame();
-        Outgoing::to_queue(queue, &self.0.data, copy::requeued(&self.0.properties, requeue_id, &mut frame))
+        Outgoing::to_queue(
+            queue,
+            &self.delivery.data,
+            copy::requeued(&self.delivery.properties, requeue_id, &mut frame),
+        )
     }
 }
 

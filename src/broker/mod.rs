@@ -13,12 +13,14 @@ mod establish;
 mod events;
 mod headers;
 mod inequivalence;
+mod lenient;
 mod outgoing;
 mod publish;
 mod retire;
 mod server;
 mod sessions;
 mod topology;
+mod unreadable;
 
 pub use batch::{BatchSize, Delivered};
 pub use connect::{BrokerUrl, BrokerUrlError};
@@ -44,14 +46,6 @@ pub enum BrokerError {
     /// A connection or channel ended.
     #[error("lost: {0}")]
     Lost(String),
-    /// A delivery that the client library cannot read: a short string that is no UTF-8, or headers larger than a frame,
-    /// say. It ends the connection,
-    /// and comes again with the next one.
-    #[error(
-        "a message cannot be read by the client ({0}); messages are taken one at a time until the broker moves it to \
-         the dead queue at the delivery limit (a classic queue has none: remove the message by hand)"
-    )]
-    Unreadable(String),
     /// A step was not answered in time.
     #[error("no answer to {step} within {after:?}")]
     Timeout {
@@ -99,7 +93,6 @@ impl BrokerError {
         match self {
             Self::Connect(_)
             | Self::Lost(_)
-            | Self::Unreadable(_)
             | Self::Timeout { .. }
             | Self::Blocked(_)
             | Self::Topology(_)
@@ -117,12 +110,7 @@ impl BrokerError {
 
 impl From<lapin::Error> for BrokerError {
     fn from(error: lapin::Error) -> Self {
-        match error.kind() {
-            lapin::ErrorKind::ParsingError(_) => Self::Unreadable(error.to_string()),
-            // Headers that the broker has added to until they are beyond a frame.
-            _ if error.to_string().contains("frame too large") => Self::Unreadable(error.to_string()),
-            _ => Self::Lost(told(&error)),
-        }
+        Self::Lost(told(&error))
     }
 }
 
@@ -162,7 +150,6 @@ mod tests {
         for (error, class) in [
             (BrokerError::Connect(text()), Class::Outage),
             (BrokerError::Lost(text()), Class::Outage),
-            (BrokerError::Unreadable(text()), Class::Outage),
             (BrokerError::Timeout { step: "x", after: STEP_TIMEOUT }, Class::Outage),
             (BrokerError::Blocked(text()), Class::Outage),
             (BrokerError::Topology(text()), Class::Outage),

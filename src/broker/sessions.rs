@@ -9,6 +9,7 @@ use super::{
     publish::Publisher,
     server::warn_of_x_death,
     topology::{Topology, check_delay_queue, retry_queue},
+    unreadable::UnreadableOnes,
     within,
 };
 use crate::{
@@ -163,6 +164,7 @@ impl Sessions {
             blocked: Arc::clone(&self.blocked),
             topology: Arc::clone(&self.topology),
             taken: Mutex::new(Taken::new(prefetch)),
+            unreadable: UnreadableOnes::default(),
         })
     }
 

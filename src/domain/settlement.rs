@@ -56,11 +56,13 @@ pub enum Reason {
     Expired,
     /// Its payment has a status that is in none of the configured lists, and no check is left.
     Unrecognised,
+    /// The AMQP client cannot decode its properties.
+    Unreadable,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Malformed,
         Self::Conflict,
         Self::Rejected,
@@ -68,6 +70,7 @@ impl Reason {
         Self::Unpaid,
         Self::Expired,
         Self::Unrecognised,
+        Self::Unreadable,
     ];
 
     /// The header's and the metric's value.
@@ -80,6 +83,7 @@ impl Reason {
             Self::Unpaid => "unpaid",
             Self::Expired => "expired",
             Self::Unrecognised => "unrecognised",
+            Self::Unreadable => "unreadable",
         }
     }
 }

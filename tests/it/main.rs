@@ -40,3 +40,4 @@ mod recovery;
 mod return_of_service;
 mod rights;
 mod stall;
+mod unreadable;

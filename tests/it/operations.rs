@@ -417,6 +417,11 @@ fn idle_visitors_do_not_use_up_the_process() {
 /// Publishes what a foreign client of another language may and lapin cannot send: a body of two bytes with these
 /// property flags and values, written to the socket by hand on a connection that does no more than that.
 pub fn publish_raw(port: u16, exchange: &str, key: &str, flags: u16, properties: &[u8]) {
+    publish_raw_body(port, exchange, key.as_bytes(), flags, properties, b"{}");
+}
+
+/// The same with a body, and with a key of any bytes.
+pub fn publish_raw_body(port: u16, exchange: &str, key: &[u8], flags: u16, properties: &[u8], body: &[u8]) {
     use std::io::Read;
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -448,37 +453,18 @@ pub fn publish_raw(port: u16, exchange: &str, key: &str, flags: u16, properties:
     expect(&mut stream, 10, 41);
     stream.write_all(&method(1, 20, 10, &[0])).unwrap();
     expect(&mut stream, 20, 11);
-    let publish = [&[0, 0][..], &short(exchange.as_bytes()), &short(key.as_bytes()), &[0]].concat();
+    let publish = [&[0, 0][..], &short(exchange.as_bytes()), &short(key), &[0]].concat();
     stream.write_all(&method(1, 60, 40, &publish)).unwrap();
     // Content header: class 60, weight 0, the body's size, the properties.
-    let header = [&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2][..], &flags.to_be_bytes(), properties].concat();
+    let size = u64::try_from(body.len()).unwrap().to_be_bytes();
+    let header = [&[0, 60, 0, 0][..], &size, &flags.to_be_bytes(), properties].concat();
     stream.write_all(&frame(2, 1, &header)).unwrap();
-    stream.write_all(&frame(3, 1, b"{}")).unwrap();
+    for part in body.chunks(131_072 - 8) {
+        stream.write_all(&frame(3, 1, part)).unwrap();
+    }
     // channel.close is answered after all that came before it.
     stream.write_all(&method(1, 20, 40, &[0, 200, 0, 0, 0, 0, 0])).unwrap();
     expect(&mut stream, 20, 41);
-}
-
-#[test]
-fn a_message_that_the_client_cannot_read_costs_no_other_message_its_deliveries() {
-    let place = Place::new(Kind::Sqlite);
-    let setup = Setup::new(&rabbit::shared().url(), &place.url, "delivery_limit = 5");
-    assert!(setup.run(&["topology", "declare"]).status.success());
-    let client = Client::connect(&rabbit::shared().url());
-    let mut flow = Flow::new(13);
-    flow.publish(&client, &setup, 40);
-    // The message id (bit 7) is no UTF-8.
-    publish_raw(rabbit::shared().port, &setup.exchange, &setup.key, 0x0080, b"\x02\xff\xfe");
-    flow.publish(&client, &setup, 40);
-    let daemon = setup.start();
-    daemon.wait_for("the broker has moved it", |_| client.ready(&setup.dead_queue)?.eq(&1).then_some(()));
-    assert!(daemon.log().contains("a message cannot be read by the client"), "{}", daemon.log());
-    daemon.wait_ready();
-    work_off(&client, &setup, daemon);
-    // The client of this test cannot read it either: it goes with its queue.
-    client.delete_queue(&setup.dead_queue);
-    client.declare_queue(&setup.dead_queue, &[]);
-    flow.assert_credited_once(&client, &setup);
 }
 
 /// A header `deep`, arrays in arrays, built from the inside out: for [`publish_raw`], with the flag 0x2000.

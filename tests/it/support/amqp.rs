@@ -189,6 +189,23 @@ impl Client {
         self.wait(self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: true })).unwrap()
     }
 
+    /// Asks for a message, and waits until that has ended the connection: lapin does not answer then.
+    pub fn lose_connection_over_a_message_of(self, queue: &str) {
+        let lost = async {
+            let get = self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: false });
+            let lost = async {
+                while self.connection.status().connected() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::select! {
+                taken = get => assert!(taken.is_err(), "lapin has decoded a message that it could not"),
+                () = lost => {}
+            }
+        };
+        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, lost).await.expect("the connection is lost") });
+    }
+
     /// Takes a message and gives it back; `false` when there was none.
     pub fn take_and_return(&self, queue: &str) -> bool {
         let taken = self.wait(self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: false })).unwrap();

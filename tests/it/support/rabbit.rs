@@ -177,7 +177,10 @@ impl Drop for Rabbit {
     #[expect(clippy::print_stderr, reason = "a test that fails shows its broker's log")]
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", self.account());
+            #[allow(clippy::print_stderr, reason = "a test that fails says why")]
+            {
+                eprintln!("{}", self.account());
+            }
         }
     }
 }

@@ -1,0 +1,328 @@
+//! Frames from the broker: methods and content headers that lapin cannot decode are replaced, everything else passes.
+
+use super::header;
+use std::{collections::BTreeMap, io};
+
+/// A frame's type (AMQP 0-9-1, "General Frame Format").
+const METHOD: u8 = 1;
+const HEADER: u8 = 2;
+const BODY: u8 = 3;
+const HEARTBEAT: u8 = 8;
+
+/// Type, channel and size come before a payload, one octet after it.
+const HEAD: usize = 7;
+pub(super) const FRAME_OVERHEAD: usize = HEAD + 1;
+
+/// The octet that ends a frame.
+const FRAME_END: u8 = 0xce;
+
+/// The largest method or header that is held until it is whole. RabbitMQ bounds what a client publishes by its own
+/// `frame_max` (128 KiB) and adds its own headers.
+const MOST_BYTES: usize = 16 * 1024 * 1024;
+
+/// The smallest `frame_max` that AMQP 0-9-1 allows.
+const FRAME_MIN: usize = 4096;
+
+/// The arguments of a method, in order.
+#[derive(Clone, Copy)]
+enum Argument {
+    /// A short string, and what it is.
+    Text(&'static str),
+    /// So many bytes of something else.
+    Bytes(usize),
+}
+
+/// The methods that have a text of another program, or one that the broker may have cut within a character.
+fn arguments(method: [u8; 4]) -> &'static [Argument] {
+    use Argument::{Bytes, Text};
+    match method {
+        DELIVER => &[Text("consumer tag"), Bytes(9), Text("exchange"), Text("routing key")],
+        GET_OK => &[Bytes(9), Text("exchange"), Text("routing key"), Bytes(4)],
+        // basic.return
+        [0, 60, 0, 50] => &[Bytes(2), Text("reply text"), Text("exchange"), Text("routing key")],
+        // connection.close, channel.close
+        [0, 10, 0, 50] | [0, 20, 0, 40] => &[Bytes(2), Text("reply text"), Bytes(4)],
+        _ => &[],
+    }
+}
+
+/// `basic.deliver`
+const DELIVER: [u8; 4] = [0, 60, 0, 60];
+/// `basic.get-ok`
+const GET_OK: [u8; 4] = [0, 60, 0, 71];
+/// `connection.tune`
+const TUNE: [u8; 4] = [0, 10, 0, 30];
+
+/// Takes bytes in pieces of any size, and gives frames that lapin can decode.
+pub(super) struct Filter {
+    /// The beginning of a frame that is not whole yet.
+    pending: Vec<u8>,
+    /// How much is left of a frame that passes as it is.
+    passing: usize,
+    /// What is not AMQP passes as it is; lapin says what is wrong with it.
+    transparent: bool,
+    /// What both sides have agreed on.
+    frame_max: usize,
+    /// By channel: what is wrong with the method whose content header comes next.
+    faults: BTreeMap<[u8; 2], String>,
+}
+
+impl Filter {
+    /// `frame_max`: what the client asks for; 0 is no limit.
+    pub(super) fn new(frame_max: u32) -> Self {
+        let mut filter = Self {
+            pending: Vec::new(),
+            passing: 0,
+            transparent: false,
+            frame_max: usize::MAX,
+            faults: BTreeMap::new(),
+        };
+        filter.agree(frame_max);
+        filter
+    }
+
+    /// The lower one of both sides' limits holds.
+    fn agree(&mut self, frame_max: u32) {
+        if frame_max > 0 {
+            self.frame_max = self.frame_max.min((frame_max as usize).max(FRAME_MIN));
+        }
+    }
+
+    /// Appends to `output` whatever of `input`, and of what came before it, is whole.
+    pub(super) fn pass(&mut self, input: &[u8], output: &mut Vec<u8>) -> io::Result<()> {
+        let mut pending = std::mem::take(&mut self.pending);
+        if pending.is_empty() {
+            let passed = self.pass_whole(input, output)?;
+            self.pending = input[passed..].to_vec();
+        } else {
+            pending.extend_from_slice(input);
+            let passed = self.pass_whole(&pending, output)?;
+            pending.drain(..passed);
+            self.pending = pending;
+        }
+        Ok(())
+    }
+
+    /// Returns how many bytes have passed.
+    fn pass_whole(&mut self, input: &[u8], output: &mut Vec<u8>) -> io::Result<usize> {
+        let mut rest = input;
+        while !rest.is_empty() {
+            if self.transparent || self.passing > 0 {
+                let count = if self.transparent { rest.len() } else { self.passing.min(rest.len()) };
+                output.extend_from_slice(&rest[..count]);
+                self.passing = self.passing.saturating_sub(count);
+                rest = &rest[count..];
+                continue;
+            }
+            let Some(&[kind, _, _, size @ ..]) = rest.first_chunk::<HEAD>() else { break };
+            let whole = (u32::from_be_bytes(size) as usize).saturating_add(FRAME_OVERHEAD);
+            match kind {
+                METHOD | HEADER if whole > MOST_BYTES => {
+                    let error = format!("a method or a content header of {whole} bytes");
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+                }
+                METHOD | HEADER => {
+                    let Some((frame, later)) = rest.split_at_checked(whole) else { break };
+                    self.replace(frame, output);
+                    rest = later;
+                }
+                BODY | HEARTBEAT => self.passing = whole,
+                _ => self.transparent = true,
+            }
+        }
+        Ok(input.len() - rest.len())
+    }
+
+    /// Appends a method or a content header as lapin can decode it; one that cannot be helped as it is.
+    fn replace(&mut self, frame: &[u8], output: &mut Vec<u8>) {
+        let (head, rest) = frame.split_at(HEAD);
+        let payload = &rest[..rest.len() - 1];
+        let channel = [head[1], head[2]];
+        let other = match head[0] {
+            METHOD => self.method(channel, payload),
+            _ => self.header(channel, payload),
+        };
+        // What replaces a frame is no larger than `frame_max`, or than the frame and a little.
+        let Some((payload, size)) = other.and_then(|other| u32::try_from(other.len()).ok().map(|size| (other, size)))
+        else {
+            output.extend_from_slice(frame);
+            return;
+        };
+        output.extend_from_slice(&head[..3]);
+        output.extend_from_slice(&size.to_be_bytes());
+        output.extend_from_slice(&payload);
+        output.push(FRAME_END);
+    }
+
+    /// What a method has to be replaced by; `None` when it is sound.
+    fn method(&mut self, channel: [u8; 2], payload: &[u8]) -> Option<Vec<u8>> {
+        let method = *payload.first_chunk::<4>()?;
+        if method == TUNE {
+            // After the most channels.
+            let frame_max = payload.get(6..10)?.first_chunk::<4>()?;
+            self.agree(u32::from_be_bytes(*frame_max));
+        }
+        let carries_content = method == DELIVER || method == GET_OK;
+        if carries_content {
+            self.faults.remove(&channel);
+        }
+        let (other, fault) = with_valid_texts(payload, arguments(method))?;
+        if carries_content {
+            self.faults.insert(channel, fault);
+        }
+        Some(other)
+    }
+
+    /// What a content header has to be replaced by; `None` when it is sound.
+    fn header(&mut self, channel: [u8; 2], payload: &[u8]) -> Option<Vec<u8>> {
+        let too_large = || {
+            let whole = payload.len() + FRAME_OVERHEAD;
+            (whole > self.frame_max).then(|| "the properties are larger than a frame".to_owned())
+        };
+        let fault = self.faults.remove(&channel).or_else(too_large).or_else(|| header::fault(payload))?;
+        header::marked(payload, &fault, self.frame_max)
+    }
+}
+
+/// A method whose texts are UTF-8, and which one was not; `None` when all of them are, or when it cannot be read.
+fn with_valid_texts(payload: &[u8], arguments: &[Argument]) -> Option<(Vec<u8>, String)> {
+    let (method, mut rest) = payload.split_at_checked(4)?;
+    let (mut other, mut fault) = (method.to_vec(), None);
+    for argument in arguments {
+        match argument {
+            Argument::Bytes(count) => {
+                let (bytes, later) = rest.split_at_checked(*count)?;
+                other.extend_from_slice(bytes);
+                rest = later;
+            }
+            Argument::Text(name) => {
+                let (length, later) = rest.split_first()?;
+                let (text, later) = later.split_at_checked((*length).into())?;
+                rest = later;
+                let valid = String::from_utf8_lossy(text);
+                if valid.as_bytes() != text {
+                    fault.get_or_insert_with(|| format!("the {name} is not UTF-8"));
+                }
+                let valid = &valid[..valid.floor_char_boundary(usize::from(u8::MAX))];
+                other.push(u8::try_from(valid.len()).ok()?);
+                other.extend_from_slice(valid.as_bytes());
+            }
+        }
+    }
+    other.extend_from_slice(rest);
+    fault.map(|fault| (other, fault))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let size = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&[kind, 0, 1][..], &size, payload, &[FRAME_END]].concat()
+    }
+
+    fn deliver(exchange: &[u8], key: &[u8]) -> Vec<u8> {
+        let short = |text: &[u8]| [&[u8::try_from(text.len()).unwrap()], text].concat();
+        let payload = [&DELIVER[..], &short(b"pointsd"), &[0, 0, 0, 0, 0, 0, 0, 7, 1], &short(exchange), &short(key)];
+        frame(METHOD, &payload.concat())
+    }
+
+    /// A content header with a message id.
+    fn content(message_id: &[u8]) -> Vec<u8> {
+        let id = [&[u8::try_from(message_id.len()).unwrap()], message_id].concat();
+        frame(HEADER, &[&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0x80][..], &id].concat())
+    }
+
+    fn passed(filter: &mut Filter, pieces: &[&[u8]]) -> Vec<u8> {
+        let mut output = Vec::new();
+        for piece in pieces {
+            filter.pass(piece, &mut output).unwrap();
+        }
+        output
+    }
+
+    #[test]
+    fn what_is_sound_passes_byte_for_byte_in_pieces_of_any_size() {
+        let body = frame(BODY, b"hello");
+        let all = [deliver(b"points", b"key"), content(b"m-1"), body, frame(HEARTBEAT, b"")].concat();
+        for size in 1..all.len() {
+            let pieces: Vec<&[u8]> = all.chunks(size).collect();
+            assert_eq!(passed(&mut Filter::new(0), &pieces), all, "pieces of {size}");
+        }
+        let other_protocol = b"AMQP\x00\x00\x09\x01 and whatever follows";
+        assert_eq!(passed(&mut Filter::new(0), &[other_protocol]), other_protocol);
+    }
+
+    #[test]
+    fn a_message_with_a_text_that_is_not_utf_8_is_replaced_and_its_body_and_neighbours_are_not() {
+        let (body, next) = (frame(BODY, b"hello"), [deliver(b"", b"q"), content(b"m-2")].concat());
+        for (method, header) in
+            [(deliver(b"", b"q"), content(b"m\xff")), (deliver(b"points", b"\xff\xfe"), content(b"m"))]
+        {
+            let all = [method, header, body.clone(), next.clone()].concat();
+            let whole = passed(&mut Filter::new(131_072), &[&all]);
+            let pieces: Vec<&[u8]> = all.chunks(3).collect();
+            // Both marks have the same secret of this process.
+            assert_eq!(passed(&mut Filter::new(131_072), &pieces), whole);
+            assert!(whole.ends_with(&[body.clone(), next.clone()].concat()), "what follows is as it was");
+            let mut frames = &whole[..];
+            for _ in 0..2 {
+                let size = u32::from_be_bytes(*frames[3..].first_chunk().unwrap()) as usize;
+                assert_eq!(frames[size + HEAD], FRAME_END);
+                frames = &frames[size + FRAME_OVERHEAD..];
+            }
+        }
+    }
+
+    #[test]
+    fn a_header_larger_than_a_frame_is_replaced_by_one_that_fits() {
+        let mut tune = TUNE.to_vec();
+        tune.extend([7, 255, 0, 0, 16, 0, 0, 60]);
+        let mut filter = Filter::new(131_072);
+        assert_eq!(passed(&mut filter, &[&frame(METHOD, &tune)]), frame(METHOD, &tune));
+        // 0x2000: headers; one of 5000 bytes.
+        let table = [&b"\x04long"[..], b"S", &5000_u32.to_be_bytes(), &[b'x'; 5000]].concat();
+        let size = u32::try_from(table.len()).unwrap().to_be_bytes();
+        let large = frame(HEADER, &[&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0x20, 0][..], &size, &table].concat());
+        let replaced = passed(&mut filter, &[&large]);
+        assert!(replaced.len() <= 4096 && replaced != large, "{}", replaced.len());
+        assert_eq!(passed(&mut Filter::new(131_072), &[&large]), large, "it fits there");
+    }
+
+    proptest! {
+        /// Whatever comes, nothing panics, and no byte of a body is lost.
+        #[test]
+        fn arbitrary_bytes_pass_or_are_replaced(
+            payloads in proptest::collection::vec((1_u8..4, proptest::collection::vec(any::<u8>(), 0..200)), 0..8),
+            class in any::<bool>(),
+            piece in 1_usize..64,
+        ) {
+            let mut all = Vec::new();
+            for (kind, payload) in &payloads {
+                let payload = match (class, *kind) {
+                    (true, METHOD) => [&DELIVER[..], payload].concat(),
+                    (true, HEADER) => [&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5][..], payload].concat(),
+                    _ => payload.clone(),
+                };
+                all.extend(frame(*kind, &payload));
+            }
+            let pieces: Vec<&[u8]> = all.chunks(piece).collect();
+            let output = passed(&mut Filter::new(8192), &pieces);
+            let mut rest = &output[..];
+            for (kind, payload) in &payloads {
+                let size = u32::from_be_bytes(*rest[3..].first_chunk().unwrap()) as usize;
+                prop_assert_eq!(rest[0], *kind);
+                if *kind == BODY {
+                    prop_assert_eq!(&rest[HEAD..HEAD + size], &payload[..]);
+                }
+                if *kind == HEADER && class {
+                    prop_assert_eq!(header::fault(&rest[HEAD..HEAD + size]), None);
+                }
+                rest = &rest[size + FRAME_OVERHEAD..];
+            }
+            prop_assert!(rest.is_empty());
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Parking what lapin cannot decode ([`super::lenient`]): publish, confirm, then acknowledge, beside the batches.
+
+use super::{BrokerError, batch::Delivered, consume::Consumer, sessions::locked};
+use crate::{
+    domain::settlement::{Destination, Reason},
+    observe::{events, pulse::Pulse},
+    pipeline::ports::{CopyBody, Deliveries, Forward, Message},
+};
+use std::{borrow::Cow, sync::Mutex};
+use tokio::sync::Notify;
+
+/// Deliveries that are to be parked.
+#[derive(Debug, Default)]
+pub(super) struct UnreadableOnes {
+    waiting: Mutex<Vec<Delivered>>,
+    arrived: Notify,
+}
+
+impl UnreadableOnes {
+    /// One more.
+    pub(super) fn add(&self, delivered: Delivered) {
+        locked(&self.waiting).push(delivered);
+        self.arrived.notify_one();
+    }
+
+    /// Returns when there is one, or was. Cancel safe.
+    pub(super) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// All that there are.
+    pub(super) fn take(&self) -> Vec<Delivered> {
+        std::mem::take(&mut locked(&self.waiting))
+    }
+}
+
+impl Consumer {
+    /// Parks what waits for it. What is not confirmed waits on, and goes back with the end of the session, which the error is.
+    pub(super) async fn park_unreadable(&self, pulse: &Pulse) -> Result<(), BrokerError> {
+        let waiting = self.unreadable.take();
+        let copies: Vec<Forward<'_, Delivered>> = waiting.iter().map(parked_copy).collect();
+        let confirmed = self.publish_copies(&copies, pulse).await;
+        drop(copies);
+        let (mut done, mut failed) = (Vec::with_capacity(waiting.len()), None);
+        let mut each = confirmed.map_err(|error| failed = Some(error)).unwrap_or_default().into_iter();
+        for delivered in waiting {
+            match each.next() {
+                Some(Ok(())) => done.push(delivered),
+                Some(Err(reason)) => {
+                    failed.get_or_insert(BrokerError::Lost(reason));
+                    self.unreadable.add(delivered);
+                }
+                None => self.unreadable.add(delivered),
+            }
+        }
+        for delivered in &done {
+            let message = delivered.label();
+            let error = error_of(delivered);
+            events::MessageParked { reason: Reason::Unreadable, payment_id: None, message: &message, error: &error }
+                .emit();
+        }
+        self.settle(done).await;
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+fn error_of(delivered: &Delivered) -> String {
+    let error = delivered.unreadable.as_ref().map_or("", |unreadable| &unreadable.error);
+    format!("the AMQP client cannot decode the message: {error}")
+}
+
+fn parked_copy(message: &Delivered) -> Forward<'_, Delivered> {
+    Forward {
+        message,
+        payment_id: None,
+        to: Destination::Dead(Reason::Unreadable),
+        error: Some(Cow::Owned(error_of(message))),
+        standing: None,
+        body: CopyBody::Original,
+    }
+}
