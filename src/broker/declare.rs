@@ -17,6 +17,14 @@ use lapin::{
 /// What the broker's refusal of something that is not there begins with.
 pub(super) const NOT_FOUND: &str = "NOT_FOUND";
 
+/// The type of a stream (`x-queue-type`).
+const STREAM: &str = "stream";
+
+/// Whether a refusal says that the queue is a stream.
+pub(super) fn is_stream(refusal: &str) -> bool {
+    Inequivalence::parse(refusal).is_some_and(|it| it.argument == "x-queue-type" && it.found == STREAM)
+}
+
 /// An exchange or a queue.
 pub(super) enum Item<'a> {
     Exchange(&'a ExchangeSpec),
@@ -89,6 +97,11 @@ impl Item<'_> {
         let Some(Inequivalence { argument, wanted, found }) = Inequivalence::parse(text) else {
             return format!("cannot be had: {text}");
         };
+        if argument == "x-queue-type" && found == STREAM {
+            return "is a stream, which keeps what is acknowledged and serves each reader from a place of its own: name a quorum \
+                    or a classic queue that is bound to the same exchange"
+                .to_owned();
+        }
         let advice = match (self, argument) {
             // It is used as it is.
             (Self::Exchange(_), _) if !self.is_declared() => "name another one if that is not meant",

@@ -3,7 +3,7 @@
 use super::{
     Binding, BrokerError, Difference, STEP_TIMEOUT, Topology,
     connect::connect,
-    declare::{Failure, Item, NOT_FOUND, close},
+    declare::{Failure, Item, NOT_FOUND, close, is_stream},
     inequivalence::Inequivalence,
     publish::Publisher,
     within,
@@ -141,12 +141,26 @@ impl Topology {
                 subject: item.subject(),
                 problem: item.explain(&text),
                 // From a delay queue that is different a message may never come back.
-                harmless: there && !item.is_declared() && !(item.is_delay() && Inequivalence::parse(&text).is_some()),
+                harmless: there
+                    && !item.is_declared()
+                    && !is_stream(&text)
+                    && !(item.is_delay() && Inequivalence::parse(&text).is_some()),
             }));
         }
         close(&connection).await;
         differences.extend(missing_rights(settings).await?);
         Ok(differences)
+    }
+
+    /// An error when a consumed queue of others is a stream, as far as AMQP shows it to the user: to compare a queue takes the
+    /// right to configure it.
+    pub(super) async fn refuse_stream(&self, connection: &Connection, queue: &str) -> Result<(), BrokerError> {
+        let consumed = self.queues.iter().find(|spec| spec.name == queue && !spec.declare);
+        let Some(item) = consumed.map(Item::Queue) else { return Ok(()) };
+        match item.refusals(connection).await?.into_iter().find(|text| is_stream(text)) {
+            Some(text) => Err(Failure::Broker(text).explained(&item)),
+            None => Ok(()),
+        }
     }
 
     /// What makes a consumed queue of others lose good messages after an outage or two, as far as AMQP shows it: a low

@@ -124,6 +124,7 @@ impl Sessions {
         let settings = &self.settings;
         let (connection, node) = connect(settings, &format!("{} consumer", self.part.label())).await?;
         self.topology.establish_on(&connection).await?;
+        self.topology.refuse_stream(&connection, &self.queue).await?;
         self.warn_of_checks(&connection).await?;
         self.warn_of_dangers(&connection).await?;
         if self.warns_of_x_death.swap(false, Ordering::Relaxed) {

@@ -414,6 +414,28 @@ fn idle_visitors_do_not_use_up_the_process() {
     daemon.stop();
 }
 
+#[test]
+fn a_stream_as_a_consumed_queue_is_refused_with_a_reason() {
+    let client = Client::connect(&rabbit::shared().url());
+    for declare in [true, false] {
+        let place = Place::new(Kind::Sqlite);
+        let setup = Setup::new(&rabbit::shared().url(), &place.url, &format!("declare = {declare}"));
+        client.declare_queue(&setup.credit_queue, &[("x-queue-type", AMQPValue::LongString("stream".into()))]);
+        if !declare {
+            // Everything else is as it should be.
+            client.declare_queue(&setup.dead_queue, &[]);
+            client.declare_queue(&setup.never_used(), &[]);
+        }
+        let checked = setup.run(&["topology", "check"]);
+        let said = format!("difference: queue {}: is a stream", setup.credit_queue);
+        assert!(checked.status.code() == Some(1) && told(&checked).contains(&said), "{}", told(&checked));
+        let daemon = setup.start();
+        daemon.wait_not_ready("is a stream, which keeps what is acknowledged");
+        daemon.stop();
+        client.delete_queue(&setup.credit_queue);
+    }
+}
+
 /// Publishes what a foreign client of another language may and lapin cannot send: a body of two bytes with these
 /// property flags and values, written to the socket by hand on a connection that does no more than that.
 pub fn publish_raw(port: u16, exchange: &str, key: &str, flags: u16, properties: &[u8]) {
