@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod database;
 pub mod domain;
+pub mod files;
 pub mod http;
 pub mod ledger;
 pub mod observe;

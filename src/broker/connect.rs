@@ -1,7 +1,10 @@
 //! Connections, to the first node that takes one.
 
 use super::{BrokerError, STEP_TIMEOUT, lenient, told};
-use crate::config::{BrokerSettings, TlsFiles};
+use crate::{
+    config::{self, BrokerSettings, Identity, TlsFiles},
+    files::{self, FileError},
+};
 use lapin::{
     Connection, ConnectionProperties,
     tcp::{OwnedIdentity, OwnedTLSConfig},
@@ -10,6 +13,7 @@ use lapin::{
 use std::{
     collections::BTreeMap,
     fmt,
+    path::{Path, PathBuf},
     str::FromStr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -104,12 +108,13 @@ fn unended() -> MutexGuard<'static, BTreeMap<String, Attempt>> {
 /// Connects to the first node that takes the connection; also tells which one it is. `purpose` is shown beside the
 /// connection in RabbitMQ's management.
 pub(super) async fn connect(settings: &BrokerSettings, purpose: &str) -> Result<(Connection, BrokerUrl), BrokerError> {
-    let mut failures = Vec::with_capacity(settings.urls.len());
-    for url in &settings.urls {
+    let Access { urls, tls: tls_files } = current(settings).await?;
+    let mut failures = Vec::with_capacity(urls.len());
+    for url in &urls {
         let key = format!("{purpose} {url}");
         let begun = unended().remove(&key);
         let mut attempt =
-            begun.unwrap_or_else(|| tokio::spawn(attempt(url.0.clone(), tls(&settings.tls), purpose.to_owned())));
+            begun.unwrap_or_else(|| tokio::spawn(attempt(url.0.clone(), tls(&tls_files), purpose.to_owned())));
         match tokio::time::timeout(STEP_TIMEOUT, &mut attempt).await {
             Ok(Ok(Ok(connection))) => return Ok((connection, url.clone())),
             Ok(Ok(Err(error))) => failures.push(format!("{url}: {}", told(&error))),
@@ -126,6 +131,69 @@ pub(super) async fn connect(settings: &BrokerSettings, purpose: &str) -> Result<
 async fn attempt(uri: AMQPUri, tls: OwnedTLSConfig, purpose: String) -> lapin::Result<Connection> {
     let properties = ConnectionProperties::default().with_connection_name(format!("pointsd {purpose}").into());
     lenient::connect(uri, properties, tls).await
+}
+
+/// What it takes to connect.
+#[derive(Clone)]
+struct Access {
+    urls: Vec<BrokerUrl>,
+    tls: TlsFiles,
+}
+
+/// As it is now: what is in a file is read again.
+async fn current(settings: &BrokerSettings) -> Result<Access, BrokerError> {
+    let (urls, urls_file, tls) = (settings.urls.clone(), settings.urls_file.clone(), settings.tls.clone());
+    let Some(first) = urls_file.iter().chain(tls.files.iter().flatten()).next().cloned() else {
+        return Ok(Access { urls, tls });
+    };
+    let read = files::reading(&first, move || {
+        let urls = match &urls_file {
+            Some(file) => urls_of(file, urls.iter().any(BrokerUrl::is_tls))?,
+            None => urls,
+        };
+        Ok(Access { urls, tls: tls_of(tls)? })
+    });
+    read.await.map_err(|error| BrokerError::Connect(error.to_string()))
+}
+
+/// The nodes in a file, one a line.
+fn urls_of(file: &Path, is_tls: bool) -> Result<Vec<BrokerUrl>, FileError> {
+    let text = files::read_text_now(file)?;
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let urls: Vec<BrokerUrl> =
+        lines.map(BrokerUrl::parse).collect::<Result<_, _>>().map_err(|error| FileError::malformed(file, error))?;
+    if urls.is_empty() {
+        return Err(FileError::malformed(file, "has no URL"));
+    }
+    // With encryption, or without it, as at the start.
+    if urls.iter().any(|url| url.is_tls() != is_tls) {
+        let wanted = if is_tls { "amqps" } else { "amqp" };
+        return Err(FileError::malformed(file, format_args!("must have {wanted}:// URLs, as when the daemon started")));
+    }
+    Ok(urls)
+}
+
+/// The certificates and the key in their files.
+fn tls_of(given: TlsFiles) -> Result<TlsFiles, FileError> {
+    let pem = |file: Option<&PathBuf>, key: &str, what: &str| match file {
+        None => Ok(None),
+        Some(file) => {
+            let bytes = files::read_now(file)?;
+            let is_pem = config::is_pem(key, &bytes);
+            is_pem
+                .then_some(Some(bytes))
+                .ok_or_else(|| FileError::malformed(file, format_args!("holds no PEM of {what}")))
+        }
+    };
+    let [ca, certificate, key] = &given.files;
+    let ca = pem(ca.as_ref(), "ca_file", "a certificate")?;
+    let certificate = pem(certificate.as_ref(), "cert_file", "a certificate")?;
+    let key = pem(key.as_ref(), "key_file", "a private key")?;
+    Ok(TlsFiles {
+        ca: ca.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+        identity: certificate.zip(key).map(|(certificate, key)| Identity { certificate, key }),
+        files: given.files,
+    })
 }
 
 /// Our own authorities, or else the system's.
@@ -163,6 +231,32 @@ mod tests {
         for (text, frame_max) in [("amqp://h/%2f", 131_072), ("amqp://h/%2f?frame_max=8192", 8192)] {
             assert_eq!(BrokerUrl::parse(text).unwrap().0.query.frame_max, Some(frame_max), "{text}");
         }
+    }
+
+    #[test]
+    fn files_are_read_again_and_their_faults_name_the_file_and_no_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("broker.urls");
+        let write = |text: &str| std::fs::write(&file, text).unwrap();
+        write("amqp://u:s3cret@a/%2f\n\n amqp://u:s3cret@b/%2f \n");
+        let shown: Vec<String> = urls_of(&file, false).unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["a:5672 (vhost /)", "b:5672 (vhost /)"]);
+        for (text, is_tls) in
+            [("", false), ("amqp://u:s3cret@a/%2f", true), ("amqps://u:s3cret@a/%2f", false), ("s3cret", false)]
+        {
+            write(text);
+            let error = urls_of(&file, is_tls).err().unwrap().to_string();
+            assert!(error.starts_with(&file.display().to_string()) && !error.contains("s3cret"), "{error}");
+        }
+        let pair = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+        std::fs::write(&certificate, pair.cert.pem()).unwrap();
+        std::fs::write(&key, pair.signing_key.serialize_pem()).unwrap();
+        let given = TlsFiles { files: [None, Some(certificate), Some(key.clone())], ca: None, identity: None };
+        assert_eq!(tls_of(given.clone()).unwrap().identity.unwrap().key, std::fs::read(&key).unwrap());
+        std::fs::write(&key, "s3cret").unwrap();
+        let error = tls_of(given).unwrap_err().to_string();
+        assert_eq!(error, format!("{}: holds no PEM of a private key", key.display()));
     }
 
     #[test]

@@ -140,11 +140,7 @@ impl Topology {
             differences.extend(refusals.into_iter().map(|text| Difference {
                 subject: item.subject(),
                 problem: item.explain(&text),
-                // From a delay queue that is different a message may never come back.
-                harmless: there
-                    && !item.is_declared()
-                    && !is_stream(&text)
-                    && !(item.is_delay() && Inequivalence::parse(&text).is_some()),
+                harmless: there && !item.is_declared() && !is_harmful(&item, &text),
             }));
         }
         close(&connection).await;
@@ -210,4 +206,10 @@ async fn missing_rights(settings: &BrokerSettings) -> Result<Option<Difference>,
         })),
         Err(error) => Err(error),
     }
+}
+
+/// Whether a difference of a queue of others keeps the daemon from its work: a stream keeps what is acknowledged, and from a
+/// delay queue that is different a message may never come back.
+fn is_harmful(item: &Item<'_>, refusal: &str) -> bool {
+    is_stream(refusal) || (item.is_delay() && Inequivalence::parse(refusal).is_some())
 }

@@ -1,7 +1,7 @@
 //! `[compensation]` and `[pay_status]`: how credits are checked against their payments, and what knows about those.
 
 use super::{
-    CompensationSettings, HttpSourceSettings, PayStatusSettings, SourceWord, SqlSourceSettings, UnpaidWord,
+    CompensationSettings, HttpFiles, HttpSourceSettings, PayStatusSettings, SourceWord, SqlSourceSettings, UnpaidWord,
     read::{delays, is_pem, masked, number},
     setting::{Setting, Text, Words, shown},
     source::Reader,
@@ -155,7 +155,7 @@ fn sql(
     let url = match url {
         None => ledger.cloned(),
         Some((key, url)) => match DatabaseUrl::parse(&url, state_directory) {
-            Ok(url) => Some(url),
+            Ok(url) => Some(url.from_file(reader.file_of(&key))),
             Err(error) => {
                 reader.fault(&key, error);
                 None
@@ -311,8 +311,12 @@ fn http(reader: &mut Reader, used: bool) -> Option<HttpSourceSettings> {
     ];
     let section = "pay_status.http";
     let url = reader.secret("pay_status.http.url", |url: &String| masked_path(url));
+    let mut files = HttpFiles::default();
     let url = url.and_then(|(key, url)| match UrlTemplate::parse(&url) {
-        Ok(url) => Some(url),
+        Ok(url) => {
+            files.url = reader.file_of(&key);
+            Some(url)
+        }
         Err(error) => {
             reader.fault(&key, error);
             None
@@ -332,6 +336,7 @@ fn http(reader: &mut Reader, used: bool) -> Option<HttpSourceSettings> {
     let concurrency = usize::try_from(concurrency).unwrap_or(1);
     let headers = reader.secret("pay_status.http.headers", |headers: &Vec<String>| masked_headers(headers));
     let headers: Vec<Header> = headers.map_or_else(Vec::new, |(key, lines)| {
+        files.headers = reader.file_of(&key);
         let mut headers = Vec::with_capacity(lines.len());
         for (index, line) in lines.iter().enumerate() {
             match Header::parse(line) {
@@ -342,6 +347,7 @@ fn http(reader: &mut Reader, used: bool) -> Option<HttpSourceSettings> {
         headers
     });
     let ca = ca(reader);
+    files.ca = reader.optional("pay_status.http.ca_file");
     if ca.is_some() && url.as_ref().is_some_and(|url| !url.is_tls()) {
         reader.fault(
             "pay_status.http.ca_file",
@@ -362,6 +368,7 @@ fn http(reader: &mut Reader, used: bool) -> Option<HttpSourceSettings> {
         concurrency,
         headers,
         ca,
+        files,
         payment_ids,
     })
 }

@@ -22,6 +22,7 @@ use crate::{
     },
     pay_status::{Header, Identifier, TableName, UrlTemplate},
 };
+pub(crate) use read::is_pem;
 pub use source::{Fault, ReadFrom};
 use source::{Finished, Reader};
 use std::{
@@ -72,6 +73,8 @@ pub struct Settings {
 pub struct BrokerSettings {
     /// The nodes, tried in turn: at least one.
     pub urls: Vec<BrokerUrl>,
+    /// The file that they are in, one a line: read again for each session.
+    pub urls_file: Option<PathBuf>,
     /// For `amqps://`.
     pub tls: TlsFiles,
     /// The exchange that producers publish to: direct, durable.
@@ -97,6 +100,8 @@ pub struct BrokerSettings {
 /// Certificates, as PEM.
 #[derive(Debug, Clone, Default)]
 pub struct TlsFiles {
+    /// `ca_file`, `cert_file` and `key_file`: read again for each session.
+    pub files: [Option<PathBuf>; 3],
     /// The authorities that are trusted, instead of the system's.
     pub ca: Option<String>,
     /// The daemon's own certificate and its key, where the broker asks for one. The key is a secret.
@@ -229,8 +234,21 @@ pub struct HttpSourceSettings {
     pub headers: Vec<Header>,
     /// The authorities that are trusted, instead of the system's: PEM.
     pub ca: Option<Vec<u8>>,
+    /// `url_file`, `headers_file` and `ca_file`: read again while the daemon runs.
+    pub files: HttpFiles,
     /// Which payment ids are accepted.
     pub payment_ids: IdRule,
+}
+
+/// The files of `[pay_status.http]`.
+#[derive(Debug, Clone, Default)]
+pub struct HttpFiles {
+    /// Holds the URL.
+    pub url: Option<PathBuf>,
+    /// Holds the headers, one a line.
+    pub headers: Option<PathBuf>,
+    /// Holds the authorities.
+    pub ca: Option<PathBuf>,
 }
 
 /// `[[source]]`: a further queue.

@@ -108,7 +108,7 @@ pub(super) fn name(reader: &mut Reader, key: &str, default: &str) -> String {
 }
 
 fn broker(reader: &mut Reader, retry: &RetryPolicy, checks: &CheckPolicy) -> Option<BrokerSettings> {
-    let urls = broker_urls(reader);
+    let (urls, urls_file) = broker_urls(reader);
     let tls = tls(reader, urls.iter().any(BrokerUrl::is_tls));
     let exchange = name(reader, "broker.exchange", "points");
     let routing_key = name(reader, "broker.routing_key", "points.credit");
@@ -125,6 +125,7 @@ fn broker(reader: &mut Reader, retry: &RetryPolicy, checks: &CheckPolicy) -> Opt
     };
     (!urls.is_empty()).then_some(BrokerSettings {
         urls,
+        urls_file,
         tls,
         exchange,
         routing_key,
@@ -196,13 +197,14 @@ fn distinct_queues(
 
 const DEFAULT_BROKER_URL: &str = "amqp://guest:guest@127.0.0.1:5672/%2f";
 
-fn broker_urls(reader: &mut Reader) -> Vec<BrokerUrl> {
+/// The URLs, and the file that they are in.
+fn broker_urls(reader: &mut Reader) -> (Vec<BrokerUrl>, Option<PathBuf>) {
     let one = reader.secret("broker.url", |url: &String| masked(url));
     let many = reader.secret("broker.urls", |urls: &Vec<String>| urls.iter().map(|url| masked(url)).collect());
     let (key, urls) = match (one, many) {
         (Some(_), Some((key, _))) => {
             reader.fault(&key, "given together with broker.url; must be one of them");
-            return Vec::new();
+            return (Vec::new(), None);
         }
         (Some((key, url)), None) => (key, vec![url]),
         (None, Some((key, urls))) => (key, urls),
@@ -227,7 +229,7 @@ fn broker_urls(reader: &mut Reader) -> Vec<BrokerUrl> {
     if parsed.iter().any(BrokerUrl::is_tls) && !parsed.iter().all(BrokerUrl::is_tls) {
         reader.fault(&key, "mixes amqp:// and amqps://; must be all of one kind, or a failover would drop encryption");
     }
-    parsed
+    (parsed, reader.file_of(&key))
 }
 
 fn tls(reader: &mut Reader, used: bool) -> TlsFiles {
@@ -254,7 +256,9 @@ fn tls(reader: &mut Reader, used: bool) -> TlsFiles {
         let given = if reader.is_given("broker.cert_file") { "broker.cert_file" } else { "broker.key_file" };
         reader.fault(given, "given alone; broker.cert_file and broker.key_file must be given together");
     }
+    let files = ["broker.ca_file", "broker.cert_file", "broker.key_file"].map(|key| reader.optional(key));
     TlsFiles {
+        files,
         ca: ca.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
         identity: certificate.zip(key).map(|(certificate, key)| Identity { certificate, key }),
     }
@@ -293,7 +297,7 @@ fn ledger(reader: &mut Reader, state_directory: Option<&Path>) -> Option<LedgerS
         ("ledger.url".to_owned(), DEFAULT_LEDGER_URL.to_owned())
     });
     let url = match DatabaseUrl::parse(&url, state_directory) {
-        Ok(url) => Some(url),
+        Ok(url) => Some(url.from_file(reader.file_of(&key))),
         Err(error) => {
             reader.fault(&key, error);
             None
@@ -308,7 +312,7 @@ fn ledger(reader: &mut Reader, state_directory: Option<&Path>) -> Option<LedgerS
 }
 
 /// Whether a file holds what its key asks for, all of it readable.
-pub(super) fn is_pem(key: &str, bytes: &[u8]) -> bool {
+pub(crate) fn is_pem(key: &str, bytes: &[u8]) -> bool {
     if key.ends_with("key_file") {
         return PrivateKeyDer::from_pem_slice(bytes).is_ok();
     }

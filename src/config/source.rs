@@ -276,6 +276,11 @@ impl Reader {
         Some((key, secret))
     }
 
+    /// The file of a secret, where that is how it was given: [`Reader::secret`] says under which key.
+    pub(super) fn file_of(&mut self, key: &str) -> Option<PathBuf> {
+        if key.ends_with("_file") { self.optional(key) } else { None }
+    }
+
     fn read<T: Setting>(&mut self, key: &str, wanted: Option<&str>, shown: impl Fn(&Raw) -> String) -> Option<T> {
         self.known.push(key.to_owned());
         let given = self.given.get(key)?;

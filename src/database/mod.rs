@@ -19,4 +19,4 @@ fn connecting_thread() -> Arc<ScheduledThreadPool> {
 
 pub use error::DatabaseError;
 pub use guarded::Guarded;
-pub use url::{DatabaseUrl, DatabaseUrlError};
+pub use url::{DatabaseUrl, DatabaseUrlError, PostgresUri};

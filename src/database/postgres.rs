@@ -1,6 +1,6 @@
 //! Connections to PostgreSQL, every wait of which is bounded.
 
-use super::DatabaseError;
+use super::{DatabaseError, PostgresUri};
 use diesel::{
     Connection, PgConnection,
     connection::SimpleConnection,
@@ -28,16 +28,16 @@ pub(crate) type PooledConnection = r2d2::PooledConnection<Manager>;
 
 /// Where a PostgreSQL is, and how its connections are set.
 pub(crate) struct Server {
-    uri: String,
+    uri: PostgresUri,
     settings: Settings,
     timeout: Duration,
 }
 
 impl Server {
     /// Connects to nothing yet. `timeout`: the deadline that the caller keeps; the server is told a shorter one.
-    pub(crate) fn new(uri: &str, timeout: Duration) -> Self {
+    pub(crate) fn new(uri: &PostgresUri, timeout: Duration) -> Self {
         let settings = Settings { statement_timeout: timeout.mul_f64(0.8), lock_timeout: timeout.mul_f64(0.2) };
-        Self { uri: with_parameters(uri, timeout), settings, timeout }
+        Self { uri: uri.clone(), settings, timeout }
     }
 
     /// At most `size` connections, made when they are needed. `more`: SQL that each is set with besides.
@@ -50,17 +50,23 @@ impl Server {
             .connection_timeout(CHECKOUT_TIMEOUT.min(self.timeout.mul_f64(0.5)))
             // What goes wrong is in the error of the call; the pool's own log line would repeat it.
             .error_handler(Box::new(r2d2::NopErrorHandler))
-            .build_unchecked(Manager { uri: self.uri.clone(), settings: self.settings.clone(), more })
+            .build_unchecked(Manager {
+                uri: self.uri.clone(),
+                settings: self.settings.clone(),
+                timeout: self.timeout,
+                more,
+            })
     }
 
     /// An error when a pooler gives each transaction another session.
     pub(crate) fn check_session(&self) -> Result<(), DatabaseError> {
-        super::session::check(&self.uri)
+        let uri = self.uri.current().map_err(|error| diesel::ConnectionError::BadConnection(error.to_string()))?;
+        super::session::check(&with_parameters(&uri, self.timeout))
     }
 
     /// A connection outside the pool.
     pub(crate) fn fresh(&self) -> Result<PgConnection, DatabaseError> {
-        let mut connection = PgConnection::establish(&self.uri)?;
+        let mut connection = establish(&self.uri, self.timeout)?;
         self.settings.apply(&mut connection)?;
         Ok(connection)
     }
@@ -100,8 +106,9 @@ impl Settings {
 
 /// Makes the connections of a pool.
 pub(crate) struct Manager {
-    uri: String,
+    uri: PostgresUri,
     settings: Settings,
+    timeout: Duration,
     /// SQL for each new one.
     more: Option<&'static str>,
 }
@@ -139,7 +146,7 @@ impl ManageConnection for Manager {
     type Error = diesel_r2d2::Error;
 
     fn connect(&self) -> Result<Pooled, diesel_r2d2::Error> {
-        let mut connection = PgConnection::establish(&self.uri).map_err(diesel_r2d2::Error::ConnectionError)?;
+        let mut connection = establish(&self.uri, self.timeout).map_err(diesel_r2d2::Error::ConnectionError)?;
         let more = |connection: &mut PgConnection| self.more.map_or(Ok(()), |more| connection.batch_execute(more));
         let set = self.settings.apply(&mut connection).and_then(|()| more(&mut connection));
         set.map_err(diesel_r2d2::Error::QueryError)?;
@@ -156,6 +163,12 @@ impl ManageConnection for Manager {
     fn has_broken(&self, pooled: &mut Pooled) -> bool {
         pooled.connection.is_broken() || std::thread::panicking()
     }
+}
+
+/// Connects with the URI as it is now.
+fn establish(uri: &PostgresUri, timeout: Duration) -> diesel::ConnectionResult<PgConnection> {
+    let uri = uri.current().map_err(|error| diesel::ConnectionError::BadConnection(error.to_string()))?;
+    PgConnection::establish(&with_parameters(&uri, timeout))
 }
 
 /// Adds the libpq parameters that bound a wait, unless the URI has them. (libpq, "Parameter Key Words".)

@@ -1,7 +1,9 @@
 //! Where a database is.
 
+use crate::files::{self, FileError};
 use std::{
     fmt,
+    ops::Deref,
     path::{Path, PathBuf},
 };
 
@@ -10,8 +12,44 @@ use std::{
 pub enum DatabaseUrl {
     /// A database file.
     Sqlite(PathBuf),
-    /// A libpq connection URI. It may have a password: it is not printed.
-    Postgres(String),
+    /// A PostgreSQL server.
+    Postgres(PostgresUri),
+}
+
+/// A libpq connection URI. It may have a password: it is not printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PostgresUri {
+    text: String,
+    /// The file that holds it: read again for each connection, because the password may be another one by then.
+    file: Option<PathBuf>,
+}
+
+impl PostgresUri {
+    /// As it is now. Blocks the thread where it is in a file.
+    pub fn current(&self) -> Result<String, FileError> {
+        let Some(file) = &self.file else { return Ok(self.text.clone()) };
+        let text = files::read_text_now(file)?;
+        match DatabaseUrl::parse(text.trim(), None) {
+            Ok(DatabaseUrl::Postgres(uri)) => Ok(uri.text),
+            Ok(DatabaseUrl::Sqlite(_)) => Err(FileError::malformed(file, "is no longer a PostgreSQL URL")),
+            Err(error) => Err(FileError::malformed(file, error)),
+        }
+    }
+}
+
+impl From<&str> for PostgresUri {
+    fn from(text: &str) -> Self {
+        Self { text: text.to_owned(), file: None }
+    }
+}
+
+/// As it was when the program began.
+impl Deref for PostgresUri {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.text
+    }
 }
 
 impl fmt::Debug for DatabaseUrl {
@@ -51,7 +89,7 @@ impl DatabaseUrl {
         }
         if let Some(rest) = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://")) {
             check_postgres(rest)?;
-            return Ok(Self::Postgres(url.to_owned()));
+            return Ok(Self::Postgres(url.into()));
         }
         let file = url.strip_prefix("sqlite:").ok_or(DatabaseUrlError::Scheme)?;
         let file = file.strip_prefix("//").unwrap_or(file);
@@ -65,6 +103,15 @@ impl DatabaseUrl {
             return Err(DatabaseUrlError::Options);
         }
         Ok(Self::Sqlite(state_directory.map_or_else(|| file.into(), |folder| folder.join(file))))
+    }
+
+    /// The same database, whose URL is in a file. A database file stays where it was at the start.
+    #[must_use]
+    pub fn from_file(self, file: Option<PathBuf>) -> Self {
+        match self {
+            Self::Sqlite(path) => Self::Sqlite(path),
+            Self::Postgres(uri) => Self::Postgres(PostgresUri { file, ..uri }),
+        }
     }
 
     /// For logs: which database, and for a file where.

@@ -39,5 +39,6 @@ mod pooler;
 mod recovery;
 mod return_of_service;
 mod rights;
+mod rotation;
 mod stall;
 mod unreadable;

@@ -48,6 +48,7 @@ fn http(gateway: &Gateway) -> HttpSourceSettings {
         concurrency: 16,
         headers: Vec::new(),
         ca: None,
+        files: pointsd::config::HttpFiles::default(),
         payment_ids: IdRule::UrlSafe,
     }
 }

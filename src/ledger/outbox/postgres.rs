@@ -3,7 +3,7 @@
 
 use super::{AT_A_TIME, Chosen, Id, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trouble, bit_by_bit};
 use crate::{
-    database::{DatabaseError, postgres::Server},
+    database::{DatabaseError, PostgresUri, postgres::Server},
     ledger::announce::Announcements,
 };
 use diesel::{
@@ -42,7 +42,7 @@ struct Locked {
 }
 
 impl PostgresOutbox {
-    pub(super) fn new(uri: &str, timeout: Duration) -> Self {
+    pub(super) fn new(uri: &PostgresUri, timeout: Duration) -> Self {
         Self { server: Server::new(uri, timeout), session: Mutex::default() }
     }
 

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     database::{
-        DatabaseError,
+        DatabaseError, PostgresUri,
         postgres::{Pool, Server},
     },
     domain::{
@@ -65,7 +65,7 @@ pub(super) struct PostgresLedger {
 
 impl PostgresLedger {
     /// Connects to nothing yet.
-    pub(super) fn new(uri: &str, options: &Options) -> Self {
+    pub(super) fn new(uri: &PostgresUri, options: &Options) -> Self {
         let server = Server::new(uri, options.timeout);
         let announcer = options.events.as_deref().map(Announcer::new);
         Self { pool: server.pool(options.pool_size, Some(FOR_WRITERS)), server, announcer }

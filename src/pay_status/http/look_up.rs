@@ -298,6 +298,12 @@ impl<'a> LookUp<'a> {
     /// Whether the service works although payments have failed and none was answered.
     async fn probe(&mut self, answers: Answers<'_>) -> Result<(), BatchError> {
         self.source.remember(self.payments, self.seen);
+        // Requests with credentials that are replaced by now say nothing of their payments.
+        match self.source.access.refresh().await {
+            Ok(false) => {}
+            Ok(true) => return Err(outage("its credentials were replaced; they are read again").into()),
+            Err(error) => return Err(outage(&error).into()),
+        }
         self.source.probe().await?;
         self.found_working(answers);
         Ok(())

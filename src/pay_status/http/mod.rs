@@ -1,5 +1,6 @@
 //! A payment service or gateway over HTTP: one GET for each payment, as many at a time and a second as it takes.
 
+mod access;
 mod look_up;
 mod rate;
 mod retry_after;
@@ -17,12 +18,13 @@ use crate::{
     },
     pipeline::ports::{Answers, BatchError, Dependency, Outage, Payment, PaymentSource, RowStatus},
 };
+use access::Access;
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use look_up::LookUp;
 use rate::Rate;
-use reqwest::{Certificate, Client, StatusCode, header::HeaderMap, redirect};
+use reqwest::StatusCode;
 use std::{
     error::Error as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -40,8 +42,7 @@ const NO_PAYMENT: &str = "pointsd-probe";
 
 /// A payment source over HTTP.
 pub(super) struct HttpSource {
-    client: Client,
-    url: UrlTemplate,
+    access: Access,
     pointer: String,
     values: StatusValues,
     timeout: Duration,
@@ -98,27 +99,8 @@ pub struct Limits(Arc<Mutex<Rate>>);
 
 impl HttpSource {
     pub(super) fn new(settings: &HttpSourceSettings, limits: &Limits) -> Result<Self, SourceError> {
-        let mut headers = HeaderMap::new();
-        for Header { name, value } in &settings.headers {
-            headers.append(name.clone(), value.clone());
-        }
-        let failed = |error: reqwest::Error| SourceError::Client(with_causes(error));
-        let mut client = Client::builder()
-            .user_agent(concat!("pointsd/", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers)
-            // A redirect could take the secret headers anywhere.
-            .redirect(redirect::Policy::none())
-            // The environment's proxies do not apply: payments are asked for where the configuration says.
-            .no_proxy()
-            // Attempts are counted by the pipeline.
-            .retry(reqwest::retry::never())
-            .pool_max_idle_per_host(settings.concurrency);
-        if let Some(ca) = &settings.ca {
-            client = client.tls_certs_only(Certificate::from_pem_bundle(ca).map_err(failed)?);
-        }
         Ok(Self {
-            client: client.build().map_err(failed)?,
-            url: settings.url.clone(),
+            access: Access::new(settings)?,
             pointer: settings.status_pointer.clone(),
             values: settings.values.clone(),
             timeout: settings.timeout,
@@ -146,8 +128,9 @@ impl HttpSource {
     }
 
     async fn exchange(&self, payment: &str) -> Result<Payment, Miss> {
-        let url = self.url.url(payment).map_err(|error| Miss::Own(error.to_string()))?;
-        let answer = self.client.get(url).send().await.map_err(|error| Miss::Perhaps(with_causes(error)))?;
+        let live = self.access.live();
+        let url = live.url.url(payment).map_err(|error| Miss::Own(error.to_string()))?;
+        let answer = live.client.get(url).send().await.map_err(|error| Miss::Perhaps(with_causes(error)))?;
         let status = answer.status();
         match status {
             StatusCode::OK => self.read(answer).await,
@@ -268,6 +251,7 @@ impl PaymentSource for HttpSource {
         until: Instant,
         answers: Answers<'_>,
     ) -> Result<(), BatchError> {
+        self.access.refresh_unless_recent().await.map_err(|error| BatchError::Outage(outage(&error)))?;
         LookUp::new(self, &payments, until).run(answers).await
     }
 
@@ -286,6 +270,7 @@ impl PaymentSource for HttpSource {
         if let Some(outage) = self.asks_to_wait(Instant::now()) {
             return Err(outage);
         }
+        self.access.refresh().await.map_err(|error| outage(&error))?;
         let Known { answered, failed, refuted } = self.known().clone();
         let no_payment = (answered.is_none() && !refuted).then_some(NO_PAYMENT);
         let ids = [answered.as_ref().map(PaymentId::as_str), failed.as_ref().map(PaymentId::as_str), no_payment];

@@ -3,7 +3,7 @@
 use super::{Columns, Identifier, PaymentTable, Row, Rows};
 use crate::{
     database::{
-        DatabaseError,
+        DatabaseError, PostgresUri,
         postgres::{Pool, PooledConnection, Server},
     },
     pipeline::ports::Class,
@@ -41,7 +41,7 @@ struct Known {
 }
 
 impl PostgresTable {
-    pub(super) fn new(uri: &str, columns: Columns, timeout: Duration) -> Self {
+    pub(super) fn new(uri: &PostgresUri, columns: Columns, timeout: Duration) -> Self {
         let server = Server::new(uri, timeout);
         Self { pool: server.pool(1, None), server, has_sessions: OnceLock::new(), columns }
     }

@@ -14,6 +14,9 @@ pub struct Postgres {
     server: Option<Held>,
 }
 
+/// Members of this role, which a test makes, need a password.
+pub const NEEDS_PASSWORD: &str = "needs_password";
+
 /// The cluster that tests share which do not stop it: each has a database of its own.
 pub fn shared() -> &'static Postgres {
     static SHARED: OnceLock<Postgres> = OnceLock::new();
@@ -60,6 +63,8 @@ impl Postgres {
         }
         let bin = bin.display();
         shell(&format!("{user}{bin}/initdb -D {at}/data -U points -A trust -E UTF8 --locale=C.UTF-8 -N"));
+        // Whoever is in this role needs a password; everybody else is trusted.
+        shell(&format!("{user}sed -i '1i host all +{NEEDS_PASSWORD} all scram-sha-256' {at}/data/pg_hba.conf"));
         let mut postgres = Self { folder, port, settings, server: None };
         postgres.boot();
         postgres

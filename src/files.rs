@@ -1,0 +1,89 @@
+//! Files that hold secrets: read again while the daemon runs, because what they hold is rotated.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// The largest file that is read. Bytes.
+const MOST_BYTES: u64 = 1024 * 1024;
+
+/// How long reading one may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a file cannot be used. It names the file, and never what the file holds.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The system's word.
+    #[error("{} cannot be read: {error}", file.display())]
+    Unreadable {
+        /// Which.
+        file: PathBuf,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// What it holds is not what it should be.
+    #[error("{}: {fault}", file.display())]
+    Malformed {
+        /// Which.
+        file: PathBuf,
+        /// What is wrong. It repeats nothing of the content.
+        fault: String,
+    },
+}
+
+impl FileError {
+    /// A file whose content is wrong.
+    pub fn malformed(file: &Path, fault: impl std::fmt::Display) -> Self {
+        Self::Malformed { file: file.to_owned(), fault: fault.to_string() }
+    }
+}
+
+/// Reads a file on a thread that may block.
+pub fn read_now(file: &Path) -> Result<Vec<u8>, FileError> {
+    let unreadable = |error| FileError::Unreadable { file: file.to_owned(), error };
+    let mut bytes = Vec::new();
+    let opened = File::open(file).map_err(unreadable)?;
+    opened.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MOST_BYTES {
+        return Err(FileError::malformed(file, format_args!("has more than {MOST_BYTES} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// The same, as text.
+pub fn read_text_now(file: &Path) -> Result<String, FileError> {
+    String::from_utf8(read_now(file)?).map_err(|_| FileError::malformed(file, "is not UTF-8"))
+}
+
+/// Runs `work`, which reads files, on a thread that may block, and waits no longer than some seconds.
+pub async fn reading<T: Send + 'static>(
+    file: &Path,
+    work: impl FnOnce() -> Result<T, FileError> + Send + 'static,
+) -> Result<T, FileError> {
+    match tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(work)).await {
+        Ok(Ok(read)) => read,
+        Ok(Err(panicked)) => Err(FileError::malformed(file, panicked)),
+        Err(_) => Err(FileError::malformed(file, format_args!("cannot be read within {PATIENCE:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_name_the_file_and_nothing_of_its_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        let missing = read_now(&file).unwrap_err().to_string();
+        assert!(missing.starts_with(&format!("{} cannot be read: No such file", file.display())), "{missing}");
+        std::fs::write(&file, b"s3cret\xff").unwrap();
+        let error = read_text_now(&file).unwrap_err().to_string();
+        assert_eq!(error, format!("{}: is not UTF-8", file.display()));
+        std::fs::write(&file, vec![b'x'; 1024 * 1024 + 1]).unwrap();
+        assert!(read_now(&file).unwrap_err().to_string().ends_with("has more than 1048576 bytes"));
+    }
+}

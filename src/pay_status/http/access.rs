@@ -1,0 +1,159 @@
+//! What it takes to ask the payment service: URL, headers and authorities. What is in a file is read again while the daemon
+//! runs, because it is rotated.
+
+use super::{
+    super::SourceError,
+    url_template::{Header, UrlTemplate},
+    with_causes,
+};
+use crate::{
+    config::{self, HttpFiles, HttpSourceSettings},
+    files::{self, FileError},
+};
+use reqwest::{Certificate, Client, header::HeaderMap, redirect};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// How old what was read from the files may be when a look-up begins.
+const RECENT: Duration = Duration::from_secs(1);
+
+/// A client and where it asks.
+pub(super) struct Live {
+    pub(super) client: Client,
+    pub(super) url: UrlTemplate,
+}
+
+/// What the files hold.
+#[derive(Default, PartialEq, Eq)]
+struct Contents {
+    url: Option<String>,
+    headers: Option<String>,
+    ca: Option<Vec<u8>>,
+}
+
+struct Current {
+    live: Arc<Live>,
+    /// What it was made from; `None`: what the configuration has read at the start.
+    contents: Option<Contents>,
+    read: Instant,
+}
+
+/// The access to the service, kept current.
+pub(super) struct Access {
+    settings: HttpSourceSettings,
+    current: Mutex<Current>,
+}
+
+impl Access {
+    pub(super) fn new(settings: &HttpSourceSettings) -> Result<Self, SourceError> {
+        let client = client(&settings.headers, settings.ca.as_deref(), settings.concurrency);
+        let client = client.map_err(SourceError::Client)?;
+        let live = Arc::new(Live { client, url: settings.url.clone() });
+        let current = Mutex::new(Current { live, contents: None, read: Instant::now() });
+        Ok(Self { settings: settings.clone(), current })
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.current().live)
+    }
+
+    /// Reads the files again unless that was done a moment ago.
+    pub(super) async fn refresh_unless_recent(&self) -> Result<(), String> {
+        let is_recent = {
+            let current = self.current();
+            current.contents.is_some() && current.read.elapsed() < RECENT
+        };
+        if is_recent { Ok(()) } else { self.refresh().await.map(|_| ()) }
+    }
+
+    /// Reads the files again. Whether they hold something else than before.
+    pub(super) async fn refresh(&self) -> Result<bool, String> {
+        let files = self.settings.files.clone();
+        let Some(first) = [&files.url, &files.headers, &files.ca].into_iter().flatten().next().cloned() else {
+            return Ok(false);
+        };
+        let read = files::reading(&first, move || read(&files)).await.map_err(|error| error.to_string())?;
+        let mut current = self.current();
+        current.read = Instant::now();
+        if current.contents.as_ref() == Some(&read) {
+            return Ok(false);
+        }
+        current.live = Arc::new(self.live_with(&read).map_err(|error| error.to_string())?);
+        current.contents = Some(read);
+        Ok(true)
+    }
+
+    fn live_with(&self, contents: &Contents) -> Result<Live, FileError> {
+        let HttpSourceSettings { url, headers, ca, files, concurrency, .. } = &self.settings;
+        let url = match files.url.as_deref().zip(contents.url.as_deref()) {
+            Some((file, text)) => {
+                let new = UrlTemplate::parse(text.trim()).map_err(|error| FileError::malformed(file, error))?;
+                if new.is_tls() != url.is_tls() {
+                    return Err(FileError::malformed(file, "must have the same scheme as when the daemon started"));
+                }
+                new
+            }
+            None => url.clone(),
+        };
+        let headers = match files.headers.as_deref().zip(contents.headers.as_deref()) {
+            Some((file, text)) => headers_of(file, text)?,
+            None => headers.clone(),
+        };
+        let ca = match files.ca.as_deref().zip(contents.ca.as_deref()) {
+            Some((file, pem)) if !config::is_pem("ca_file", pem) => {
+                return Err(FileError::malformed(file, "holds no PEM of a certificate"));
+            }
+            Some((_, pem)) => Some(pem),
+            None => ca.as_deref(),
+        };
+        let named = [&files.ca, &files.headers, &files.url].into_iter().flatten().next();
+        let client = client(&headers, ca, *concurrency);
+        let client = client.map_err(|error| FileError::malformed(named.map_or(Path::new(""), |file| file), error))?;
+        Ok(Live { client, url })
+    }
+}
+
+fn read(files: &HttpFiles) -> Result<Contents, FileError> {
+    Ok(Contents {
+        url: files.url.as_deref().map(files::read_text_now).transpose()?,
+        headers: files.headers.as_deref().map(files::read_text_now).transpose()?,
+        ca: files.ca.as_deref().map(files::read_now).transpose()?,
+    })
+}
+
+/// One a line.
+fn headers_of(file: &Path, text: &str) -> Result<Vec<Header>, FileError> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let headers = lines.enumerate().map(|(index, line)| {
+        Header::parse(line).map_err(|error| FileError::malformed(file, format_args!("header {}: {error}", index + 1)))
+    });
+    headers.collect()
+}
+
+fn client(headers: &[Header], ca: Option<&[u8]>, concurrency: usize) -> Result<Client, String> {
+    let mut map = HeaderMap::new();
+    for Header { name, value } in headers {
+        map.append(name.clone(), value.clone());
+    }
+    let mut client = Client::builder()
+        .user_agent(concat!("pointsd/", env!("CARGO_PKG_VERSION")))
+        .default_headers(map)
+        // A redirect could take the secret headers anywhere.
+        .redirect(redirect::Policy::none())
+        // The environment's proxies do not apply: payments are asked for where the configuration says.
+        .no_proxy()
+        // Attempts are counted by the pipeline.
+        .retry(reqwest::retry::never())
+        .pool_max_idle_per_host(concurrency);
+    if let Some(ca) = ca {
+        client = client.tls_certs_only(Certificate::from_pem_bundle(ca).map_err(with_causes)?);
+    }
+    client.build().map_err(with_causes)
+}
