@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
-use std::{collections::BTreeMap, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
 /// Moved by the broker when a message had been delivered too often; the daemon never gives this reason.
 pub const DELIVERY_LIMIT: &str = "delivery_limit";
@@ -126,37 +126,90 @@ pub struct Group {
     pub newest: Option<Timestamp>,
     /// What happened to the oldest.
     pub first_error: Option<String>,
+    /// By what happened, the largest first, at most [`MOST_ERRORS`].
+    pub errors: Vec<ErrorGroup>,
+    /// Messages with another error than those.
+    pub other_errors: u64,
 }
 
-/// Counts by reason.
+/// The messages of one reason and error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ErrorGroup {
+    /// What happened.
+    pub error: Option<String>,
+    /// How many.
+    pub messages: u64,
+    /// When the first of them failed first.
+    pub oldest: Option<Timestamp>,
+    /// When the last of them failed first.
+    pub newest: Option<Timestamp>,
+}
+
+/// Most errors that are listed of a reason.
+pub const MOST_ERRORS: usize = 20;
+
+/// Most errors that are kept apart of a reason: each can have an id in it.
+const MOST_KEPT: usize = 1000;
+
+/// Counts by reason and error.
 #[derive(Debug, Default)]
-pub struct Groups(BTreeMap<String, Group>);
+pub struct Groups(BTreeMap<String, (Group, BTreeMap<Option<String>, ErrorGroup>)>);
 
 impl Groups {
-    /// One more.
+    /// Counts a message.
     pub fn add(&mut self, parked: &Parked) {
         let at = parked.first_failed_at;
-        let group = self.0.entry(parked.reason.clone()).or_insert_with(|| Group {
-            reason: parked.reason.clone(),
-            messages: 0,
-            oldest: None,
-            newest: None,
-            first_error: None,
+        let (group, errors) = self.0.entry(parked.reason.clone()).or_insert_with(|| {
+            let group = Group {
+                reason: parked.reason.clone(),
+                messages: 0,
+                oldest: None,
+                newest: None,
+                first_error: None,
+                errors: Vec::new(),
+                other_errors: 0,
+            };
+            (group, BTreeMap::new())
         });
         group.messages += 1;
         if group.first_error.is_none() || (at.is_some() && (group.oldest.is_none() || at < group.oldest)) {
             group.first_error.clone_from(&parked.error);
         }
-        group.oldest = [group.oldest, at].into_iter().flatten().min();
-        group.newest = [group.newest, at].into_iter().flatten().max();
+        group.oldest = earliest(group.oldest, at);
+        group.newest = group.newest.max(at);
+        if errors.len() >= MOST_KEPT && !errors.contains_key(&parked.error) {
+            group.other_errors += 1;
+            return;
+        }
+        let error = errors.entry(parked.error.clone()).or_insert_with(|| ErrorGroup {
+            error: parked.error.clone(),
+            messages: 0,
+            oldest: None,
+            newest: None,
+        });
+        error.messages += 1;
+        error.oldest = earliest(error.oldest, at);
+        error.newest = error.newest.max(at);
     }
 
     /// The groups, the largest first.
     pub fn sorted(self) -> Vec<Group> {
-        let mut groups: Vec<Group> = self.0.into_values().collect();
-        groups.sort_by_key(|group| std::cmp::Reverse(group.messages));
+        let mut groups: Vec<Group> = self.0.into_values().map(|(group, errors)| with_errors(group, errors)).collect();
+        groups.sort_by_key(|group| Reverse(group.messages));
         groups
     }
+}
+
+fn with_errors(mut group: Group, errors: BTreeMap<Option<String>, ErrorGroup>) -> Group {
+    group.errors = errors.into_values().collect();
+    group.errors.sort_by_key(|error| Reverse(error.messages));
+    let rest = group.errors.split_off(group.errors.len().min(MOST_ERRORS));
+    group.other_errors += rest.iter().map(|error| error.messages).sum::<u64>();
+    group
+}
+
+fn earliest(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp> {
+    [one, other].into_iter().flatten().min()
 }
 
 #[cfg(test)]
@@ -220,16 +273,42 @@ mod tests {
         ] {
             groups.add(&message);
         }
-        let group = |reason: &str, messages, oldest: Option<i64>, newest: Option<i64>, error: &str| Group {
+        let error = |error: &str, seconds: Option<i64>| ErrorGroup {
+            error: Some(error.into()),
+            messages: 1,
+            oldest: seconds.map(at),
+            newest: seconds.map(at),
+        };
+        let group = |reason: &str, messages, oldest: Option<i64>, newest: Option<i64>, errors: Vec<ErrorGroup>| Group {
             reason: reason.into(),
             messages,
             oldest: oldest.map(at),
             newest: newest.map(at),
-            first_error: Some(error.into()),
+            first_error: errors[0].error.clone(),
+            errors,
+            other_errors: 0,
         };
+        let conflicts = vec![error("first", Some(3)), error("second", Some(5)), error("third", Some(9))];
         assert_eq!(
             groups.sorted(),
-            [group("conflict", 3, Some(3), Some(9), "first"), group("malformed", 1, None, None, "ageless")]
+            [
+                group("conflict", 3, Some(3), Some(9), conflicts),
+                group("malformed", 1, None, None, vec![error("ageless", None)])
+            ]
         );
+    }
+
+    #[test]
+    fn errors_of_a_reason_are_listed_the_largest_first_and_bounded() {
+        let mut groups = Groups::default();
+        for n in 0..1500 {
+            groups.add(&parked("rejected", Some(n), &format!("of {n}")));
+        }
+        for _ in 0..3 {
+            groups.add(&parked("rejected", Some(7), "of 7"));
+        }
+        let group = &groups.sorted()[0];
+        assert_eq!((group.messages, group.errors.len(), group.other_errors), (1503, 20, 1480));
+        assert_eq!((group.errors[0].error.as_deref(), group.errors[0].messages), (Some("of 7"), 4));
     }
 }

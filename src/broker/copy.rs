@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 pub(super) const PERSISTENT: u8 = 2;
 
 /// The most bytes of an error's text in a header.
-const MAX_ERROR_BYTES: usize = 1024;
+pub(super) const MAX_ERROR_BYTES: usize = 1024;
 
 /// The same where little room is left: all our headers fit into the smallest frame that AMQP allows (4096 bytes).
 const SHORT_ERROR_BYTES: usize = 128;
@@ -52,7 +52,7 @@ pub(super) fn is_brokers(name: &str) -> bool {
 }
 
 /// How the names of our headers begin.
-const OUR_PREFIX: &str = "x-pointsd-";
+pub(super) const OUR_PREFIX: &str = "x-pointsd-";
 
 /// Takes what is ours off a message that does not come from us: headers that begin with `x-pointsd-`, and the content type
 /// of a check message.
@@ -128,7 +128,7 @@ pub(super) fn is_of_a_failure(name: &str) -> bool {
 }
 
 /// Our headers that belong to one stay in a queue; those of an earlier stay are out of date.
-fn is_of_one_stay(name: &str) -> bool {
+pub(super) fn is_of_one_stay(name: &str) -> bool {
     matches!(name, SOURCE_QUEUE | REASON | ERROR | LEDGER_USER | LEDGER_POINTS | RAW)
 }
 
@@ -261,7 +261,7 @@ pub(super) fn as_integer(value: &AMQPValue) -> Option<i64> {
 }
 
 /// The beginning of a text, cut at a character.
-fn at_most(text: &str, bytes: usize) -> &str {
+pub(super) fn at_most(text: &str, bytes: usize) -> &str {
     &text[..text.floor_char_boundary(bytes)]
 }
 
@@ -372,7 +372,7 @@ pub(super) fn requeued(original: &BasicProperties, requeue_id: &str, frame: &mut
 }
 
 /// Every property but `expiration` (the copy would vanish) and `user_id` (the broker checks it against ours).
-fn with_headers(original: &BasicProperties, headers: FieldTable) -> BasicProperties {
+pub(super) fn with_headers(original: &BasicProperties, headers: FieldTable) -> BasicProperties {
     let mut copy = BasicProperties::default().with_headers(headers).with_delivery_mode(PERSISTENT);
     macro_rules! keep {
         ($($get:ident => $with:ident),+) => {

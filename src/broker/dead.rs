@@ -1,101 +1,124 @@
-//! Looking through the dead queue: everything that lies in it is taken, nothing is acknowledged but what is named, and
-//! all the rest goes back when the connection closes.
+//! A look through the dead queue: messages are taken and held, those that a command removes are acknowledged, and the
+//! others go back when the look ends.
 //!
-//! RabbitMQ lets a consumer of a quorum queue hold 2000 deliveries, so a longer queue takes several consumers; they are
-//! added as they fill up. Each look counts as a delivery, which the queue's high limit allows for (ADR 9).
+//! RabbitMQ lets a consumer of a quorum queue hold 2000 deliveries, so a longer queue takes several consumers. Each has a
+//! channel of its own: to acknowledge one delivery, a channel searches through all that it holds. Each look counts as a
+//! delivery; a message that has been looked at before is renewed instead of given back (ADR 9).
 
 use super::{
     BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT,
     connect::connect,
     copy,
     declare::{self, passive},
-    headers,
-    lenient::{self, RAW, Unreadable},
-    outgoing::Outgoing,
+    found::Found,
+    lenient,
     publish::Publisher,
+    renewal::Renewals,
     within,
 };
-use crate::{
-    config::BrokerSettings,
-    domain::settlement::Reason,
-    parked::{DELIVERY_LIMIT, LedgerVersion, Parked, UNKNOWN},
+use crate::config::BrokerSettings;
+use futures_util::{
+    FutureExt, StreamExt,
+    stream::{self, BoxStream, SelectAll},
 };
-use futures_util::{FutureExt, StreamExt, stream::SelectAll};
 use lapin::{
-    BasicProperties, Channel, Connection,
+    Channel, Connection,
     message::Delivery,
-    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
-    types::{AMQPValue, FieldTable},
+    options::{
+        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicQosOptions,
+    },
+    types::FieldTable,
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 /// Most deliveries that one consumer holds: the most that a quorum queue gives it.
 const PER_CONSUMER: u16 = 2000;
 
-/// How long the broker has to pass acknowledgements on.
-const TIME_FOR_ACKNOWLEDGEMENTS: Duration = Duration::from_secs(1);
+/// After so long without a delivery the queue is asked whether it has more.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// Questions to the queue after which acknowledgements of the same channel are certain ([`DeadQueue::confirm`]).
+const QUESTIONS: u32 = 3;
 
 /// A look at the dead queue.
 pub struct DeadQueue {
     connection: Connection,
-    channel: Channel,
     queue: String,
-    deliveries: SelectAll<lapin::Consumer>,
-    consumers: u64,
-    /// Taken and not removed.
+    parts: Vec<Part>,
+    deliveries: SelectAll<BoxStream<'static, (usize, Option<lapin::Result<Delivery>>)>>,
+    /// Taken by a question, and not handed out yet.
+    fetched: VecDeque<(usize, Delivery)>,
+    /// Handed out so far.
+    arrived: u64,
+    /// Of those that were there at the beginning: taken and not removed.
     held: u64,
-    removed: bool,
     waiting: u32,
     readers: u32,
+    renewals: Renewals,
 }
 
-/// A message in the dead queue, held until it is removed or the look ends.
-#[derive(Debug)]
-pub struct Found {
-    delivery: Delivery,
-    /// Of one that lapin cannot decode, and that no daemon has parked: the broker moved it, or a producer sent it here.
-    unreadable: Option<Unreadable>,
+/// A channel with one consumer.
+struct Part {
+    channel: Channel,
+    consumer: String,
+    /// Deliveries of the consumer that are not removed.
+    held: u64,
+    /// Removed because they are renewed, and not certain yet.
+    renewed: u64,
 }
 
 /// What removes a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tag(u64);
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Tag {
+    part: usize,
+    delivery: u64,
+    number: u64,
+    /// Whether the consumer brought it: it counts towards what that may hold.
+    consumed: bool,
+}
+
+/// What a look found out at its end.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Closed {
+    /// Messages that the queue should have again and has not.
+    pub vanished: u64,
+    /// Messages that were given back although they had been looked at before, and why.
+    pub not_renewed: Option<(u64, BrokerError)>,
+}
 
 impl DeadQueue {
-    /// Connects, and counts what lies there. Takes nothing yet.
-    ///
-    /// Refused where each look would use up the few deliveries that the queue allows, unless `despite_limit`.
-    pub async fn open(settings: &BrokerSettings, despite_limit: bool) -> Result<Self, BrokerError> {
+    /// Connects and counts the waiting messages. Takes nothing yet.
+    pub async fn open(settings: &BrokerSettings) -> Result<Self, BrokerError> {
         let (connection, _) = connect(settings, "dead queue").await?;
-        let doubt = declare::doubt_about_looking(&connection, &settings.dead_queue).await?;
-        if let Some(doubt) = doubt.filter(|_| !despite_limit) {
-            declare::close(&connection).await;
-            return Err(BrokerError::Topology(format!(
-                "queue {} is not known to have an x-delivery-limit of 1000000 (none means 20 since RabbitMQ 4.0): each \
-                 look at a message uses up a delivery, and after the last one the broker drops it. Make the queue anew, \
-                 or look all the same with --despite-delivery-limit. The broker says: {doubt}",
-                settings.dead_queue
-            )));
-        }
-        let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
-        let declared = passive(&channel, &settings.dead_queue).await?;
-        // For each consumer of its own: a quorum queue refuses a limit for the whole channel.
-        let qos = channel.basic_qos(PER_CONSUMER, BasicQosOptions { global: false });
-        within(STEP_TIMEOUT, "basic.qos", qos).await?;
+        let declared = async {
+            let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
+            passive(&channel, &settings.dead_queue).await
+        };
+        let declared = match declared.await {
+            Ok(declared) => declared,
+            Err(error) => {
+                declare::close(&connection).await;
+                return Err(error);
+            }
+        };
         Ok(Self {
             connection,
-            channel,
             queue: settings.dead_queue.clone(),
+            parts: Vec::new(),
             deliveries: SelectAll::new(),
-            consumers: 0,
+            fetched: VecDeque::new(),
+            arrived: 0,
             held: 0,
-            removed: false,
             waiting: declared.message_count(),
             readers: declared.consumer_count(),
+            renewals: Renewals::new(settings),
         })
     }
 
-    /// How many messages were there when this look began, but for those that another reader holds.
+    /// How many messages were there when this look began, without those that another reader holds.
     pub fn waiting(&self) -> u32 {
         self.waiting
     }
@@ -106,164 +129,219 @@ impl DeadQueue {
             .then(|| format!("{} other reader(s) of {}: what they hold is not seen here", self.readers, self.queue))
     }
 
+    /// The next of the messages that the queue has for this look; `None` when it has no more.
+    ///
+    /// A message can take seconds on its way (headers of 128 KiB, nested a thousand deep, on a busy machine), so silence says
+    /// nothing: the queue is asked.
+    pub async fn next(&mut self) -> Result<Option<Found>, BrokerError> {
+        let found = self.next_within(SILENCE).await?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        self.receive_everything().await?;
+        self.next_now().await
+    }
+
     /// The next message; `None` when none has come for `patience`.
-    pub async fn next(&mut self, patience: Duration) -> Result<Option<Found>, BrokerError> {
-        self.make_room().await?;
+    pub async fn next_within(&mut self, patience: Duration) -> Result<Option<Found>, BrokerError> {
+        if let Some(found) = self.next_now().await? {
+            return Ok(Some(found));
+        }
         match tokio::time::timeout(patience, self.deliveries.next()).await {
             Err(_) => Ok(None),
-            Ok(delivery) => self.take(delivery),
+            Ok(delivery) => self.take(delivery).map(Some),
         }
     }
 
     /// The next message, if it is here already.
     pub async fn next_now(&mut self) -> Result<Option<Found>, BrokerError> {
         self.make_room().await?;
-        match self.deliveries.next().now_or_never() {
-            None => Ok(None),
-            Some(delivery) => self.take(delivery),
+        if let Some(delivery) = self.deliveries.next().now_or_never() {
+            return self.take(delivery).map(Some);
         }
+        let fetched = self.fetched.pop_front();
+        Ok(fetched.map(|(part, delivery)| self.hold(part, delivery, false)))
     }
 
-    fn take(&mut self, delivery: Option<lapin::Result<Delivery>>) -> Result<Option<Found>, BrokerError> {
+    /// Returns when everything is here that the queue has given to this look. `basic.get` is answered by the queue itself,
+    /// when it has passed everything on to the channel; `basic.qos` by the channel, when it has sent all of that to us.
+    async fn receive_everything(&mut self) -> Result<(), BrokerError> {
+        for part in 0..self.parts.len() {
+            self.ask(part).await?;
+            let qos = self.parts[part].channel.basic_qos(PER_CONSUMER, BasicQosOptions { global: false });
+            within(CONFIRM_TIMEOUT, "basic.qos", qos).await?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, delivery: Option<(usize, Option<lapin::Result<Delivery>>)>) -> Result<Found, BrokerError> {
         match delivery {
-            Some(Ok(mut delivery)) => {
-                self.held += 1;
-                let unreadable = lenient::take(&mut delivery.properties);
-                copy::distrust_producers(delivery.exchange.as_str(), &mut delivery.properties);
-                Ok(Some(Found { delivery, unreadable }))
+            Some((part, Some(Ok(delivery)))) => {
+                self.parts[part].held += 1;
+                Ok(self.hold(part, delivery, true))
             }
-            Some(Err(error)) => Err(error.into()),
-            None => Err(BrokerError::Lost(format!("the consumer was cancelled (is {} gone?)", self.queue))),
+            Some((_, Some(Err(error)))) => Err(error.into()),
+            Some((_, None)) | None => {
+                Err(BrokerError::Lost(format!("the consumer was cancelled (is {} gone?)", self.queue)))
+            }
         }
     }
 
-    /// Another consumer, when those that there are may soon hold all that they can.
+    fn hold(&mut self, part: usize, mut delivery: Delivery, consumed: bool) -> Found {
+        self.arrived += 1;
+        self.held += u64::from(self.arrived <= u64::from(self.waiting));
+        let unreadable = lenient::take(&mut delivery.properties);
+        copy::distrust_producers(delivery.exchange.as_str(), &mut delivery.properties);
+        let tag = Tag { part, delivery: delivery.delivery_tag, number: self.arrived, consumed };
+        Found { properties: delivery.properties, unreadable, body: delivery.data, tag }
+    }
+
+    /// Adds a consumer when those that there are hold all that they can. One after the other: messages arrive in the order
+    /// of the queue.
     async fn make_room(&mut self) -> Result<(), BrokerError> {
-        if self.held + u64::from(PER_CONSUMER) / 2 < self.consumers * u64::from(PER_CONSUMER) {
+        if self.parts.iter().any(|part| part.held < u64::from(PER_CONSUMER)) {
             return Ok(());
         }
-        let consume = self.channel.basic_consume(
+        let channel = within(STEP_TIMEOUT, "channel.open", self.connection.create_channel()).await?;
+        // For each consumer of its own: a quorum queue refuses a limit for the whole channel.
+        let qos = channel.basic_qos(PER_CONSUMER, BasicQosOptions { global: false });
+        within(STEP_TIMEOUT, "basic.qos", qos).await?;
+        let index = self.parts.len();
+        let tag = format!("pointsd-dead-{index}");
+        let consume = channel.basic_consume(
             self.queue.as_str().into(),
-            format!("pointsd-dead-{}", self.consumers).into(),
+            tag.as_str().into(),
             // Manual acknowledgement; other readers are not locked out.
             BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false },
             FieldTable::default(),
         );
-        self.deliveries.push(within(STEP_TIMEOUT, "basic.consume", consume).await?);
-        self.consumers += 1;
+        let consumer = within(STEP_TIMEOUT, "basic.consume", consume).await?;
+        let deliveries = consumer.map(move |delivery| (index, Some(delivery)));
+        // The end of one consumer must be seen also while others go on.
+        self.deliveries.push(deliveries.chain(stream::once(async move { (index, None) })).boxed());
+        self.parts.push(Part { channel, consumer: tag, held: 0, renewed: 0 });
         Ok(())
     }
 
-    /// Whether a message was there when this look began: tags count from 1 in the order of delivery.
+    /// Whether a message was there when this look began.
     pub fn was_there(&self, tag: Tag) -> bool {
-        tag.0 <= u64::from(self.waiting)
+        tag.number <= u64::from(self.waiting)
     }
 
-    /// Takes messages out of the queue for good, and counts them in `removed`, also when it fails in the middle.
+    /// Takes messages out of the queue for good, and adds to `removed` those that are certain to be gone, also when it fails
+    /// in the middle.
     pub async fn remove(&mut self, tags: &[Tag], removed: &mut u64) -> Result<(), BrokerError> {
-        for Tag(tag) in tags {
-            // One at a time: what lies between them stays.
-            let ack = self.channel.basic_ack(*tag, BasicAckOptions { multiple: false });
-            within(STEP_TIMEOUT, "basic.ack", ack).await?;
-            self.held -= 1;
-            self.removed = true;
-            *removed += 1;
+        let mut by_part: BTreeMap<usize, Vec<Tag>> = BTreeMap::new();
+        for tag in tags {
+            by_part.entry(tag.part).or_default().push(*tag);
+        }
+        for (part, tags) in by_part {
+            self.acknowledge(&tags).await?;
+            self.confirm(part).await?;
+            *removed += tags.len() as u64;
         }
         Ok(())
     }
 
-    /// Ends the look: what was removed is gone, everything else goes back to the queue.
-    pub async fn close(self) -> Result<(), BrokerError> {
-        let closed = self.let_acknowledgements_through().await;
-        // The broker puts back what was held after it has answered: who looks next must find it.
-        let _ = tokio::time::timeout(STEP_TIMEOUT, self.put_back()).await;
-        declare::close(&self.connection).await;
-        closed
+    async fn acknowledge(&mut self, tags: &[Tag]) -> Result<(), BrokerError> {
+        for tag in tags {
+            // One at a time: what lies between them stays.
+            let channel = &self.parts[tag.part].channel;
+            let ack = channel.basic_ack(tag.delivery, BasicAckOptions { multiple: false });
+            within(STEP_TIMEOUT, "basic.ack", ack).await?;
+            self.parts[tag.part].held -= u64::from(tag.consumed);
+            self.held -= u64::from(self.was_there(*tag));
+        }
+        Ok(())
     }
 
-    /// Returns when our consumers are gone, and with them what they held.
-    async fn put_back(&self) -> Result<(), BrokerError> {
+    /// Returns when the queue has taken all acknowledgements of a channel.
+    ///
+    /// AMQP has no answer to an acknowledgement, and a channel passes on only so many to a quorum queue before it hears of
+    /// the first, keeps the rest for later, and forgets them when it closes. `basic.get` is answered by the queue itself,
+    /// after everything that the channel has passed on before: the first answer settles what was passed on; before the
+    /// second one the channel has received the queue's reports on that, upon which it passes on the rest; the third settles
+    /// the rest. A message that comes with an answer is one more that is held.
+    async fn confirm(&mut self, part: usize) -> Result<(), BrokerError> {
+        for _ in 0..QUESTIONS {
+            self.ask(part).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks the queue itself something, in turn with all that this channel has passed on to it.
+    async fn ask(&mut self, part: usize) -> Result<(), BrokerError> {
+        let channel = &self.parts[part].channel;
+        let get = channel.basic_get(self.queue.as_str().into(), BasicGetOptions { no_ack: false });
+        if let Some(message) = within(CONFIRM_TIMEOUT, "basic.get", get).await? {
+            self.fetched.push_back((part, message.delivery));
+        }
+        Ok(())
+    }
+
+    /// Lets go of a message that is not needed any more. One that has been looked at before is replaced by a confirmed copy,
+    /// whose deliveries count from zero; the others go back when the look ends.
+    pub async fn release(&mut self, found: Found) -> Result<(), BrokerError> {
+        if self.renewals.take(found) { self.renew().await } else { Ok(()) }
+    }
+
+    async fn renew(&mut self) -> Result<(), BrokerError> {
+        let tags = self.renewals.publish(&self.queue).await;
+        for tag in &tags {
+            self.parts[tag.part].renewed += 1;
+        }
+        // Not confirmed here: a question could fetch one of the copies before the messages that were there.
+        self.acknowledge(&tags).await
+    }
+
+    /// Ends the look: everything that is held goes back to the queue.
+    pub async fn close(mut self) -> Result<Closed, BrokerError> {
+        let done = self.give_back().await;
+        self.renewals.close().await;
+        declare::close(&self.connection).await;
+        let vanished = done?;
+        Ok(Closed { vanished, not_renewed: self.renewals.failed.take() })
+    }
+
+    async fn give_back(&mut self) -> Result<u64, BrokerError> {
+        self.renew().await?;
+        let mut renewed = 0;
+        for part in 0..self.parts.len() {
+            if self.parts[part].renewed > 0 {
+                self.confirm(part).await?;
+                renewed += self.parts[part].renewed;
+            }
+        }
+        // One after the other: they go back in their order.
+        for Part { channel, consumer, .. } in &self.parts {
+            let cancel = channel.basic_cancel(consumer.as_str().into(), BasicCancelOptions { nowait: false });
+            within(CONFIRM_TIMEOUT, "basic.cancel", cancel).await?;
+            // All that the channel holds. Since RabbitMQ 4.3 a nack counts towards no delivery limit; a channel that is
+            // closed over deliveries does.
+            let nack = channel.basic_nack(0, BasicNackOptions { multiple: true, requeue: true });
+            within(STEP_TIMEOUT, "basic.nack", nack).await?;
+            within(STEP_TIMEOUT, "channel.close", channel.close(200, "done".into())).await?;
+        }
+        let back = self.held + renewed;
+        // Who looks next must find everything.
+        let ready = tokio::time::timeout(STEP_TIMEOUT, self.put_back()).await;
+        let counted = self.readers == 0 && !self.parts.is_empty();
+        Ok(match ready {
+            Ok(Ok(ready)) if counted => back.saturating_sub(ready.into()),
+            _ => 0,
+        })
+    }
+
+    /// Returns when our consumers are gone, and with them what they held: how many messages wait then.
+    async fn put_back(&self) -> Result<u32, BrokerError> {
         let channel = within(STEP_TIMEOUT, "channel.open", self.connection.create_channel()).await?;
-        while passive(&channel, &self.queue).await?.consumer_count() > self.readers {
+        loop {
+            let declared = passive(&channel, &self.queue).await?;
+            if declared.consumer_count() <= self.readers {
+                return Ok(declared.message_count());
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Ok(())
-    }
-
-    /// A channel passes on only so many acknowledgements to a quorum queue before it hears of the first, keeps the rest
-    /// for later, and forgets them when it closes. AMQP has no answer to an acknowledgement: first the channel is asked
-    /// something, which it answers after it has read them all, and then it is given time. What is forgotten all the same
-    /// is still in the queue, and seen twice.
-    async fn let_acknowledgements_through(&self) -> Result<(), BrokerError> {
-        if self.removed {
-            let asked = self.channel.basic_qos(PER_CONSUMER, BasicQosOptions { global: false });
-            within(CONFIRM_TIMEOUT, "basic.qos", asked).await?;
-            tokio::time::sleep(TIME_FOR_ACKNOWLEDGEMENTS).await;
-        }
-        within(STEP_TIMEOUT, "channel.close", self.channel.close(200, "done".into())).await
-    }
-}
-
-impl Found {
-    /// For removing it.
-    pub fn tag(&self) -> Tag {
-        Tag(self.delivery.delivery_tag)
-    }
-
-    /// Its body.
-    pub fn body(&self) -> &[u8] {
-        &self.delivery.data
-    }
-
-    /// Its message id.
-    pub fn message_id(&self) -> Option<String> {
-        self.delivery.properties.message_id().as_ref().map(ToString::to_string)
-    }
-
-    /// Its headers as JSON, all of them.
-    pub fn headers(&self) -> serde_json::Map<String, serde_json::Value> {
-        let mut headers = self.delivery.properties.headers().as_ref().map(headers::to_json).unwrap_or_default();
-        if let Some(unreadable) = &self.unreadable {
-            headers.insert(RAW.to_owned(), unreadable.hex().into());
-        }
-        headers
-    }
-
-    /// Roughly what it takes in memory. Bytes.
-    pub fn size(&self) -> usize {
-        // Headers are bounded by a frame; what they take is seldom more than this.
-        self.delivery.data.len() + 2048
-    }
-
-    /// The source whose format its body has.
-    pub fn source(&self) -> Option<String> {
-        copy::source(&self.delivery.properties)
-    }
-
-    /// Whether its body is a check message.
-    pub fn is_check_message(&self) -> bool {
-        copy::is_check_message(&self.delivery.properties)
-    }
-
-    /// What it says of itself. The payment is not read here.
-    pub fn parked(&self) -> Parked {
-        let parked = describe(&self.delivery.properties);
-        match &self.unreadable {
-            Some(Unreadable { error, .. }) => {
-                Parked { reason: Reason::Unreadable.label().to_owned(), error: Some(error.clone()), ..parked }
-            }
-            None => parked,
-        }
-    }
-
-    /// As a message for `queue`, without the marks of its failure.
-    pub fn requeued<'a>(&'a self, publisher: &Publisher, queue: &str, requeue_id: &str) -> Outgoing<'a> {
-        let mut frame = publisher.header_frame();
-        Outgoing::to_queue(
-            queue,
-            &self.delivery.data,
-            copy::requeued(&self.delivery.properties, requeue_id, &mut frame),
-        )
     }
 }
 
@@ -279,158 +357,6 @@ impl Publisher {
             }
             Err(BrokerError::Topology(_)) => Ok(false),
             Err(error) => Err(error),
-        }
-    }
-}
-
-/// Read from the headers of `docs/headers.md`, and from the broker's own where it moved the message itself.
-fn describe(properties: &BasicProperties) -> Parked {
-    let none = BTreeMap::new();
-    let headers = properties.headers().as_ref().map_or(&none, FieldTable::inner);
-    let text = |name: &str| headers.get(name).and_then(as_text);
-    let time = |name: &str| text(name).and_then(|text| text.parse().ok());
-    let mut parked = Parked {
-        reason: text(copy::REASON).unwrap_or_else(|| UNKNOWN.to_owned()),
-        payment_id: None,
-        payment_ids: Vec::new(),
-        message_id: properties.message_id().as_ref().map(ToString::to_string),
-        first_failed_at: time(copy::FIRST_FAILED_AT),
-        attempts: copy::retries_taken(properties),
-        source_queue: text(copy::SOURCE_QUEUE),
-        error: text(copy::ERROR),
-        ledger: text(copy::LEDGER_USER)
-            .zip(headers.get(copy::LEDGER_POINTS).and_then(copy::as_integer))
-            .map(|(user_id, points)| LedgerVersion { user_id, points }),
-        requeue_id: text(copy::REQUEUE_ID),
-    };
-    // A copy of ours has no `x-death`: what has one was moved by the broker, after whatever our headers say.
-    if let Some(death) = headers.get("x-death").and_then(last_death) {
-        if death.reason == DELIVERY_LIMIT {
-            DELIVERY_LIMIT.clone_into(&mut parked.reason);
-            parked.error = Some(format!("delivered too often from {}", death.queue));
-        } else {
-            UNKNOWN.clone_into(&mut parked.reason);
-            parked.error = Some(format!("dead-lettered by the broker from {} ({})", death.queue, death.reason));
-        }
-        parked.first_failed_at = parked.first_failed_at.or(death.time);
-        parked.source_queue = Some(death.queue);
-        parked.ledger = None;
-    }
-    parked
-}
-
-fn as_text(value: &AMQPValue) -> Option<String> {
-    match value {
-        AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
-        AMQPValue::ShortString(text) => Some(text.to_string()),
-        _ => None,
-    }
-}
-
-/// An entry of `x-death`.
-struct Death {
-    queue: String,
-    reason: String,
-    time: Option<jiff::Timestamp>,
-}
-
-/// The latest one: RabbitMQ puts it first ("Dead Letter Exchanges"). A queue that the broker emptied into the dead queue
-/// because of its limit comes before whatever expired on the way there.
-fn last_death(value: &AMQPValue) -> Option<Death> {
-    let AMQPValue::FieldArray(deaths) = value else { return None };
-    let deaths = deaths.as_slice().iter().filter_map(|death| {
-        let AMQPValue::FieldTable(death) = death else { return None };
-        let of = |name: &str| death.inner().get(name);
-        Some(Death {
-            queue: as_text(of("queue")?)?,
-            reason: as_text(of("reason")?)?,
-            time: of("time").and_then(|time| match time {
-                AMQPValue::Timestamp(seconds) => headers::time(*seconds),
-                _ => None,
-            }),
-        })
-    });
-    let mut deaths: Vec<Death> = deaths.collect();
-    let limit = deaths.iter().position(|death| death.reason == DELIVERY_LIMIT);
-    (!deaths.is_empty()).then(|| deaths.swap_remove(limit.unwrap_or(0)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use lapin::types::FieldArray;
-
-    fn text(value: &str) -> AMQPValue {
-        AMQPValue::LongString(value.into())
-    }
-
-    fn table(entries: &[(&str, AMQPValue)]) -> FieldTable {
-        let mut table = FieldTable::default();
-        for (name, value) in entries {
-            table.insert((*name).into(), value.clone());
-        }
-        table
-    }
-
-    fn death(queue: &str, reason: &str) -> AMQPValue {
-        AMQPValue::FieldTable(table(&[
-            ("queue", text(queue)),
-            ("reason", text(reason)),
-            ("time", AMQPValue::Timestamp(1_700_000_000)),
-        ]))
-    }
-
-    #[test]
-    fn a_message_tells_why_it_is_there() {
-        let ours = [
-            ("x-pointsd-reason", text("conflict")),
-            ("x-pointsd-error", text("why")),
-            ("x-pointsd-source-queue", text("q")),
-            ("x-pointsd-first-failed-at", text("2026-01-01T00:00:00Z")),
-            ("x-pointsd-ledger-user", text("u")),
-            ("x-pointsd-ledger-points", AMQPValue::LongLongInt(7)),
-            ("x-pointsd-attempt", AMQPValue::LongLongInt(2)),
-            ("x-pointsd-requeue-id", text("r")),
-        ];
-        let properties = BasicProperties::default().with_message_id("m".into()).with_headers(table(&ours));
-        let expected = Parked {
-            reason: "conflict".into(),
-            payment_id: None,
-            payment_ids: Vec::new(),
-            message_id: Some("m".into()),
-            first_failed_at: Some("2026-01-01T00:00:00Z".parse().unwrap()),
-            attempts: 2,
-            source_queue: Some("q".into()),
-            error: Some("why".into()),
-            ledger: Some(LedgerVersion { user_id: "u".into(), points: 7 }),
-            requeue_id: Some("r".into()),
-        };
-        assert_eq!(describe(&properties), expected);
-        assert_eq!(describe(&BasicProperties::default()).reason, UNKNOWN);
-    }
-
-    #[test]
-    fn what_the_broker_moved_is_known_by_its_own_header() {
-        for (deaths, reason, queue) in [
-            (
-                vec![death("points.credit", "delivery_limit"), death("points.credit.retry.1s", "expired")],
-                DELIVERY_LIMIT,
-                "points.credit",
-            ),
-            (
-                vec![death("points.credit.retry.1s", "expired"), death("points.credit", "delivery_limit")],
-                DELIVERY_LIMIT,
-                "points.credit",
-            ),
-            (vec![death("theirs", "rejected")], UNKNOWN, "theirs"),
-        ] {
-            let properties = BasicProperties::default().with_headers(table(&[
-                ("x-death", AMQPValue::FieldArray(FieldArray::from(deaths))),
-                ("x-pointsd-source-queue", text("made up")),
-            ]));
-            let parked = describe(&properties);
-            assert_eq!((parked.reason.as_str(), parked.source_queue.as_deref()), (reason, Some(queue)));
-            assert_eq!(parked.first_failed_at, headers::time(1_700_000_000));
         }
     }
 }

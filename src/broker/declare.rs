@@ -4,7 +4,7 @@ use super::{
     Argument, BrokerError, ExchangeSpec, QueueSpec, STEP_TIMEOUT,
     inequivalence::Inequivalence,
     told,
-    topology::{BROWSED_DELIVERY_LIMIT, QueueType, TIME_TO_LIVE},
+    topology::{BROWSED_DELIVERY_LIMIT, TIME_TO_LIVE},
     within,
 };
 use crate::config::ExchangeType;
@@ -119,8 +119,9 @@ impl Item<'_> {
             }
             (Self::Exchange(_), _) => "name another one, or set declare = false to use it as it is",
             (Self::Queue(_), "x-delivery-limit") if wanted == BROWSED_DELIVERY_LIMIT.to_string() => {
-                "each look at a message in it uses up a delivery, and the broker drops it after the last one (none means \
-                 20 since RabbitMQ 4.0): make the queue anew"
+                "each look at a message in it counts as a delivery, and the broker drops a message after the last one \
+                 (none means 20 since RabbitMQ 4.0): `pointsd dead` renews messages, but a look that is killed cannot; \
+                 declare the queue again"
             }
             (Self::Queue(_), "x-delivery-limit") => {
                 "with a lower limit (none means 20 since RabbitMQ 4.0) messages leave it after few redeliveries: \
@@ -236,36 +237,6 @@ fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {
         table.insert((*name).into(), value);
     }
     table
-}
-
-/// Why looking at a queue, which must be there, may use it up: the broker's word, unless the queue is a classic one or has
-/// the delivery limit that a queue needs that is browsed. RabbitMQ names only the first argument that differs, so any other
-/// difference leaves the limit open.
-pub(super) async fn doubt_about_looking(connection: &Connection, queue: &str) -> Result<Option<String>, BrokerError> {
-    let text = |text: &str| Argument::Text(text.to_owned());
-    let wanted = QueueSpec {
-        name: queue.to_owned(),
-        purpose: "",
-        arguments: vec![
-            ("x-queue-type", text(QueueType::Quorum.as_str())),
-            ("x-delivery-limit", Argument::Number(BROWSED_DELIVERY_LIMIT)),
-        ],
-        declare: false,
-    };
-    let item = Item::Queue(&wanted);
-    item.declare(connection, true).await.map_err(|failure| failure.explained(&item))?;
-    match item.declare(connection, false).await {
-        Err(Failure::Broker(text)) => {
-            let different = Inequivalence::parse(&text);
-            let classic = different.is_some_and(|it| {
-                // One that was declared without a type says none; a quorum queue always says what it is.
-                it.argument == "x-queue-type" && ["classic", "none"].contains(&it.found.as_str())
-            });
-            Ok((!classic).then_some(text))
-        }
-        Ok(()) => Ok(None),
-        Err(Failure::Other(error)) => Err(error),
-    }
 }
 
 /// Looks at a queue, changing nothing. A refusal (it is not there, say) closes the channel.

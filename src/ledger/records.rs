@@ -144,6 +144,7 @@ pub(super) struct VersionRow {
     pub(super) version: String,
 }
 
+/// A reading of the database's clock.
 #[derive(diesel::QueryableByName)]
 pub(super) struct ClockRow {
     /// Since 1970.

@@ -1,6 +1,6 @@
 //! `pointsd dead drop`
 
-use super::{Audit, BEGUN, Exit, Filter, Output, UsageError, Walk, printable, stop_on_signals};
+use super::{Audit, BEGUN, Exit, Filter, Output, UsageError, Walk, clock, printable, renew_all, stop_on_signals};
 use crate::{
     broker::Found,
     config::Settings,
@@ -8,7 +8,6 @@ use crate::{
     parked::Groups,
 };
 use anyhow::Context as _;
-use jiff::Timestamp;
 use serde::Serialize;
 use std::{
     io::{self, IsTerminal},
@@ -47,13 +46,14 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     if !arguments.yes && !io::stdin().is_terminal() {
         return Err(UsageError("there is no terminal to ask; give --yes to drop for good".into()).into());
     }
-    let now = Timestamp::now();
-    let mut walk = Walk::begin(settings, arguments.filter.despite_delivery_limit, output).await?;
+    let now = clock::now(settings, &selection, output).await?;
+    let mut walk = Walk::begin(settings, output).await?;
     let (mut tags, mut groups) = (Vec::new(), Groups::default());
-    let (mut payments, mut shared) = (0, Vec::new());
+    let (mut payments, mut shared, mut looked_at) = (0, Vec::new(), false);
     while let Some((found, parked)) = walk.next().await? {
         if selection.takes(&parked, now) {
             tags.push(found.tag());
+            looked_at |= found.times_given_back() > 0;
             groups.add(&parked);
             payments += parked.payment_ids.len().max(1);
             let concerns_others =
@@ -61,10 +61,15 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
             if arguments.filter.selects_by_payment() && concerns_others() {
                 shared.push(parked.message_id.clone());
             }
+        } else {
+            walk.release(found).await?;
         }
     }
     if !shared.is_empty() {
         walk.end(output).await?;
+        if looked_at {
+            renew_all(settings, output).await?;
+        }
         let selected = tags.len() as u64;
         let end = "refused: about other payments, too";
         Audit { action: "drop", selection: &selection, selected, removed: 0, end, requeue_id: None }.tell(settings);
@@ -96,7 +101,11 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
                 break;
             }
         }
-        let ended = dropped.context("broker").and(walk.end(output).await);
+        let certain = || {
+            let dropped = account.dropped;
+            format!("{dropped} messages are dropped for certain; to drop the others, run it again, which is harmless")
+        };
+        let ended = dropped.context("broker").and(walk.end(output).await).with_context(certain);
         let end = match &ended {
             Err(error) => format!("{error:#}"),
             Ok(_) if stop.is_cancelled() => "interrupted".into(),
@@ -109,6 +118,9 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         audit(0, "not agreed to");
         seen
     };
+    if looked_at && account.dropped < account.selected {
+        renew_all(settings, output).await?;
+    }
     if arguments.json {
         output.json(&account)?;
     } else {

@@ -1,6 +1,6 @@
 //! `pointsd dead export`
 
-use super::{Audit, Exit, Filter, Output, Walk};
+use super::{Audit, Exit, Filter, Output, Walk, clock};
 use crate::{
     config::Settings,
     domain::check_message::CONTENT_TYPE,
@@ -27,14 +27,15 @@ pub(super) struct Arguments {
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
     let selection = arguments.filter.selection();
     let name = arguments.file.display();
-    let walk = Walk::begin(settings, arguments.filter.despite_delivery_limit, output).await?;
+    let now = clock::now(settings, &selection, output).await?;
+    let walk = Walk::begin(settings, output).await?;
     let (selected, exit) = if arguments.file == Path::new("-") {
-        write(walk, &selection, BufWriter::new(io::stdout()), output).await?
+        write(walk, (&selection, now), BufWriter::new(io::stdout()), output).await?
     } else {
         // Under another name until it is whole: half an export would pass for a whole one.
         let part = arguments.file.with_added_extension("part");
         let file = File::create_new(&part).with_context(|| format!("{} cannot be made", part.display()))?;
-        let written = write(walk, &selection, BufWriter::new(&file), output).await.and_then(|written| {
+        let written = write(walk, (&selection, now), BufWriter::new(&file), output).await.and_then(|written| {
             file.sync_all()?;
             // What was exported before is not written over.
             std::fs::hard_link(&part, &arguments.file)?;
@@ -51,11 +52,10 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
 
 async fn write(
     mut walk: Walk<'_>,
-    selection: &Selection,
+    (selection, now): (&Selection, Timestamp),
     mut file: impl Write,
     output: &mut Output,
 ) -> anyhow::Result<(u64, Exit)> {
-    let now = Timestamp::now();
     let mut selected = 0;
     while let Some((found, parked)) = walk.next().await? {
         if selection.takes(&parked, now) {
@@ -70,6 +70,7 @@ async fn write(
             writeln!(file, "{}", recorded::to_line(&message))?;
             selected += 1;
         }
+        walk.release(found).await?;
     }
     file.flush()?;
     Ok((selected, walk.end(output).await?))

@@ -1,9 +1,9 @@
 //! `pointsd dead list`
 
-use super::{Audit, Exit, Filter, Output, Walk, age, printable};
+use super::{Audit, Exit, Filter, Output, Walk, age, clock, printable};
 use crate::{
     config::Settings,
-    parked::{Groups, Parked},
+    parked::{Group, Groups, Parked},
 };
 use jiff::Timestamp;
 use serde::Serialize;
@@ -22,10 +22,11 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
     let selection = arguments.filter.selection();
-    let now = Timestamp::now();
-    let mut walk = Walk::begin(settings, arguments.filter.despite_delivery_limit, output).await?;
+    let now = clock::now(settings, &selection, output).await?;
+    let mut walk = Walk::begin(settings, output).await?;
     let (mut groups, mut each, mut messages) = (Groups::default(), Vec::new(), 0);
-    while let Some((_, parked)) = walk.next().await? {
+    while let Some((found, parked)) = walk.next().await? {
+        walk.release(found).await?;
         if selection.takes(&parked, now) {
             messages += 1;
             groups.add(&parked);
@@ -69,7 +70,7 @@ fn print(
         #[serde(rename_all = "lowercase")]
         enum What {
             Each(Vec<Parked>),
-            Groups(Vec<crate::parked::Group>),
+            Groups(Vec<Group>),
         }
         let what = if arguments.each { What::Each(each) } else { What::Groups(groups.sorted()) };
         return output.json(&Json { queue, messages, what });
@@ -79,17 +80,35 @@ fn print(
     }
     if !arguments.each {
         for group in groups.sorted() {
-            let error = group.first_error.as_deref().map(printable).unwrap_or_default();
-            output.line(&format!(
-                "{:>8}  {:<14}  oldest {}, newest {}  first: {error}",
-                group.messages,
-                printable(&group.reason),
-                age(group.oldest, now),
-                age(group.newest, now),
-            ))?;
+            for line in group_lines(&group, now) {
+                output.line(&line)?;
+            }
         }
     }
     Ok(output.line(&format!("{messages} messages in {queue}"))?)
+}
+
+/// A reason, and below it what happened, the most frequent first.
+fn group_lines(group: &Group, now: Timestamp) -> Vec<String> {
+    let first = group.first_error.as_deref().map(printable).unwrap_or_default();
+    let span = |oldest, newest| format!("oldest {}, newest {}", age(oldest, now), age(newest, now));
+    let mut lines = vec![format!(
+        "{:>8}  {:<14}  {}  first: {first}",
+        group.messages,
+        printable(&group.reason),
+        span(group.oldest, group.newest),
+    )];
+    // One error is the first one.
+    if group.errors.len() > 1 {
+        lines.extend(group.errors.iter().map(|error| {
+            let text = error.error.as_deref().map_or_else(|| "(no error)".to_owned(), printable);
+            format!("{:>8}    {text}  ({})", error.messages, span(error.oldest, error.newest))
+        }));
+    }
+    if group.other_errors > 0 {
+        lines.push(format!("{:>8}    with other errors", group.other_errors));
+    }
+    lines
 }
 
 fn line(parked: &Parked, now: Timestamp) -> String {

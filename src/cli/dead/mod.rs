@@ -1,5 +1,6 @@
 //! `pointsd dead list|show|requeue|export|drop`
 
+mod clock;
 mod discard;
 mod export;
 mod list;
@@ -8,7 +9,7 @@ mod show;
 
 use super::{Exit, Output, UsageError};
 use crate::{
-    broker::{DeadQueue, Found},
+    broker::{Closed, DeadQueue, Found},
     config::Settings,
     domain::{ids::is_invisible, settlement::Reason},
     observe::{events, logging},
@@ -56,16 +57,12 @@ struct Filter {
     /// Only with this message id; may be given several times.
     #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     message_id: Vec<String>,
-    /// Only what failed first longer ago than this, as in "2h" or "1day".
+    /// Only what failed first longer ago than this by the ledger database's clock, as in "2h" or "1day".
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
-    /// Only what failed first within this time.
+    /// Only what failed first within this time, by the same clock.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     newer_than: Option<Duration>,
-    /// Look also at a dead queue with a low delivery limit, where each look uses up a delivery of each message, and the
-    /// broker drops it after the last one.
-    #[arg(long)]
-    despite_delivery_limit: bool,
 }
 
 /// The reasons that a message can have.
@@ -91,7 +88,7 @@ impl Filter {
 
     /// For what changes the queue: everything must have been asked for.
     fn or_all(&self, all: bool) -> Result<Selection, UsageError> {
-        let Self { reason, payment, message_id, older_than, newer_than, .. } = self;
+        let Self { reason, payment, message_id, older_than, newer_than } = self;
         let narrowed = !(reason.is_empty() && payment.is_empty() && message_id.is_empty())
             || older_than.is_some()
             || newer_than.is_some();
@@ -122,9 +119,10 @@ pub(super) async fn of_payment(
     payment_id: &str,
     output: &mut Output,
 ) -> anyhow::Result<Vec<Parked>> {
-    let mut walk = Walk::begin(settings, false, output).await?;
+    let mut walk = Walk::begin(settings, output).await?;
     let mut messages = Vec::new();
-    while let Some((_, parked)) = walk.next().await? {
+    while let Some((found, parked)) = walk.next().await? {
+        walk.release(found).await?;
         if parked.concerns(payment_id) {
             messages.push(parked);
         }
@@ -132,9 +130,6 @@ pub(super) async fn of_payment(
     walk.end(output).await?;
     Ok(messages)
 }
-
-/// How long the next message may take to come. One that another reader took meanwhile does not.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A look through everything that was in the dead queue when it began.
 struct Walk<'a> {
@@ -146,8 +141,8 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    async fn begin(settings: &'a Settings, despite_limit: bool, output: &mut Output) -> anyhow::Result<Self> {
-        let queue = DeadQueue::open(&settings.broker, despite_limit).await.context("broker")?;
+    async fn begin(settings: &'a Settings, output: &mut Output) -> anyhow::Result<Self> {
+        let queue = DeadQueue::open(&settings.broker).await.context("broker")?;
         let remark = queue.remark();
         if let Some(remark) = &remark {
             output.complain(&format!("note: {remark}"));
@@ -158,7 +153,7 @@ impl<'a> Walk<'a> {
     /// The next message of those; `None` at the end.
     async fn next(&mut self) -> anyhow::Result<Option<(Found, Parked)>> {
         while self.left > 0 {
-            let Some(found) = self.queue.next(PATIENCE).await.context("broker")? else { return Ok(None) };
+            let Some(found) = self.queue.next().await.context("broker")? else { return Ok(None) };
             // What has come since is not meant.
             if self.queue.was_there(found.tag()) {
                 self.left -= 1;
@@ -169,18 +164,48 @@ impl<'a> Walk<'a> {
         Ok(None)
     }
 
-    /// Lets go of everything. [`Exit::Failed`] when not all was seen that was there: another reader has taken it, or the
-    /// broker did not bring it.
+    /// Lets go of a message that this command does not need any more.
+    async fn release(&mut self, found: Found) -> anyhow::Result<()> {
+        self.queue.release(found).await.context("broker")
+    }
+
+    /// Lets go of everything. [`Exit::Failed`] when a message that was there was not seen, or is not there any more.
     async fn end(self, output: &mut Output) -> anyhow::Result<Exit> {
         let (unseen, alone) = (self.left, self.alone);
-        self.queue.close().await.context("broker")?;
+        let closed = self.queue.close().await.context("broker")?;
         if unseen > 0 {
-            output.complain(&format!(
-                "{unseen} messages were not seen: another reader holds them, or the broker is slow"
-            ));
+            output.complain(&format!("{unseen} messages were not seen: another reader holds or has removed them"));
         }
-        Ok(if unseen == 0 && alone { Exit::Done } else { Exit::Failed })
+        let whole = complain_of(&closed, output);
+        Ok(if unseen == 0 && alone && whole { Exit::Done } else { Exit::Failed })
     }
+}
+
+/// What the end of a look has found out. Whether all is well.
+fn complain_of(closed: &Closed, output: &mut Output) -> bool {
+    let Closed { vanished, not_renewed } = closed;
+    if *vanished > 0 {
+        output.complain(&format!(
+            "{vanished} messages vanished from the dead queue during this look: the broker dropped them at its delivery \
+             limit (is there a policy?), or another reader took them"
+        ));
+    }
+    if let Some((messages, error)) = not_renewed {
+        output.complain(&format!(
+            "{messages} messages were looked at before and could not be renewed by a copy: {error}; each further look \
+             counts as a delivery, and the broker drops a message at its delivery limit"
+        ));
+    }
+    *vanished == 0 && not_renewed.is_none()
+}
+
+/// Renews what a command has counted up and still held when it ended: one more look, which releases everything.
+async fn renew_all(settings: &Settings, output: &mut Output) -> anyhow::Result<Exit> {
+    let mut walk = Walk::begin(settings, output).await?;
+    while let Some((found, _)) = walk.next().await? {
+        walk.release(found).await?;
+    }
+    walk.end(output).await
 }
 
 /// What a message says of itself, and its payment.

@@ -1,6 +1,6 @@
 //! `pointsd dead show`
 
-use super::{Audit, Exit, Filter, Output, Walk, printable};
+use super::{Audit, Exit, Filter, Output, Walk, clock, printable};
 use crate::{
     broker::Found,
     cli::reading,
@@ -16,7 +16,6 @@ use crate::{
     parked::Parked,
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use jiff::Timestamp;
 use serde::Serialize;
 
 #[derive(Debug, clap::Args)]
@@ -69,19 +68,18 @@ impl LedgerNow {
 
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
     let selection = arguments.filter.selection();
-    let now = Timestamp::now();
-    let mut walk = Walk::begin(settings, arguments.filter.despite_delivery_limit, output).await?;
+    let now = clock::now(settings, &selection, output).await?;
+    let mut walk = Walk::begin(settings, output).await?;
     let mut taken = Vec::new();
     let mut more = 0_u64;
     while let Some((found, parked)) = walk.next().await? {
-        if !selection.takes(&parked, now) {
-            continue;
-        }
-        if taken.len() < arguments.limit as usize {
-            taken.push((found, parked));
+        let selected = selection.takes(&parked, now);
+        if selected && taken.len() < arguments.limit as usize {
+            taken.push((found.clone(), parked));
         } else {
-            more += 1;
+            more += u64::from(selected);
         }
+        walk.release(found).await?;
     }
     let exit = walk.end(output).await?;
 

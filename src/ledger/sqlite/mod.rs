@@ -211,6 +211,7 @@ impl Ledger for SqliteLedger {
     }
 
     fn now(&self) -> Result<SystemTime, DatabaseError> {
+        // It is embedded: its clock is ours.
         Ok(SystemTime::now())
     }
 

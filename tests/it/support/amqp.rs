@@ -215,6 +215,12 @@ impl Client {
         true
     }
 
+    /// Takes messages and holds them until this client is dropped.
+    pub fn hold(&self, queue: &str, most: usize) -> usize {
+        let take = |_| self.wait(self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: false })).unwrap();
+        (0..most).map_while(take).count()
+    }
+
     /// The properties of the first messages of a queue, which stay there.
     pub fn look(&self, queue: &str, most: usize) -> Vec<BasicProperties> {
         let take = |_| self.wait(self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: false })).unwrap();

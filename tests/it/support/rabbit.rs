@@ -174,7 +174,7 @@ impl Rabbit {
 }
 
 impl Drop for Rabbit {
-    #[expect(clippy::print_stderr, reason = "a test that fails shows its broker's log")]
+    #[allow(clippy::print_stderr, reason = "a test that fails shows its broker's log")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             #[allow(clippy::print_stderr, reason = "a test that fails says why")]

@@ -2,7 +2,7 @@
 
 mod rounds;
 
-use super::{Audit, BEGUN, Exit, Filter, Output, printable, stop_on_signals};
+use super::{Audit, BEGUN, Exit, Filter, Output, clock, printable, stop_on_signals};
 use crate::{config::Settings, parked::Groups};
 use jiff::Timestamp;
 use rounds::Run;
@@ -55,7 +55,10 @@ struct Account {
     /// As in `x-pointsd-requeue-id`.
     requeue_id: String,
     selected: u64,
+    /// Whose copy is confirmed in its queue, and that are certain to be gone from the dead queue.
     sent: u64,
+    /// Whose copy was published, and that may still be in the dead queue, too.
+    uncertain: u64,
     /// Of those, how many came back to the dead queue while it was looked at.
     returned: u64,
     /// Not sent, because it is not known where to, or the queue is not there.
@@ -66,6 +69,10 @@ struct Account {
     unseen: u64,
     /// Whether somebody else held messages when it began: they were not seen.
     other_readers: bool,
+    /// Messages that the dead queue should have after the run, and has not.
+    vanished: u64,
+    /// Messages that looks have counted up, and that could not be renewed.
+    not_renewed: u64,
     /// Why it did not go on to the end.
     stopped: Option<String>,
     dry_run: bool,
@@ -77,6 +84,7 @@ pub(in crate::cli::dead) async fn run(
     output: &mut Output,
 ) -> anyhow::Result<Exit> {
     let selection = arguments.filter.or_all(arguments.all)?;
+    let now = clock::now(settings, &selection, output).await?;
     let stop = stop_on_signals()?;
     let account = Account { requeue_id: new_id(), dry_run: arguments.dry_run, ..Account::default() };
     if !arguments.dry_run {
@@ -84,9 +92,10 @@ pub(in crate::cli::dead) async fn run(
         Audit { action: "requeue", selection: &selection, selected: 0, removed: 0, end: BEGUN, requeue_id }
             .tell(settings);
     }
-    let mut run = Run::new(settings, arguments, &selection, stop, account);
+    let mut run = Run::new(settings, arguments, &selection, now, stop, account);
     let done = run.rounds(output).await;
     let (account, groups) = run.finish();
+    let done = done.map_err(|error| error.context(account.certain()));
     let end = match (&done, &account.stopped) {
         (Err(error), _) => format!("{error:#}"),
         (Ok(()), Some(stopped)) => stopped.clone(),
@@ -108,6 +117,8 @@ pub(in crate::cli::dead) async fn run(
         && account.not_sendable == 0
         && account.returned == 0
         && account.unseen == 0
+        && account.vanished == 0
+        && account.not_renewed == 0
         && !account.other_readers;
     Ok(if whole { Exit::Done } else { Exit::Failed })
 }
@@ -119,6 +130,15 @@ fn new_id() -> String {
 }
 
 impl Account {
+    /// What is certain after a failure.
+    fn certain(&self) -> String {
+        let Self { sent, uncertain, .. } = self;
+        format!(
+            "{sent} messages are sent back and gone from the dead queue, that is certain; {uncertain} more were published \
+             and may be in both queues; nothing is lost, and running it again is harmless: a payment is credited once"
+        )
+    }
+
     fn print(&self, json: bool, groups: Groups, output: &mut Output) -> anyhow::Result<()> {
         if json {
             return output.json(self);
@@ -131,8 +151,7 @@ impl Account {
         }
         if self.unseen > 0 {
             let unseen = self.unseen;
-            output
-                .line(&format!("{unseen} messages were not seen: another reader holds them, or the broker is slow"))?;
+            output.line(&format!("{unseen} messages were not seen: another reader holds or has removed them"))?;
         }
         let Self { requeue_id, selected, sent, returned, stopped, dry_run, .. } = self;
         if *dry_run {

@@ -9,7 +9,7 @@ use crate::{
     broker::{BrokerError, Found, Outgoing, Publisher, Tag},
     cli::{
         Output,
-        dead::{PATIENCE, Walk, parked, printable},
+        dead::{Walk, complain_of, parked, printable},
     },
     config::Settings,
     parked::{Groups, Parked, Selection},
@@ -18,7 +18,7 @@ use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
     time::Duration,
 };
@@ -76,6 +76,7 @@ impl<'a> Run<'a> {
         settings: &'a Settings,
         arguments: &'a Arguments,
         selection: &'a Selection,
+        now: Timestamp,
         stop: CancellationToken,
         account: Account,
     ) -> Self {
@@ -84,7 +85,7 @@ impl<'a> Run<'a> {
             arguments,
             selection,
             stop,
-            now: Timestamp::now(),
+            now,
             account,
             frozen: None,
             came_back: 0,
@@ -119,7 +120,7 @@ impl<'a> Run<'a> {
     /// Looks through the whole queue, sends what it takes, lets go of the rest. `true`: there is more to be sent.
     async fn round(&mut self, publisher: &Publisher, output: &mut Output) -> anyhow::Result<bool> {
         let begun = Instant::now();
-        let mut walk = Walk::begin(self.settings, self.arguments.filter.despite_delivery_limit, output).await?;
+        let mut walk = Walk::begin(self.settings, output).await?;
         self.came_back = 0;
         let first = self.frozen.is_none();
         let mut frozen = self.frozen.take().unwrap_or_default();
@@ -129,27 +130,21 @@ impl<'a> Run<'a> {
                 break;
             }
             anyhow::ensure!(begun.elapsed() < ROUND, "to look through the dead queue takes longer than {ROUND:?}");
+            let fingerprint = fingerprint(&found, &parked);
             if self.is_ours(&parked) {
                 self.stop_for(&parked);
-                continue;
-            }
-            let fingerprint = fingerprint(&found, &parked);
-            if first {
-                if !self.selection.takes(&parked, self.now) || self.is_enough() {
-                    continue;
-                }
-                if self.target(&parked, publisher).await?.is_none() {
-                    continue;
-                }
+            } else if first && self.is_meant(&parked, publisher).await? {
                 self.account.selected += 1;
                 self.groups.add(&parked);
                 *frozen.entry(fingerprint).or_default() += 1;
             }
             let room = chosen.len() < self.most_in_a_round() && (bytes == 0 || bytes + found.size() <= MOST_BYTES);
-            if room && !self.arguments.dry_run && take_one(&mut frozen, fingerprint) {
-                let Some(target) = parked.source_queue.clone() else { continue };
-                bytes += found.size();
-                chosen.push(Chosen { found, target });
+            match &parked.source_queue {
+                Some(target) if room && !self.arguments.dry_run && take_one(&mut frozen, fingerprint) => {
+                    bytes += found.size();
+                    chosen.push(Chosen { found, target: target.clone() });
+                }
+                _ => walk.release(found).await?,
             }
         }
         if first && !self.arguments.dry_run {
@@ -164,11 +159,21 @@ impl<'a> Run<'a> {
             self.account.unseen = walk.left.into();
             self.account.other_readers = !walk.alone;
         }
-        let sent = self.send(chosen, Instant::now() + ROUND, &mut walk, publisher).await;
-        // What was sent is removed only by this: an error here means that it may be seen twice.
+        let mut removed = HashSet::new();
+        let sent = self.send(&chosen, &mut removed, &mut walk, publisher).await;
+        if sent.is_ok() {
+            for Chosen { found, .. } in chosen {
+                if !removed.contains(&found.tag()) {
+                    walk.release(found).await?;
+                }
+            }
+        }
         let closed = walk.queue.close().await.context("broker");
         sent?;
-        closed?;
+        let closed = closed?;
+        complain_of(&closed, output);
+        self.account.vanished += closed.vanished;
+        self.account.not_renewed += closed.not_renewed.map_or(0, |(messages, _)| messages);
         if self.account.stopped.is_none() && self.stop.is_cancelled() {
             self.account.stopped = Some("interrupted".into());
         }
@@ -184,6 +189,12 @@ impl<'a> Run<'a> {
         // The broker puts back what was let go of.
         tokio::time::sleep(BETWEEN_ROUNDS).await;
         Ok(true)
+    }
+
+    /// Whether a message of the first round is to be sent.
+    async fn is_meant(&mut self, parked: &Parked, publisher: &Publisher) -> anyhow::Result<bool> {
+        let selected = self.selection.takes(parked, self.now) && !self.is_enough();
+        Ok(selected && self.target(parked, publisher).await?.is_some())
     }
 
     fn is_ours(&mut self, parked: &Parked) -> bool {
@@ -244,12 +255,13 @@ impl<'a> Run<'a> {
 
     async fn send(
         &mut self,
-        chosen: Vec<Chosen>,
-        deadline: Instant,
+        chosen: &[Chosen],
+        removed: &mut HashSet<Tag>,
         walk: &mut Walk<'_>,
         publisher: &Publisher,
     ) -> anyhow::Result<()> {
-        let mut rest = &chosen[..];
+        let deadline = Instant::now() + ROUND;
+        let mut rest = chosen;
         while !rest.is_empty() && self.account.stopped.is_none() && !self.stop.is_cancelled() {
             if Instant::now() > deadline {
                 // The broker would take them back soon; the next round finds them again.
@@ -260,7 +272,7 @@ impl<'a> Run<'a> {
                 return Ok(());
             }
             let (chunk, later) = rest.split_at(self.chunk().min(rest.len()));
-            self.send_chunk(chunk, walk, publisher).await?;
+            self.send_chunk(chunk, removed, walk, publisher).await?;
             rest = later;
             let last = rest.is_empty();
             let canaries = self.account.sent <= self.arguments.canary;
@@ -296,7 +308,13 @@ impl<'a> Run<'a> {
     }
 
     /// Publish, confirm, then remove.
-    async fn send_chunk(&mut self, chunk: &[Chosen], walk: &mut Walk<'_>, publisher: &Publisher) -> anyhow::Result<()> {
+    async fn send_chunk(
+        &mut self,
+        chunk: &[Chosen],
+        removed: &mut HashSet<Tag>,
+        walk: &mut Walk<'_>,
+        publisher: &Publisher,
+    ) -> anyhow::Result<()> {
         let mut by_target: BTreeMap<&str, Vec<&Found>> = BTreeMap::new();
         for Chosen { found, target } in chunk {
             by_target.entry(target).or_default().push(found);
@@ -305,14 +323,21 @@ impl<'a> Run<'a> {
             // Together only what goes to one queue: one that takes nothing must not hinder the others.
             let requeued = found.iter().map(|found| found.requeued(publisher, target, &self.account.requeue_id));
             let messages: Vec<Outgoing<'_>> = requeued.collect();
+            let begun = found.len() as u64;
+            self.account.uncertain += begun;
             let sent = publisher.publish(&messages).await;
             match sent {
                 Ok(()) => {
                     let tags: Vec<Tag> = found.iter().map(|found| found.tag()).collect();
-                    walk.queue.remove(&tags, &mut self.account.sent).await.context("broker")?;
+                    let before = self.account.sent;
+                    let done = walk.queue.remove(&tags, &mut self.account.sent).await;
+                    self.account.uncertain -= self.account.sent - before;
+                    done.context("broker")?;
+                    removed.extend(tags);
                     self.progress.set_position(self.account.sent);
                 }
                 Err(error @ (BrokerError::Unroutable { .. } | BrokerError::Nacked { .. })) => {
+                    self.account.uncertain -= begun;
                     for _ in &found {
                         self.not_sendable(printable(&error.to_string()));
                     }
@@ -331,7 +356,7 @@ impl<'a> Run<'a> {
             let found = if left.is_zero() {
                 walk.queue.next_now().await.context("broker")?
             } else {
-                let waited = self.stop.run_until_cancelled(walk.queue.next(left.min(PATIENCE))).await;
+                let waited = self.stop.run_until_cancelled(walk.queue.next_within(left)).await;
                 match waited {
                     None => return Ok(()),
                     Some(found) => found.context("broker")?,
@@ -344,6 +369,7 @@ impl<'a> Run<'a> {
                 continue;
             };
             let parked = parked(self.settings, &found);
+            walk.release(found).await?;
             if self.is_ours(&parked) && self.stop_for(&parked) {
                 return Ok(());
             }

@@ -1,0 +1,290 @@
+//! A message in the dead queue, and what it says of itself.
+
+use super::{
+    copy,
+    dead::Tag,
+    headers,
+    lenient::{RAW, Unreadable},
+    outgoing::Outgoing,
+    publish::Publisher,
+};
+use crate::{
+    domain::settlement::Reason,
+    parked::{DELIVERY_LIMIT, LedgerVersion, Parked, UNKNOWN},
+};
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable},
+};
+use std::collections::BTreeMap;
+
+/// A message in the dead queue, held until it is removed or the look ends.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub(super) properties: BasicProperties,
+    /// Of one that lapin cannot decode, and that no daemon has parked: the broker moved it, or a producer sent it here.
+    pub(super) unreadable: Option<Unreadable>,
+    pub(super) body: Vec<u8>,
+    pub(super) tag: Tag,
+}
+
+impl Found {
+    /// For removing it.
+    pub fn tag(&self) -> Tag {
+        self.tag
+    }
+
+    /// How often it has been given back, by the broker's count; a classic queue does not count.
+    pub fn times_given_back(&self) -> i64 {
+        let headers = self.properties.headers().as_ref().map(FieldTable::inner);
+        headers.and_then(|headers| headers.get("x-delivery-count")).and_then(copy::as_integer).unwrap_or(0)
+    }
+
+    /// Its body.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// Its message id.
+    pub fn message_id(&self) -> Option<String> {
+        self.properties.message_id().as_ref().map(ToString::to_string)
+    }
+
+    /// Its headers as JSON, all of them.
+    pub fn headers(&self) -> serde_json::Map<String, serde_json::Value> {
+        let mut headers = self.properties.headers().as_ref().map(headers::to_json).unwrap_or_default();
+        if let Some(unreadable) = &self.unreadable {
+            headers.insert(RAW.to_owned(), unreadable.hex().into());
+        }
+        headers
+    }
+
+    /// Roughly what it takes in memory. Bytes.
+    pub fn size(&self) -> usize {
+        // Headers are bounded by a frame; what they take is seldom more than this.
+        self.body.len() + 2048
+    }
+
+    /// The source whose format its body has.
+    pub fn source(&self) -> Option<String> {
+        copy::source(&self.properties)
+    }
+
+    /// Whether its body is a check message.
+    pub fn is_check_message(&self) -> bool {
+        copy::is_check_message(&self.properties)
+    }
+
+    /// What it says of itself. The payment is not read here.
+    pub fn parked(&self) -> Parked {
+        let parked = describe(&self.properties);
+        match &self.unreadable {
+            Some(Unreadable { error, .. }) => {
+                Parked { reason: Reason::Unreadable.label().to_owned(), error: Some(error.clone()), ..parked }
+            }
+            None => parked,
+        }
+    }
+
+    /// As a message for `queue`, without the marks of its failure.
+    pub fn requeued<'a>(&'a self, publisher: &Publisher, queue: &str, requeue_id: &str) -> Outgoing<'a> {
+        let mut frame = publisher.header_frame();
+        Outgoing::to_queue(queue, &self.body, copy::requeued(&self.properties, requeue_id, &mut frame))
+    }
+}
+
+/// Read from the headers of `docs/headers.md`, and from the broker's own where it moved the message itself.
+fn describe(properties: &BasicProperties) -> Parked {
+    let none = BTreeMap::new();
+    let headers = properties.headers().as_ref().map_or(&none, FieldTable::inner);
+    let text = |name: &str| headers.get(name).and_then(as_text);
+    let time = |name: &str| text(name).and_then(|text| text.parse().ok());
+    let mut parked = Parked {
+        reason: text(copy::REASON).unwrap_or_else(|| UNKNOWN.to_owned()),
+        payment_id: None,
+        payment_ids: Vec::new(),
+        message_id: properties.message_id().as_ref().map(ToString::to_string),
+        first_failed_at: time(copy::FIRST_FAILED_AT),
+        attempts: copy::retries_taken(properties),
+        source_queue: text(copy::SOURCE_QUEUE),
+        error: text(copy::ERROR),
+        ledger: text(copy::LEDGER_USER)
+            .zip(headers.get(copy::LEDGER_POINTS).and_then(copy::as_integer))
+            .map(|(user_id, points)| LedgerVersion { user_id, points }),
+        requeue_id: text(copy::REQUEUE_ID),
+    };
+    // A copy of ours has no `x-death`: what has one was moved by the broker, after whatever our headers say.
+    if let Some(death) = headers.get("x-death").and_then(last_death) {
+        if death.reason == DELIVERY_LIMIT {
+            DELIVERY_LIMIT.clone_into(&mut parked.reason);
+            parked.error = Some(format!("delivered too often from {}", death.queue));
+        } else {
+            UNKNOWN.clone_into(&mut parked.reason);
+            parked.error = Some(format!("dead-lettered by the broker from {} ({})", death.queue, death.reason));
+        }
+        parked.first_failed_at = parked.first_failed_at.or(death.time);
+        parked.source_queue = Some(death.queue);
+        parked.ledger = None;
+    }
+    parked
+}
+
+fn as_text(value: &AMQPValue) -> Option<String> {
+    match value {
+        AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
+        AMQPValue::ShortString(text) => Some(text.to_string()),
+        _ => None,
+    }
+}
+
+/// An entry of `x-death`.
+struct Death {
+    queue: String,
+    reason: String,
+    time: Option<jiff::Timestamp>,
+}
+
+/// The latest one: RabbitMQ puts it first ("Dead Letter Exchanges"). A queue that the broker emptied into the dead queue
+/// because of its limit comes before whatever expired on the way there.
+fn last_death(value: &AMQPValue) -> Option<Death> {
+    let AMQPValue::FieldArray(deaths) = value else { return None };
+    let deaths = deaths.as_slice().iter().filter_map(|death| {
+        let AMQPValue::FieldTable(death) = death else { return None };
+        let of = |name: &str| death.inner().get(name);
+        Some(Death {
+            queue: as_text(of("queue")?)?,
+            reason: as_text(of("reason")?)?,
+            time: of("time").and_then(|time| match time {
+                AMQPValue::Timestamp(seconds) => headers::time(*seconds),
+                _ => None,
+            }),
+        })
+    });
+    let mut deaths: Vec<Death> = deaths.collect();
+    let limit = deaths.iter().position(|death| death.reason == DELIVERY_LIMIT);
+    (!deaths.is_empty()).then(|| deaths.swap_remove(limit.unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::renewal::renewed;
+    use lapin::types::FieldArray;
+
+    fn text(value: &str) -> AMQPValue {
+        AMQPValue::LongString(value.into())
+    }
+
+    fn table(entries: &[(&str, AMQPValue)]) -> FieldTable {
+        let mut table = FieldTable::default();
+        for (name, value) in entries {
+            table.insert((*name).into(), value.clone());
+        }
+        table
+    }
+
+    fn death(queue: &str, reason: &str) -> AMQPValue {
+        AMQPValue::FieldTable(table(&[
+            ("queue", text(queue)),
+            ("reason", text(reason)),
+            ("time", AMQPValue::Timestamp(1_700_000_000)),
+        ]))
+    }
+
+    #[test]
+    fn a_message_tells_why_it_is_there() {
+        let ours = [
+            ("x-pointsd-reason", text("conflict")),
+            ("x-pointsd-error", text("why")),
+            ("x-pointsd-source-queue", text("q")),
+            ("x-pointsd-first-failed-at", text("2026-01-01T00:00:00Z")),
+            ("x-pointsd-ledger-user", text("u")),
+            ("x-pointsd-ledger-points", AMQPValue::LongLongInt(7)),
+            ("x-pointsd-attempt", AMQPValue::LongLongInt(2)),
+            ("x-pointsd-requeue-id", text("r")),
+        ];
+        let properties = BasicProperties::default().with_message_id("m".into()).with_headers(table(&ours));
+        let expected = Parked {
+            reason: "conflict".into(),
+            payment_id: None,
+            payment_ids: Vec::new(),
+            message_id: Some("m".into()),
+            first_failed_at: Some("2026-01-01T00:00:00Z".parse().unwrap()),
+            attempts: 2,
+            source_queue: Some("q".into()),
+            error: Some("why".into()),
+            ledger: Some(LedgerVersion { user_id: "u".into(), points: 7 }),
+            requeue_id: Some("r".into()),
+        };
+        assert_eq!(describe(&properties), expected);
+        assert_eq!(describe(&BasicProperties::default()).reason, UNKNOWN);
+    }
+
+    #[test]
+    fn what_the_broker_moved_is_known_by_its_own_header() {
+        for (deaths, reason, queue) in [
+            (
+                vec![death("points.credit", "delivery_limit"), death("points.credit.retry.1s", "expired")],
+                DELIVERY_LIMIT,
+                "points.credit",
+            ),
+            (
+                vec![death("points.credit.retry.1s", "expired"), death("points.credit", "delivery_limit")],
+                DELIVERY_LIMIT,
+                "points.credit",
+            ),
+            (vec![death("theirs", "rejected")], UNKNOWN, "theirs"),
+        ] {
+            let properties = BasicProperties::default().with_headers(table(&[
+                ("x-death", AMQPValue::FieldArray(FieldArray::from(deaths))),
+                ("x-pointsd-source-queue", text("made up")),
+            ]));
+            let parked = describe(&properties);
+            assert_eq!((parked.reason.as_str(), parked.source_queue.as_deref()), (reason, Some(queue)));
+            assert_eq!(parked.first_failed_at, headers::time(1_700_000_000));
+        }
+    }
+
+    /// A copy has no `x-death`: it must say the same without it, also when it is copied again.
+    #[test]
+    fn a_renewed_message_says_what_the_broker_said_of_it() {
+        let death = AMQPValue::FieldArray(FieldArray::from(vec![death("points.credit", "delivery_limit")]));
+        let moved = [
+            ("x-death", death),
+            ("x-delivery-count", AMQPValue::LongLongInt(3)),
+            ("x-first-death-queue", text("points.credit")),
+            ("x-pointsd-source-queue", text("an earlier stay")),
+            ("x-pointsd-attempt", AMQPValue::LongLongInt(2)),
+            ("trace", text("t-1")),
+        ];
+        let ours = [("x-pointsd-reason", text("conflict")), ("x-pointsd-error", text("why")), ("trace", text("t-1"))];
+        for entries in [&moved[..], &ours[..]] {
+            let original = BasicProperties::default().with_message_id("m".into()).with_headers(table(entries));
+            let mut frame = copy::HeaderFrame::of(131_072);
+            let copied = renewed(&original, None, &describe(&original), &mut frame);
+            assert_eq!(describe(&copied), describe(&original));
+            let headers = copied.headers().as_ref().unwrap().inner();
+            assert!(headers.keys().all(|name| !copy::is_brokers(name.as_str())), "{headers:?}");
+            assert_eq!(headers.get("trace"), Some(&text("t-1")));
+            assert_eq!(renewed(&copied, None, &describe(&copied), &mut frame), copied);
+        }
+    }
+
+    /// The broker moved it here, and lapin cannot decode it: its copy says so, and has the raw properties.
+    #[test]
+    fn a_renewed_message_that_cannot_be_decoded_is_parked_as_unreadable() {
+        let unreadable = Unreadable { error: "message id: not UTF-8".into(), raw: vec![0, 255] };
+        let found = Found {
+            properties: BasicProperties::default(),
+            unreadable: Some(unreadable),
+            body: b"b".to_vec(),
+            tag: Tag::default(),
+        };
+        let mut frame = copy::HeaderFrame::of(131_072);
+        let copied = renewed(&found.properties, found.unreadable.as_ref(), &found.parked(), &mut frame);
+        let parked = describe(&copied);
+        assert_eq!((parked.reason.as_str(), parked.error.as_deref()), ("unreadable", Some("message id: not UTF-8")));
+        assert_eq!(copied.headers().as_ref().unwrap().inner().get(RAW), Some(&text("00ff")));
+        assert_eq!(renewed(&copied, None, &parked, &mut frame), copied);
+    }
+}

@@ -1,0 +1,159 @@
+//! Renewing messages of the dead queue: a confirmed copy takes the place of a message that looks have counted up, so that no
+//! look exhausts a delivery limit, also one that a policy sets and AMQP does not show.
+
+use super::{
+    BrokerError, copy,
+    dead::Tag,
+    found::Found,
+    lenient::{self, Unreadable},
+    outgoing::Outgoing,
+    publish::Publisher,
+};
+use crate::{config::BrokerSettings, parked::Parked};
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable},
+};
+
+/// A message that has been given back so often is renewed instead of given back again.
+const MOST_TIMES_GIVEN_BACK: i64 = 1;
+
+/// Most messages that are renewed together.
+const WINDOW: usize = 500;
+
+/// Most bytes that are kept for that.
+const WINDOW_BYTES: usize = 8 * 1024 * 1024;
+
+/// Messages that wait for their copy.
+pub(super) struct Renewals {
+    settings: BrokerSettings,
+    publisher: Option<Publisher>,
+    messages: Vec<Found>,
+    bytes: usize,
+    /// Messages that could not be renewed, and why the first could not.
+    pub(super) failed: Option<(u64, BrokerError)>,
+}
+
+impl Renewals {
+    pub(super) fn new(settings: &BrokerSettings) -> Self {
+        let settings = settings.clone();
+        Self { settings, publisher: None, messages: Vec::new(), bytes: 0, failed: None }
+    }
+
+    /// Keeps a message if it must be renewed. Whether it is time to publish.
+    pub(super) fn take(&mut self, found: Found) -> bool {
+        if found.times_given_back() < MOST_TIMES_GIVEN_BACK {
+            return false;
+        }
+        if let Some((messages, _)) = &mut self.failed {
+            *messages += 1;
+            return false;
+        }
+        self.bytes += found.size();
+        self.messages.push(found);
+        self.messages.len() >= WINDOW || self.bytes >= WINDOW_BYTES
+    }
+
+    /// Publishes the copies. The messages that may be removed: all of them, or none, because a failure leaves open which
+    /// copies are in the queue.
+    pub(super) async fn publish(&mut self, queue: &str) -> Vec<Tag> {
+        let messages = std::mem::take(&mut self.messages);
+        self.bytes = 0;
+        if messages.is_empty() {
+            return Vec::new();
+        }
+        match self.publish_copies(queue, &messages).await {
+            Ok(()) => messages.iter().map(Found::tag).collect(),
+            Err(error) => {
+                self.failed = Some((messages.len() as u64, error));
+                Vec::new()
+            }
+        }
+    }
+
+    async fn publish_copies(&mut self, queue: &str, messages: &[Found]) -> Result<(), BrokerError> {
+        let publisher = match self.publisher.take() {
+            Some(publisher) => publisher,
+            None => Publisher::open(&self.settings).await?,
+        };
+        let mut frame = publisher.header_frame();
+        let copies: Vec<Outgoing<'_>> = messages
+            .iter()
+            .map(|found| {
+                let properties = renewed(&found.properties, found.unreadable.as_ref(), &found.parked(), &mut frame);
+                Outgoing::to_queue(queue, found.body(), properties)
+            })
+            .collect();
+        let published = publisher.publish(&copies).await;
+        self.publisher = Some(publisher);
+        published
+    }
+
+    pub(super) async fn close(&self) {
+        if let Some(publisher) = &self.publisher {
+            publisher.close().await;
+        }
+    }
+}
+
+/// The properties of a copy that takes the place of a message in the dead queue: everything that it says stays. What only the
+/// broker says of it (`x-death`, which no copy keeps) is written into our own headers, and so is what was read past lapin.
+pub(super) fn renewed(
+    original: &BasicProperties,
+    unreadable: Option<&Unreadable>,
+    parked: &Parked,
+    frame: &mut copy::HeaderFrame,
+) -> BasicProperties {
+    let copied = renewed_headers(original, unreadable.is_some(), parked, frame);
+    match unreadable {
+        Some(unreadable) => lenient::with_raw(&copied, unreadable, frame),
+        None => copied,
+    }
+}
+
+/// `is_unreadable`: its headers say nothing of a failure yet.
+fn renewed_headers(
+    original: &BasicProperties,
+    is_unreadable: bool,
+    parked: &Parked,
+    frame: &mut copy::HeaderFrame,
+) -> BasicProperties {
+    let given = original.headers().as_ref().map(FieldTable::inner);
+    let moved_by_the_broker = given.is_some_and(|given| given.contains_key("x-death"));
+    let (mut ours, mut foreign) = (FieldTable::default(), FieldTable::default());
+    for (name, value) in given.into_iter().flatten().filter(|(name, _)| !copy::is_brokers(name.as_str())) {
+        let table = if name.as_str().starts_with(copy::OUR_PREFIX) { &mut ours } else { &mut foreign };
+        table.insert(name.clone(), value.clone());
+    }
+    if moved_by_the_broker || is_unreadable {
+        let mut kept = FieldTable::default();
+        // The failure that the old ones tell of is an earlier one.
+        for (name, value) in ours.inner().iter().filter(|(name, _)| !copy::is_of_one_stay(name.as_str())) {
+            kept.insert(name.clone(), value.clone());
+        }
+        ours = kept;
+        let at = parked.first_failed_at.map(|at| at.to_string());
+        let error = parked.error.as_deref().map(|error| copy::at_most(error, copy::MAX_ERROR_BYTES));
+        let said = [
+            (copy::REASON, Some(parked.reason.as_str())),
+            (copy::ERROR, error),
+            (copy::SOURCE_QUEUE, parked.source_queue.as_deref()),
+            (copy::FIRST_FAILED_AT, at.as_deref()),
+        ];
+        for (name, value) in said {
+            if let Some(value) = value {
+                ours.insert(name.into(), AMQPValue::LongString(value.into()));
+            }
+        }
+    }
+    let mut all = ours.clone();
+    for (name, value) in foreign.inner() {
+        all.insert(name.clone(), value.clone());
+    }
+    let whole = copy::with_headers(original, all);
+    if frame.fits(&whole) {
+        return whole;
+    }
+    ours.insert(copy::TRUNCATED.into(), AMQPValue::Boolean(true));
+    copy::with_headers(original, ours)
+}
