@@ -6,7 +6,7 @@ use crate::{
     files::{self, FileError},
 };
 use lapin::{
-    Connection, ConnectionProperties,
+    Connection, ConnectionProperties, ConnectionStatus,
     tcp::{OwnedIdentity, OwnedTLSConfig},
     uri::{AMQPScheme, AMQPUri},
 };
@@ -16,6 +16,7 @@ use std::{
     path::{Path, PathBuf},
     str::FromStr,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use tokio::task::JoinHandle;
 
@@ -105,6 +106,34 @@ fn unended() -> MutexGuard<'static, BTreeMap<String, Attempt>> {
     UNENDED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The connections of this process that may not have ended.
+static OPEN: Mutex<Vec<ConnectionStatus>> = Mutex::new(Vec::new());
+
+/// How long connections have to close in order.
+const TIME_TO_CLOSE: Duration = Duration::from_secs(5);
+
+fn has_ended(status: &ConnectionStatus) -> bool {
+    status.closed() || status.errored()
+}
+
+fn open_connections() -> MutexGuard<'static, Vec<ConnectionStatus>> {
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    open.retain(|status| !has_ended(status));
+    open
+}
+
+/// Returns when all connections have closed in order. One that an error has left begins to close when it is dropped; a process
+/// that ends before cuts it off, which the broker logs as a fault.
+pub async fn connections_closed() {
+    let closed = async {
+        // One that an alarm blocks writes nothing more.
+        while !open_connections().iter().all(ConnectionStatus::blocked) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let _ = tokio::time::timeout(TIME_TO_CLOSE, closed).await;
+}
+
 /// Connects to the first node that takes the connection; also tells which one it is. `purpose` is shown beside the
 /// connection in RabbitMQ's management.
 pub(super) async fn connect(settings: &BrokerSettings, purpose: &str) -> Result<(Connection, BrokerUrl), BrokerError> {
@@ -116,7 +145,10 @@ pub(super) async fn connect(settings: &BrokerSettings, purpose: &str) -> Result<
         let mut attempt =
             begun.unwrap_or_else(|| tokio::spawn(attempt(url.0.clone(), tls(&tls_files), purpose.to_owned())));
         match tokio::time::timeout(STEP_TIMEOUT, &mut attempt).await {
-            Ok(Ok(Ok(connection))) => return Ok((connection, url.clone())),
+            Ok(Ok(Ok(connection))) => {
+                open_connections().push(connection.status().clone());
+                return Ok((connection, url.clone()));
+            }
             Ok(Ok(Err(error))) => failures.push(format!("{url}: {}", told(&error))),
             Ok(Err(panicked)) => failures.push(format!("{url}: {panicked}")),
             Err(_) => {

@@ -9,7 +9,7 @@ use super::{
     BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT,
     connect::connect,
     copy,
-    declare::{self, passive},
+    declare::{self, passive, with_channel},
     found::Found,
     lenient,
     publish::Publisher,
@@ -93,10 +93,7 @@ impl DeadQueue {
     /// Connects and counts the waiting messages. Takes nothing yet.
     pub async fn open(settings: &BrokerSettings) -> Result<Self, BrokerError> {
         let (connection, _) = connect(settings, "dead queue").await?;
-        let declared = async {
-            let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
-            passive(&channel, &settings.dead_queue).await
-        };
+        let declared = with_channel(&connection, async |channel| passive(channel, &settings.dead_queue).await);
         let declared = match declared.await {
             Ok(declared) => declared,
             Err(error) => {
@@ -334,14 +331,16 @@ impl DeadQueue {
 
     /// Returns when our consumers are gone, and with them what they held: how many messages wait then.
     async fn put_back(&self) -> Result<u32, BrokerError> {
-        let channel = within(STEP_TIMEOUT, "channel.open", self.connection.create_channel()).await?;
-        loop {
-            let declared = passive(&channel, &self.queue).await?;
-            if declared.consumer_count() <= self.readers {
-                return Ok(declared.message_count());
+        with_channel(&self.connection, async |channel| {
+            loop {
+                let declared = passive(channel, &self.queue).await?;
+                if declared.consumer_count() <= self.readers {
+                    return Ok(declared.message_count());
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        })
+        .await
     }
 }
 
@@ -349,12 +348,8 @@ impl Publisher {
     /// Whether a queue is there.
     pub async fn has_queue(&self, queue: &str) -> Result<bool, BrokerError> {
         // On a channel of its own, which a refusal closes.
-        let channel = within(STEP_TIMEOUT, "channel.open", self.connection().create_channel()).await?;
-        match passive(&channel, queue).await {
-            Ok(_) => {
-                let _ = tokio::time::timeout(STEP_TIMEOUT, channel.close(200, "done".into())).await;
-                Ok(true)
-            }
+        match with_channel(self.connection(), async |channel| passive(channel, queue).await).await {
+            Ok(_) => Ok(true),
             Err(BrokerError::Topology(_)) => Ok(false),
             Err(error) => Err(error),
         }

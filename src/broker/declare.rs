@@ -13,6 +13,7 @@ use lapin::{
     options::{ExchangeDeclareOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
+use std::time::Duration;
 
 /// What the broker's refusal of something that is not there begins with.
 pub(super) const NOT_FOUND: &str = "NOT_FOUND";
@@ -221,10 +222,38 @@ async fn on_channel<T>(
     work: impl AsyncFnOnce(&lapin::Channel) -> lapin::Result<T>,
 ) -> Result<(), Failure> {
     let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await.map_err(Failure::Other)?;
-    match tokio::time::timeout(STEP_TIMEOUT, work(&channel)).await {
+    let done = tokio::time::timeout(STEP_TIMEOUT, work(&channel)).await;
+    end(&channel).await;
+    match done {
         Ok(done) => done.map(|_| ()).map_err(Failure::from),
         Err(_) => Err(Failure::Other(BrokerError::Timeout { step, after: STEP_TIMEOUT })),
     }
+}
+
+/// Runs `work` on a channel of its own, and ends the channel.
+pub(super) async fn with_channel<T>(
+    connection: &Connection,
+    work: impl AsyncFnOnce(&lapin::Channel) -> Result<T, BrokerError>,
+) -> Result<T, BrokerError> {
+    let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
+    let done = work(&channel).await;
+    end(&channel).await;
+    done
+}
+
+/// Returns when the channel is closed. A channel that is dropped is closed by lapin later, and a connection that is closed
+/// meanwhile ends without the broker's answer, which the broker logs as a fault of the client.
+async fn end(channel: &lapin::Channel) {
+    let ended = async {
+        if channel.status().connected() {
+            let _ = channel.close(200, "done".into()).await;
+        }
+        // The broker has closed it, and lapin confirms that.
+        while channel.status().closing() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let _ = tokio::time::timeout(STEP_TIMEOUT, ended).await;
 }
 
 fn table(arguments: &[(&'static str, Argument)]) -> FieldTable {

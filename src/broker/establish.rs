@@ -3,7 +3,7 @@
 use super::{
     Binding, BrokerError, Difference, STEP_TIMEOUT, Topology,
     connect::connect,
-    declare::{Failure, Item, NOT_FOUND, close, is_stream},
+    declare::{Failure, Item, NOT_FOUND, close, is_stream, with_channel},
     inequivalence::Inequivalence,
     publish::Publisher,
     within,
@@ -28,12 +28,14 @@ impl Topology {
                 item.declare(connection, false).await.map_err(|failure| failure.explained(&item))?;
             }
         }
-        let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
-        self.bind_on(&channel, true).await?;
-        for binding in &self.unbound {
-            self.unbind(&channel, binding).await?;
-        }
-        Ok(())
+        with_channel(connection, async |channel| {
+            self.bind_on(channel, true).await?;
+            for binding in &self.unbound {
+                self.unbind(channel, binding).await?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     fn items(&self) -> impl Iterator<Item = Item<'_>> {
@@ -50,12 +52,14 @@ impl Topology {
         if self.bindings.iter().chain(&self.unbound).all(|binding| !binding.declare) {
             return Ok(());
         }
-        let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
-        self.bind_on(&channel, false).await?;
-        for binding in self.unbound.iter().filter(|binding| binding.declare) {
-            self.unbind(&channel, binding).await?;
-        }
-        Ok(())
+        with_channel(connection, async |channel| {
+            self.bind_on(channel, false).await?;
+            for binding in self.unbound.iter().filter(|binding| binding.declare) {
+                self.unbind(channel, binding).await?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Declares again what is ours and gone, with a log line for each. An error when something of others is gone.

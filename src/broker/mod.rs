@@ -25,7 +25,7 @@ mod topology;
 mod unreadable;
 
 pub use batch::{BatchSize, Delivered};
-pub use connect::{BrokerUrl, BrokerUrlError};
+pub use connect::{BrokerUrl, BrokerUrlError, connections_closed};
 pub use consume::Consumer;
 pub use dead::{Closed, DeadQueue, Tag};
 pub use events::{EventPublisher, Sending, Sent};

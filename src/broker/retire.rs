@@ -10,7 +10,7 @@ use crate::{
     config::{BrokerSettings, Settings},
     domain::retry::Delay,
 };
-use lapin::{Channel, Connection, options::QueueDeleteOptions};
+use lapin::{Channel, options::QueueDeleteOptions};
 use std::time::Duration;
 
 /// How often the queue is looked at.
@@ -31,7 +31,8 @@ impl Topology {
     ) -> Result<(), BrokerError> {
         let back_to = self.goes_back_to(settings, queue)?;
         let (connection, _) = connect(&settings.broker, "topology").await?;
-        let retired = self.retire_on(&connection, (queue, back_to), &mut waiting).await;
+        let retire = async |channel: &Channel| self.retire_on(channel, (queue, back_to), &mut waiting).await;
+        let retired = declare::with_channel(&connection, retire).await;
         declare::close(&connection).await;
         retired
     }
@@ -68,23 +69,22 @@ impl Topology {
 
     async fn retire_on(
         &self,
-        connection: &Connection,
+        channel: &Channel,
         place: (&str, &str),
         waiting: &mut impl FnMut(u32),
     ) -> Result<(), BrokerError> {
-        let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
-        let mut messages = Self::look(&channel, place).await?;
+        let mut messages = Self::look(channel, place).await?;
         let queue = place.0;
         // An earlier build may have bound it to wherever points messages come from; a binding that is not there is as good.
         for Binding { exchange, key, declare, .. } in &self.bindings {
             let (exchange, queue, key) = (exchange.clone(), queue.to_owned(), key.clone());
-            self.unbind(&channel, &Binding { exchange, queue, key, declare: *declare }).await?;
+            self.unbind(channel, &Binding { exchange, queue, key, declare: *declare }).await?;
         }
         let mut empty = 0;
         while empty < EMPTY_LOOKS {
             waiting(messages);
             tokio::time::sleep(LOOK).await;
-            messages = Self::look(&channel, place).await?;
+            messages = Self::look(channel, place).await?;
             empty = if messages == 0 { empty + 1 } else { 0 };
         }
         // Quorum queues refuse both conditions; the emptiness was seen above.

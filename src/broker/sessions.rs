@@ -5,7 +5,7 @@ use super::{
     batch::{Stream, Taken},
     connect::connect,
     consume::{CONSUMER_TAG, Consumer},
-    declare::passive,
+    declare::{passive, with_channel},
     publish::Publisher,
     server::warn_of_x_death,
     topology::{Topology, check_delay_queue, retry_queue},
@@ -183,8 +183,8 @@ impl Sessions {
     async fn warn_of_checks(&self, connection: &Connection) -> Result<(), BrokerError> {
         if self.warns_of_checks.swap(false, Ordering::Relaxed) {
             let queue = &self.settings.check_queue;
-            let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
-            if passive(&channel, queue).await.is_ok() {
+            let is_there = with_channel(connection, async |channel| Ok(passive(channel, queue).await.is_ok()));
+            if is_there.await? {
                 events::ChecksNotScheduled { queue }.emit();
             }
         }

@@ -17,6 +17,7 @@ mod verify;
 
 use crate::{
     app,
+    broker::connections_closed,
     config::{ConfigError, EventsSettings, LedgerSettings, Settings},
     database::{DatabaseError, Guarded},
     ledger::{self, Access, Ledger},
@@ -158,7 +159,8 @@ fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
         .enable_all()
         .build()?;
     let done = runtime.block_on(async {
-        match cli.command {
+        let is_daemon = matches!(cli.command, Command::Run);
+        let done = match cli.command {
             Command::Run => run::run(settings).await,
             Command::Replay(arguments) => replay::run(settings, &arguments, output).await,
             Command::Publish(arguments) => publish::run(&settings, &arguments, output).await,
@@ -171,7 +173,12 @@ fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
             Command::Verify(json) => verify::run(&settings, json.json, output).await,
             Command::Reconcile(arguments) => reconcile::run(&settings, &arguments, output).await,
             Command::Outbox(arguments) => outbox::run(&settings, &arguments, output).await,
+        };
+        // The daemon closes its own, within its time.
+        if !is_daemon {
+            connections_closed().await;
         }
+        done
     });
     // A thread that hangs in the database does not hold up the exit. Those that are idle are joined: libpq's libraries abort a
     // process that ends while a thread that has used them ends.

@@ -316,7 +316,7 @@ fn a_queue_that_is_different_is_told_with_the_argument_and_what_to_do() {
     for said in [
         format!("difference: exchange {exchange}: exists with another type: fanout there, direct here"),
         format!("difference: queue {dead_queue}: exists with another x-delivery-limit: 5 there, 1000000 here"),
-        "each look at a message in it uses up a delivery".to_owned(),
+        "each look at a message in it counts as a delivery".to_owned(),
         format!("difference: queue {credit_queue}: exists with another x-"),
         "not checked, because AMQP does not show them: bindings and policies".to_owned(),
     ] {
@@ -603,4 +603,58 @@ fn an_endpoint_that_cannot_be_had_ends_the_start() {
         setup.command(&["run"]).env("POINTSD_HTTP__LISTEN", taken.local_addr().unwrap().to_string()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(told(&output).contains("http.listen = "), "{}", told(&output));
+}
+
+#[test]
+fn every_command_closes_its_connections_in_order_also_after_a_failure() {
+    const CUT_OFF: &str = "unexpectedly closed";
+    let rabbit = Rabbit::start(None);
+    let place = Place::new(Kind::Sqlite);
+    let source = "[pay_status]\nsource = \"http\"\n[pay_status.http]\nurl = \"http://127.0.0.1:1/{payment_id}\"\n\
+                  status_pointer = \"/status\"\npaid = [\"paid\"]\npending = [\"new\"]\nclosed = [\"closed\"]\n";
+    let setup = Setup::new(&rabbit.url(), &place.url, source);
+    place.open().migrate().unwrap();
+    // A client that vanishes is in the log.
+    publish_raw(rabbit.port, "", "nowhere", 0, &[]);
+    eventually("the broker logs it", || (rabbit.logged(CUT_OFF) > 0).then_some(()));
+    let before = rabbit.logged(CUT_OFF);
+
+    let lines = setup.folder.path().join("lines");
+    std::fs::write(&lines, "{\"paymentId\":1,\"userId\":2,\"integral\":3}\n").unwrap();
+    let broken = setup.folder.path().join("broken");
+    std::fs::write(&broken, b"{\"paymentId\":1,\"userId\":2,\"integral\":3}\n\xff\xfe\n").unwrap();
+    let (lines, broken) = (lines.to_str().unwrap(), broken.to_str().unwrap());
+    assert!(setup.run(&["replay", lines]).status.success());
+    let unused = setup.retry_queue("7s");
+    // Queues that are missing make most of these fail; the second time round they succeed.
+    let commands: [&[&str]; 15] = [
+        &["publish", lines],
+        &["publish", broken],
+        &["publish", "/nowhere/at/all"],
+        &["dead", "list"],
+        &["dead", "show"],
+        &["dead", "export"],
+        &["dead", "export", "/nowhere/at/all"],
+        &["dead", "requeue", "--all", "--canary-wait", "10ms"],
+        &["dead", "drop", "--all", "--yes"],
+        &["payment", "1"],
+        &["topology", "check"],
+        &["topology", "retire", &unused],
+        &["topology", "retire", "no.delay.queue"],
+        &["reconcile", "--apply", "--older-than", "0s"],
+        &["topology", "declare"],
+    ];
+    let mut failures = 0;
+    for _ in 0..2 {
+        for command in commands {
+            let output = setup.run(command);
+            assert_ne!(output.status.code(), Some(2), "{command:?}: {}", told(&output));
+            failures += u32::from(!output.status.success());
+        }
+    }
+    assert!(failures > 8, "{failures}");
+    // The log is written in order: what comes before this is in it.
+    publish_raw(rabbit.port, "", "nowhere", 0, &[]);
+    eventually("the log has come so far", || (rabbit.logged(CUT_OFF) > before).then_some(()));
+    assert_eq!(rabbit.logged(CUT_OFF), before + 1);
 }

@@ -146,6 +146,13 @@ impl Rabbit {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// How often the node's log says this.
+    pub fn logged(&self, text: &str) -> usize {
+        let logs = std::fs::read_dir(self.folder.path().join("log")).unwrap().flatten();
+        let logs = logs.map(|entry| std::fs::read_to_string(entry.path()).unwrap_or_default());
+        logs.map(|log| log.matches(text).count()).sum()
+    }
+
     fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("console")).unwrap_or_default()
     }
