@@ -5,6 +5,7 @@ use crate::{
     config::{self, BrokerSettings, Identity, TlsFiles},
     files::{self, FileError},
 };
+use futures_util::future::select_all;
 use lapin::{
     Connection, ConnectionProperties, ConnectionStatus,
     tcp::{OwnedIdentity, OwnedTLSConfig},
@@ -99,10 +100,13 @@ impl fmt::Debug for BrokerUrl {
 type Attempt = JoinHandle<lapin::Result<Connection>>;
 
 /// Attempts that have not ended in time, by node and purpose. lapin offers no way to end one, and each holds a thread
-/// and a socket: it is waited for again instead of beginning another beside it.
-static UNENDED: Mutex<BTreeMap<String, Attempt>> = Mutex::new(BTreeMap::new());
+/// and a socket: only [`MOST_UNENDED`] of them are begun beside one another, and all of them are waited for again.
+static UNENDED: Mutex<BTreeMap<String, Vec<Attempt>>> = Mutex::new(BTreeMap::new());
 
-fn unended() -> MutexGuard<'static, BTreeMap<String, Attempt>> {
+/// Attempts at one node for one purpose that may hang. One alone might hang for ever, after the broker is back.
+const MOST_UNENDED: usize = 4;
+
+fn unended() -> MutexGuard<'static, BTreeMap<String, Vec<Attempt>>> {
     UNENDED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -141,20 +145,26 @@ pub(super) async fn connect(settings: &BrokerSettings, purpose: &str) -> Result<
     let mut failures = Vec::with_capacity(urls.len());
     for url in &urls {
         let key = format!("{purpose} {url}");
-        let begun = unended().remove(&key);
-        let mut attempt =
-            begun.unwrap_or_else(|| tokio::spawn(attempt(url.0.clone(), tls(&tls_files), purpose.to_owned())));
-        match tokio::time::timeout(STEP_TIMEOUT, &mut attempt).await {
-            Ok(Ok(Ok(connection))) => {
+        let mut attempts = unended().remove(&key).unwrap_or_default();
+        if attempts.len() < MOST_UNENDED {
+            attempts.push(tokio::spawn(attempt(url.0.clone(), tls(&tls_files), purpose.to_owned())));
+        }
+        let first = tokio::time::timeout(STEP_TIMEOUT, select_all(&mut attempts)).await;
+        let ended = first.ok().map(|(ended, index, _)| (ended, index));
+        if let Some((_, index)) = &ended {
+            drop(attempts.remove(*index));
+        }
+        if !attempts.is_empty() {
+            unended().insert(key, attempts);
+        }
+        match ended {
+            Some((Ok(Ok(connection)), _)) => {
                 open_connections().push(connection.status().clone());
                 return Ok((connection, url.clone()));
             }
-            Ok(Ok(Err(error))) => failures.push(format!("{url}: {}", told(&error))),
-            Ok(Err(panicked)) => failures.push(format!("{url}: {panicked}")),
-            Err(_) => {
-                unended().insert(key, attempt);
-                failures.push(format!("{url}: no answer within {STEP_TIMEOUT:?}"));
-            }
+            Some((Ok(Err(error)), _)) => failures.push(format!("{url}: {}", told(&error))),
+            Some((Err(panicked), _)) => failures.push(format!("{url}: {panicked}")),
+            None => failures.push(format!("{url}: no answer within {STEP_TIMEOUT:?}")),
         }
     }
     Err(BrokerError::Connect(failures.join("; ")))

@@ -200,3 +200,46 @@ fn a_low_delivery_limit_and_a_missing_dead_letter_exchange_are_named_with_every_
     assert!(log.contains("its delivery limit is 3") && log.contains("names no dead-letter exchange"), "{log}");
     daemon.stop();
 }
+
+/// lapin alone waits for ever when the stream ends there.
+#[test]
+fn a_broker_that_leaves_in_the_middle_of_a_handshake_is_connected_to_again() {
+    use std::{
+        io::{Read, Write},
+        net::{TcpListener, TcpStream},
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        },
+    };
+    let broker = rabbit::shared().port;
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let met = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&met);
+    // The first connections get `connection.start` and an end; all others are passed on.
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut server = TcpStream::connect(("127.0.0.1", broker)).unwrap();
+            if counted.fetch_add(1, Ordering::Relaxed) < 3 {
+                let mut bytes = [0; 4096];
+                let count = client.read(&mut bytes).unwrap();
+                server.write_all(&bytes[..count]).unwrap();
+                let count = server.read(&mut bytes).unwrap();
+                client.write_all(&bytes[..count]).unwrap();
+                continue;
+            }
+            for (mut from, mut to) in [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)] {
+                std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            }
+        }
+    });
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&format!("amqp://guest:guest@127.0.0.1:{port}/%2f"), &place.url, "");
+    let daemon = setup.start();
+    let begun = Instant::now();
+    daemon.wait_ready();
+    assert!(met.load(Ordering::Relaxed) > 3, "it struck");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}: {}", begun.elapsed(), daemon.log());
+    daemon.stop();
+}

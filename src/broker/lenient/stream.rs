@@ -37,7 +37,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Lenient<S> {
             this.taken = 0;
             let count = ready!(Pin::new(&mut this.socket).poll_read(context, &mut this.read))?;
             if count == 0 {
-                return Poll::Ready(Ok(0));
+                // lapin never ends an attempt to connect whose stream ends right after `connection.start`, as that of a broker
+                // which shuts down may. An error it always passes on.
+                let error = io::Error::new(io::ErrorKind::ConnectionAborted, "the broker closed the connection");
+                return Poll::Ready(Err(error));
             }
             this.filter.pass(&this.read[..count], &mut this.ready)?;
         }
