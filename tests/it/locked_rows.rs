@@ -87,8 +87,10 @@ fn a_locked_balance_and_a_locked_credit_hold_nobody_else_up() {
     let client = Client::connect(&rabbit::shared().url());
     client.publish(&setup.exchange, &setup.key, [(body("first", "other"), BasicProperties::default())]);
     let mut published = HashMap::new();
+    // Also of the user whose balance will be locked.
     publish_for(&client, &setup, Duration::from_secs(2), &mut published);
-    daemon.wait_for("the row is there", |daemon| (outcome(daemon, "credited") > 300.0).then_some(()));
+    let expected = published.len() as f64 + 1.0;
+    daemon.wait_for("all are credited", |daemon| (outcome(daemon, "credited") >= expected).then_some(()));
 
     let mut other = connect(&place);
     other

@@ -186,6 +186,10 @@ impl Filter {
 
 /// A method whose texts are UTF-8, and which one was not; `None` when all of them are, or when it cannot be read.
 fn with_valid_texts(payload: &[u8], arguments: &[Argument]) -> Option<(Vec<u8>, String)> {
+    // As nearly always: whatever part of it is a text, it is one.
+    if arguments.is_empty() || all_texts_are_valid(payload, arguments)? {
+        return None;
+    }
     let (method, mut rest) = payload.split_at_checked(4)?;
     let (mut other, mut fault) = (method.to_vec(), None);
     for argument in arguments {
@@ -211,6 +215,26 @@ fn with_valid_texts(payload: &[u8], arguments: &[Argument]) -> Option<(Vec<u8>, 
     }
     other.extend_from_slice(rest);
     fault.map(|fault| (other, fault))
+}
+
+/// Copies nothing. `None` when the method cannot be read.
+fn all_texts_are_valid(payload: &[u8], arguments: &[Argument]) -> Option<bool> {
+    let mut rest = payload.get(4..)?;
+    let mut are_valid = true;
+    for argument in arguments {
+        let (count, is_text) = match argument {
+            Argument::Bytes(count) => (*count, false),
+            Argument::Text(_) => {
+                let (length, later) = rest.split_first()?;
+                rest = later;
+                (usize::from(*length), true)
+            }
+        };
+        let (bytes, later) = rest.split_at_checked(count)?;
+        are_valid &= !is_text || std::str::from_utf8(bytes).is_ok();
+        rest = later;
+    }
+    Some(are_valid)
 }
 
 #[cfg(test)]
