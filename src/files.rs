@@ -4,8 +4,10 @@ use std::{
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Duration,
 };
+use tokio::runtime::{Builder, Handle, Runtime};
 
 /// The largest file that is read. Bytes.
 const MOST_BYTES: u64 = 1024 * 1024;
@@ -58,12 +60,28 @@ pub fn read_text_now(file: &Path) -> Result<String, FileError> {
     String::from_utf8(read_now(file)?).map_err(|_| FileError::malformed(file, "is not UTF-8"))
 }
 
+/// Most reads at a time, those that hang among them.
+const MOST_THREADS: usize = 4;
+
+/// The threads that read files: a file that hangs must not use up those that resolve host names.
+fn threads(file: &Path) -> Result<&'static Handle, FileError> {
+    static RUNTIME: OnceLock<Option<Runtime>> = OnceLock::new();
+    // Never driven: only its pool of threads is used.
+    let start =
+        || Builder::new_current_thread().max_blocking_threads(MOST_THREADS).thread_stack_size(STACK).build().ok();
+    let runtime = RUNTIME.get_or_init(start).as_ref();
+    Ok(runtime.ok_or_else(|| FileError::malformed(file, "no thread can be started to read it"))?.handle())
+}
+
+/// The stack of such a thread, in bytes.
+const STACK: usize = 2 * 1024 * 1024;
+
 /// Runs `work`, which reads files, on a thread that may block, and waits no longer than some seconds.
 pub async fn reading<T: Send + 'static>(
     file: &Path,
     work: impl FnOnce() -> Result<T, FileError> + Send + 'static,
 ) -> Result<T, FileError> {
-    match tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(work)).await {
+    match tokio::time::timeout(PATIENCE, threads(file)?.spawn_blocking(work)).await {
         Ok(Ok(read)) => read,
         Ok(Err(panicked)) => Err(FileError::malformed(file, panicked)),
         Err(_) => Err(FileError::malformed(file, format_args!("cannot be read within {PATIENCE:?}"))),

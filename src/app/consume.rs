@@ -122,6 +122,9 @@ impl App {
             // Told before the deliveries go back: from here on nothing is consumed.
             self.status.pause(part, outage);
         }
+        if consumer.met_unreadable() {
+            findings.taken.store(true, Ordering::Relaxed);
+        }
         consumer.close(left.unsettled).await;
         events::BrokerConnected { part, connected: false }.emit();
         match left.outage {

@@ -12,7 +12,7 @@ use lapin::{
     uri::{AMQPScheme, AMQPUri},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     path::{Path, PathBuf},
     str::FromStr,
@@ -145,7 +145,24 @@ pub(super) async fn connect(settings: &BrokerSettings, purpose: &str) -> Result<
     let mut failures = Vec::with_capacity(urls.len());
     for url in &urls {
         let key = format!("{purpose} {url}");
-        let mut attempts = unended().remove(&key).unwrap_or_default();
+        let (ended, mut attempts): (Vec<_>, Vec<_>) =
+            unended().remove(&key).unwrap_or_default().into_iter().partition(JoinHandle::is_finished);
+        // What went wrong then is no news; a connection that was made late may still be one, and any other is closed.
+        let mut late = None;
+        for attempt in ended {
+            if let Ok(Ok(connection)) = attempt.await
+                && connection.status().connected()
+            {
+                late = Some(connection);
+            }
+        }
+        if let Some(connection) = late {
+            if !attempts.is_empty() {
+                unended().insert(key, attempts);
+            }
+            open_connections().push(connection.status().clone());
+            return Ok((connection, url.clone()));
+        }
         if attempts.len() < MOST_UNENDED {
             attempts.push(tokio::spawn(attempt(url.0.clone(), tls(&tls_files), purpose.to_owned())));
         }
@@ -190,7 +207,7 @@ async fn current(settings: &BrokerSettings) -> Result<Access, BrokerError> {
     };
     let read = files::reading(&first, move || {
         let urls = match &urls_file {
-            Some(file) => urls_of(file, urls.iter().any(BrokerUrl::is_tls))?,
+            Some(file) => urls_of(file, &urls)?,
             None => urls,
         };
         Ok(Access { urls, tls: tls_of(tls)? })
@@ -198,8 +215,9 @@ async fn current(settings: &BrokerSettings) -> Result<Access, BrokerError> {
     read.await.map_err(|error| BrokerError::Connect(error.to_string()))
 }
 
-/// The nodes in a file, one a line.
-fn urls_of(file: &Path, is_tls: bool) -> Result<Vec<BrokerUrl>, FileError> {
+/// The nodes in a file, one a line: the same as at the start, with the credentials of now. A session whose connections lead to
+/// two brokers would acknowledge at one what it published to the other.
+fn urls_of(file: &Path, at_start: &[BrokerUrl]) -> Result<Vec<BrokerUrl>, FileError> {
     let text = files::read_text_now(file)?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let urls: Vec<BrokerUrl> =
@@ -208,9 +226,14 @@ fn urls_of(file: &Path, is_tls: bool) -> Result<Vec<BrokerUrl>, FileError> {
         return Err(FileError::malformed(file, "has no URL"));
     }
     // With encryption, or without it, as at the start.
+    let is_tls = at_start.iter().any(BrokerUrl::is_tls);
     if urls.iter().any(|url| url.is_tls() != is_tls) {
         let wanted = if is_tls { "amqps" } else { "amqp" };
         return Err(FileError::malformed(file, format_args!("must have {wanted}:// URLs, as when the daemon started")));
+    }
+    let nodes = |urls: &[BrokerUrl]| urls.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+    if nodes(&urls) != nodes(at_start) {
+        return Err(FileError::malformed(file, "names other nodes than at the start; restart the daemon"));
     }
     Ok(urls)
 }
@@ -281,13 +304,20 @@ mod tests {
         let file = folder.path().join("broker.urls");
         let write = |text: &str| std::fs::write(&file, text).unwrap();
         write("amqp://u:s3cret@a/%2f\n\n amqp://u:s3cret@b/%2f \n");
-        let shown: Vec<String> = urls_of(&file, false).unwrap().iter().map(ToString::to_string).collect();
+        let urls = |texts: &[&str]| texts.iter().map(|text| BrokerUrl::parse(text).unwrap()).collect::<Vec<_>>();
+        let at_start = urls(&["amqp://u:old@b/%2f", "amqp://u:old@a/%2f"]);
+        let shown: Vec<String> = urls_of(&file, &at_start).unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["a:5672 (vhost /)", "b:5672 (vhost /)"]);
-        for (text, is_tls) in
-            [("", false), ("amqp://u:s3cret@a/%2f", true), ("amqps://u:s3cret@a/%2f", false), ("s3cret", false)]
-        {
+        for (text, at_start) in [
+            ("", "amqp://u:old@a/%2f"),
+            ("amqp://u:s3cret@a/%2f", "amqps://u:old@a/%2f"),
+            ("amqps://u:s3cret@a/%2f", "amqp://u:old@a/%2f"),
+            ("amqp://u:s3cret@b/%2f", "amqp://u:old@a/%2f"),
+            ("amqp://u:s3cret@a/other", "amqp://u:old@a/%2f"),
+            ("s3cret", "amqp://u:old@a/%2f"),
+        ] {
             write(text);
-            let error = urls_of(&file, is_tls).err().unwrap().to_string();
+            let error = urls_of(&file, &urls(&[at_start])).err().unwrap().to_string();
             assert!(error.starts_with(&file.display().to_string()) && !error.contains("s3cret"), "{error}");
         }
         let pair = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();

@@ -111,6 +111,11 @@ impl Consumer {
         locked(&self.taken).held_at_most()
     }
 
+    /// Whether something was delivered that no worker was given, because it cannot be decoded.
+    pub fn met_unreadable(&self) -> bool {
+        self.unreadable.have_arrived()
+    }
+
     /// When the oldest delivery was taken that is not settled; `None` without one.
     pub fn oldest_in_flight(&self) -> Option<Instant> {
         let oldest_open = self.tracker().oldest_open();

@@ -6,7 +6,13 @@ use crate::{
     observe::{events, pulse::Pulse},
     pipeline::ports::{CopyBody, Deliveries, Forward, Message},
 };
-use std::{borrow::Cow, sync::Mutex};
+use std::{
+    borrow::Cow,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 use tokio::sync::Notify;
 
 /// Deliveries that are to be parked.
@@ -14,11 +20,13 @@ use tokio::sync::Notify;
 pub(super) struct UnreadableOnes {
     waiting: Mutex<Vec<Delivered>>,
     arrived: Notify,
+    have_arrived: AtomicBool,
 }
 
 impl UnreadableOnes {
     /// One more.
     pub(super) fn add(&self, delivered: Delivered) {
+        self.have_arrived.store(true, Ordering::Relaxed);
         locked(&self.waiting).push(delivered);
         self.arrived.notify_one();
     }
@@ -26,6 +34,11 @@ impl UnreadableOnes {
     /// Returns when there is one, or was. Cancel safe.
     pub(super) async fn arrived(&self) {
         self.arrived.notified().await;
+    }
+
+    /// Whether there was one in this session.
+    pub(super) fn have_arrived(&self) -> bool {
+        self.have_arrived.load(Ordering::Relaxed)
     }
 
     /// All that there are.

@@ -30,11 +30,30 @@ impl PostgresUri {
         let Some(file) = &self.file else { return Ok(self.text.clone()) };
         let text = files::read_text_now(file)?;
         match DatabaseUrl::parse(text.trim(), None) {
-            Ok(DatabaseUrl::Postgres(uri)) => Ok(uri.text),
+            Ok(DatabaseUrl::Postgres(uri)) if place(&uri.text) == place(&self.text) => Ok(uri.text),
+            Ok(DatabaseUrl::Postgres(_)) => Err(FileError::malformed(
+                file,
+                "names another server or database than at the start; restart the daemon",
+            )),
             Ok(DatabaseUrl::Sqlite(_)) => Err(FileError::malformed(file, "is no longer a PostgreSQL URL")),
             Err(error) => Err(FileError::malformed(file, error)),
         }
     }
+}
+
+/// Which database a connection URI names: all of it but the credentials. A part of a running program must not move to
+/// another one.
+fn place(uri: &str) -> (String, Vec<&str>) {
+    const CREDENTIALS: [&str; 8] =
+        ["user", "password", "passfile", "sslpassword", "sslcert", "sslkey", "sslrootcert", "sslcrl"];
+    let (_, rest) = uri.split_once("://").unwrap_or(("", uri));
+    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
+    let name = |parameter: &&str| parameter.split('=').next().unwrap_or_default().to_owned();
+    let mut parameters: Vec<&str> = query.split('&').filter(|parameter| !parameter.is_empty()).collect();
+    parameters.retain(|parameter| !CREDENTIALS.contains(&name(parameter).as_str()));
+    parameters.sort_unstable();
+    (place.to_owned(), parameters)
 }
 
 impl From<&str> for PostgresUri {
@@ -198,6 +217,20 @@ mod tests {
         ] {
             let error = DatabaseUrl::parse(url, None).expect_err(url);
             assert!(!error.to_string().contains("s3"), "{error}");
+        }
+    }
+
+    #[test]
+    fn credentials_may_change_and_the_database_may_not() {
+        let at_start = "postgres://u:p@a:5432,b/points?sslmode=require&password=x";
+        for (now, is_same) in [
+            ("postgresql://other:secret@a:5432,b/points?sslmode=require", true),
+            ("postgres://u:p@a:5432,b/points?password=y&sslmode=require", true),
+            ("postgres://u:p@a:5433,b/points?sslmode=require", false),
+            ("postgres://u:p@a:5432,b/other?sslmode=require", false),
+            ("postgres://u:p@a:5432,b/points?sslmode=require&options=-csearch_path%3Dx", false),
+        ] {
+            assert_eq!(place(at_start) == place(now), is_same, "{now}");
         }
     }
 

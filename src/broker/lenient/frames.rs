@@ -50,6 +50,8 @@ fn arguments(method: [u8; 4]) -> &'static [Argument] {
 const DELIVER: [u8; 4] = [0, 60, 0, 60];
 /// `basic.get-ok`
 const GET_OK: [u8; 4] = [0, 60, 0, 71];
+/// `connection.open-ok`
+const OPEN_OK: [u8; 4] = [0, 10, 0, 41];
 /// `connection.tune`
 const TUNE: [u8; 4] = [0, 10, 0, 30];
 
@@ -63,6 +65,8 @@ pub(super) struct Filter {
     transparent: bool,
     /// What both sides have agreed on.
     frame_max: usize,
+    /// Whether the connection has been opened.
+    is_open: bool,
     /// By channel: what is wrong with the method whose content header comes next.
     faults: BTreeMap<[u8; 2], String>,
 }
@@ -75,10 +79,16 @@ impl Filter {
             passing: 0,
             transparent: false,
             frame_max: usize::MAX,
+            is_open: false,
             faults: BTreeMap::new(),
         };
         filter.agree(frame_max);
         filter
+    }
+
+    /// Whether the handshake is over.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
     }
 
     /// The lower one of both sides' limits holds.
@@ -157,6 +167,7 @@ impl Filter {
     /// What a method has to be replaced by; `None` when it is sound.
     fn method(&mut self, channel: [u8; 2], payload: &[u8]) -> Option<Vec<u8>> {
         let method = *payload.first_chunk::<4>()?;
+        self.is_open |= method == OPEN_OK;
         if method == TUNE {
             // After the most channels.
             let frame_max = payload.get(6..10)?.first_chunk::<4>()?;

@@ -11,9 +11,20 @@ use lapin::{
 /// What comes before the properties: class, weight, the body's size.
 const FIXED: usize = 12;
 
+/// So many bytes cannot hold more nested values than the stack of lapin's thread has room for. RabbitMQ's usual frame.
+const SHALLOW: usize = 128 * 1024;
+
+/// The deepest nesting in a larger header that is decoded: decoding is recursive.
+const MOST_NESTED: usize = 20_000;
+
+const TOO_DEEP: &str = "a header is nested too deep";
+
 /// Why lapin cannot decode a content header; `None` when it can, or when the payload is no content header.
 pub(super) fn fault(payload: &[u8]) -> Option<String> {
     let properties = payload.get(FIXED..)?;
+    if properties.len() > SHALLOW && Salvage::of(properties).has_deep_value {
+        return Some(TOO_DEEP.to_owned());
+    }
     match parse_properties(properties) {
         Ok(([], _)) => None,
         _ => Some(Salvage::of(properties).fault.unwrap_or_else(|| "the properties cannot be decoded".to_owned())),
@@ -60,6 +71,7 @@ struct Salvage {
     complete: bool,
     /// The first thing that is wrong. It names no value.
     fault: Option<String>,
+    has_deep_value: bool,
 }
 
 impl Salvage {
@@ -139,6 +151,11 @@ impl Salvage {
                 break;
             };
             let name = self.text("the name of a header", name);
+            if value.len() > SHALLOW && is_deep(value) {
+                self.note(TOO_DEEP);
+                (self.complete, self.has_deep_value) = (false, true);
+                continue;
+            }
             let value = parse_value(value).ok().filter(|(rest, _)| rest.is_empty()).map(|(_, value)| value);
             if value.is_none() {
                 self.note("the value of a header cannot be decoded");
@@ -151,6 +168,29 @@ impl Salvage {
             }
         }
         headers
+    }
+}
+
+/// Whether arrays and tables in a value are nested too deep to be decoded, or cannot be followed.
+fn is_deep(value: &[u8]) -> bool {
+    // What is left of each array or table around the present place, and whether it is a table.
+    let mut around: Vec<(Reader<'_>, bool)> = Vec::new();
+    let mut next = Some(value);
+    loop {
+        if let Some([kind @ (b'A' | b'F'), content @ ..]) = next {
+            around.push((Reader(content.get(4..).unwrap_or_default()), *kind == b'F'));
+        }
+        if around.len() > MOST_NESTED {
+            return true;
+        }
+        while around.last().is_some_and(|(reader, _)| reader.0.is_empty()) {
+            around.pop();
+        }
+        let Some((reader, is_table)) = around.last_mut() else { return false };
+        next = if *is_table { reader.entry().map(|(_, value)| value) } else { reader.value() };
+        if next.is_none() {
+            return true;
+        }
     }
 }
 
@@ -183,7 +223,11 @@ impl<'a> Reader<'a> {
     /// A header's name, and its value with the octet of its type. `None` also for a type that RabbitMQ does not know
     /// ("AMQP 0-9-1 Errata", Field types): how long its value is cannot be told.
     fn entry(&mut self) -> Option<(&'a [u8], &'a [u8])> {
-        let name = self.short()?;
+        Some((self.short()?, self.value()?))
+    }
+
+    /// A value with the octet of its type.
+    fn value(&mut self) -> Option<&'a [u8]> {
         let value = self.0;
         let [kind] = self.number()?;
         match kind {
@@ -196,7 +240,7 @@ impl<'a> Reader<'a> {
             b'V' => &[],
             _ => return None,
         };
-        Some((name, &value[..value.len() - self.0.len()]))
+        Some(&value[..value.len() - self.0.len()])
     }
 }
 
@@ -312,5 +356,22 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn large_headers_are_decoded_unless_they_are_nested_too_deep() {
+        let nested = |depth: usize, filling: usize| {
+            let mut value = [&b"S"[..], &u32::try_from(filling).unwrap().to_be_bytes(), &vec![b'x'; filling]].concat();
+            for _ in 0..depth {
+                value = [&b"A"[..], &u32::try_from(value.len()).unwrap().to_be_bytes(), &value].concat();
+            }
+            value
+        };
+        assert!(!is_deep(&nested(100, 200_000)));
+        assert!(!is_deep(&nested(MOST_NESTED, 10)) && is_deep(&nested(MOST_NESTED + 1, 10)));
+        assert!(is_deep(b"A\0\0\0\x01?"), "it cannot be followed");
+        let table = [&b"\x04deep"[..], &nested(40_000, 10)].concat();
+        let properties = [&[0x20, 0][..], &u32::try_from(table.len()).unwrap().to_be_bytes(), &table].concat();
+        assert_eq!(fault(&[&[0; FIXED][..], &properties].concat()).as_deref(), Some(TOO_DEEP));
     }
 }

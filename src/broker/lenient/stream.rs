@@ -36,6 +36,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Lenient<S> {
             this.ready.clear();
             this.taken = 0;
             let count = ready!(Pin::new(&mut this.socket).poll_read(context, &mut this.read))?;
+            if count == 0 && this.filter.is_open() {
+                return Poll::Ready(Ok(0));
+            }
             if count == 0 {
                 // lapin never ends an attempt to connect whose stream ends right after `connection.start`, as that of a broker
                 // which shuts down may. An error it always passes on.

@@ -181,14 +181,7 @@ impl SqlSource {
         if let (Some(first), true) = (payments.first(), rows.is_ok()) {
             *self.known() = Some(first.clone());
         }
-        let Rows { rows, has_value } = match rows {
-            // Its id cannot be written in the encoding of that database, which then has no such payment.
-            Err(DatabaseError::Refused(_)) if payments.len() == 1 => {
-                return Ok(vec![Payment::new(PaymentStatus::Unknown)]);
-            }
-            Err(DatabaseError::Refused(reason)) => return Err(BatchError::Refused(reason)),
-            rows => rows.map_err(batch_error)?,
-        };
+        let Rows { rows, has_value } = rows.map_err(batch_error)?;
         let mut of_each: Vec<Vec<Row>> = vec![Vec::new(); payments.len()];
         for row in rows {
             if let Some(rows) = usize::try_from(row.n).ok().and_then(|n| of_each.get_mut(n)) {
