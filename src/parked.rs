@@ -55,6 +55,8 @@ pub struct Selection {
     pub payments: Vec<String>,
     /// One of these message ids.
     pub message_ids: Vec<String>,
+    /// An error that contains this text.
+    pub error: Option<String>,
     /// It failed first longer ago than this.
     pub older_than: Option<Duration>,
     /// It failed first within this time.
@@ -87,6 +89,7 @@ impl Selection {
             && (one_of(&self.payments, parked.payment_id.as_ref())
                 || parked.payment_ids.iter().any(|id| self.payments.contains(id)))
             && one_of(&self.message_ids, parked.message_id.as_ref())
+            && self.error.as_ref().is_none_or(|text| parked.error.as_ref().is_some_and(|error| error.contains(text)))
             && self.older_than.is_none_or(|limit| age.is_some_and(|age| age > limit))
             && self.newer_than.is_none_or(|limit| age.is_some_and(|age| age <= limit))
     }
@@ -106,6 +109,7 @@ impl Selection {
                 words.push(format!("{name} {}", values.join(" or ")));
             }
         }
+        words.extend(self.error.as_ref().map(|text| format!("error {text:?}")));
         let age = |limit: Duration| humantime::format_duration(limit).to_string().replace(' ', "");
         words.extend(self.older_than.map(|limit| format!("older than {}", age(limit))));
         words.extend(self.newer_than.map(|limit| format!("newer than {}", age(limit))));
@@ -244,6 +248,8 @@ mod tests {
             (Selection { payments: words(&["p"]), ..any() }, &message, true),
             (Selection { payments: words(&["P"]), ..any() }, &message, false),
             (Selection { message_ids: words(&["m"]), ..any() }, &message, false),
+            (Selection { error: Some("another".into()), ..any() }, &message, false),
+            (Selection { error: Some("e".into()), ..any() }, &message, true),
             (Selection { reasons: words(&["conflict"]), payments: words(&["q"]), ..any() }, &message, false),
             (Selection { older_than: seconds(50), ..any() }, &message, true),
             (Selection { older_than: seconds(60), ..any() }, &message, false),

@@ -32,13 +32,30 @@ const OPENING_TIME: Duration = Duration::from_secs(300);
 pub(super) enum Opening {
     /// With the prefetch of its line.
     Full,
-    /// After an outage: one message at a time until one has had its effect. If the dependency fails again, only that one is
-    /// given back, which the broker counts.
-    One,
+    /// After an outage: with so many deliveries in all. If the dependency fails again, only these are given back, which the
+    /// broker counts against each.
+    Limited(u16),
     /// One message at a time until one takes little time: deliveries were held for too long.
     Slow,
     /// With so many deliveries, to find out whether a payment source whose probes fail works for others.
     Trial(u16),
+}
+
+impl Opening {
+    /// The opening after an outage.
+    pub(super) const ONE: Self = Self::Limited(1);
+
+    /// The opening after a session with this one that ended in order: twice as many deliveries, and in the end those of a line
+    /// with this prefetch.
+    pub(super) fn widened(self, prefetch: u16) -> Self {
+        match self {
+            Self::Limited(deliveries) | Self::Trial(deliveries) => match deliveries.saturating_mul(2) {
+                next if next < prefetch => Self::Limited(next),
+                _ => Self::Full,
+            },
+            Self::Slow | Self::Full => Self::Full,
+        }
+    }
 }
 
 /// Why a session ended. Everything is settled or given back.
@@ -97,10 +114,11 @@ impl App {
         let pulse = self.pulses.begin("connect", OPENING_TIME);
         let prefetch = match opening {
             Opening::Full => line.prefetch,
-            Opening::One | Opening::Slow => 1,
-            Opening::Trial(deliveries) => deliveries.min(line.prefetch),
+            Opening::Slow => 1,
+            Opening::Limited(deliveries) | Opening::Trial(deliveries) => deliveries.min(line.prefetch),
         };
-        let opened = self.until_stopped(line.sessions.open(prefetch)).await;
+        let limited = matches!(opening, Opening::Limited(_));
+        let opened = self.until_stopped(line.sessions.open(prefetch, limited)).await;
         drop(pulse);
         let consumer = match opened {
             None => return Ended::InOrder,
@@ -170,10 +188,17 @@ impl App {
         }));
         workers.spawn(watch_broker(Arc::clone(consumer), pulse, stop.clone()));
         let mut left = Interrupted { outage: None, unsettled: Vec::new() };
+        let mut working = line.workers;
         while let Some(ended) = workers.join_next().await {
             match ended {
-                // A worker that leaves ends the session.
-                Ok(Ok(())) => stop.cancel(),
+                // A worker that leaves ends the session. In one with a limit it leaves when nothing more will come, and the
+                // others finish what they have.
+                Ok(Ok(())) => {
+                    working = working.saturating_sub(1);
+                    if working == 0 || !matches!(opening, Opening::Limited(_)) {
+                        stop.cancel();
+                    }
+                }
                 Ok(Err(interrupted)) => {
                     stop.cancel();
                     left.outage = left.outage.or(interrupted.outage);

@@ -1,5 +1,5 @@
 //! Sessions one after the other, and the way from an outage to the next session: probes, which cost no delivery, and then a
-//! session that begins with one delivery.
+//! session that begins with one delivery, and sessions that take twice as many each.
 
 use super::{
     App, SLACK,
@@ -28,7 +28,7 @@ impl App {
             match self.consume(line, opening).await {
                 Ended::InOrder => {
                     slow &= opening != Opening::Slow;
-                    opening = if slow { Opening::Slow } else { Opening::Full };
+                    opening = if slow { Opening::Slow } else { opening.widened(line.prefetch) };
                     trials = Trials::default();
                     pace.reset();
                 }
@@ -53,7 +53,7 @@ impl App {
                     let recovered = self.recovered(line, outage, pause, &mut trials);
                     let Some(next) = self.until_stopped(recovered).await else { break };
                     opening = match next {
-                        Opening::One if slow => Opening::Slow,
+                        Opening::Limited(_) if slow => Opening::Slow,
                         next => next,
                     };
                 }
@@ -79,12 +79,12 @@ impl App {
             self.status.pause(part, &outage);
             self.pause(pause).await;
             pause = backoff::between_probes();
-            let Some(probed) = self.probe(line, outage.dependency).await else { return Opening::One };
+            let Some(probed) = self.probe(line, outage.dependency).await else { return Opening::ONE };
             match probed {
                 Ok(()) => {
                     *trials = Trials::default();
                     self.status.resume(part, outage.dependency);
-                    return Opening::One;
+                    return Opening::ONE;
                 }
                 // What a probe asks for may fail for reasons of its own: others are tried, seldom and few at first, because
                 // each time deliveries go back, which counts against them. The pause is reported until that has gone well.

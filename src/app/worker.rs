@@ -105,9 +105,6 @@ impl Worker {
         let mut committed: Committed<Delivered> = Committed::default();
         let ended: Finished = loop {
             self.pulse.beat();
-            if self.opening == Opening::One && finishing.is_none() && committed.is_empty() && self.has_settled() {
-                break Ok(());
-            }
             if finishing.is_none() && !committed.is_empty() {
                 finishing = Some(self.finish(pipeline, std::mem::take(&mut committed)));
             }
@@ -123,7 +120,8 @@ impl Worker {
                 taken = tokio::time::timeout(IDLE_TURN, self.consumer.next_batch(self.batch)), if room => taken,
             };
             let batch = match taken {
-                Ok(Ok(batch)) => batch,
+                Ok(Ok(Some(batch))) => batch,
+                Ok(Ok(None)) => break Ok(()),
                 Ok(Err(lost)) => break Err(broker_lost(lost)),
                 Err(_) => {
                     idle_turns += 1;
@@ -163,10 +161,6 @@ impl Worker {
             }
             finished
         })
-    }
-
-    fn has_settled(&self) -> bool {
-        self.findings.settled.load(Ordering::Relaxed)
     }
 
     /// The end of a session: what is on its way is settled as far as the broker takes it, and the rest is handed back.
@@ -235,7 +229,7 @@ impl Worker {
                 }
                 continue;
             };
-            let batch = batch.map_err(broker_lost)?;
+            let Some(batch) = batch.map_err(broker_lost)? else { return Ok(()) };
             self.findings.taken.store(true, Ordering::Relaxed);
             if self.consumer.held_at_most() > MOST_HELD {
                 self.findings.held_too_long.store(true, Ordering::Relaxed);
@@ -254,10 +248,9 @@ impl Worker {
                 self.findings.settled.store(true, Ordering::Relaxed);
             }
             let found_out = match self.opening {
-                Opening::One => is_done,
                 Opening::Trial(_) => answered,
                 Opening::Slow => begun.elapsed() < QUICK,
-                Opening::Full => false,
+                Opening::Limited(_) | Opening::Full => false,
             };
             if found_out {
                 return Ok(());

@@ -127,10 +127,19 @@ impl Taken {
     }
 }
 
-/// The consumed stream, and how it ended: its end is told once by lapin, and must be seen by every worker.
+/// How a stream of deliveries ended.
+#[derive(Debug, Clone)]
+pub(super) enum StreamEnd {
+    /// The consumer was cancelled, by this session or by the broker.
+    Cancelled,
+    /// The channel or the connection ended.
+    Lost(BrokerError),
+}
+
+/// The consumed stream, and how it ended: lapin reports the end once, and every worker must see it.
 pub(super) struct Stream {
     consumer: lapin::Consumer,
-    pub(super) ended: Option<BrokerError>,
+    pub(super) ended: Option<StreamEnd>,
     /// Deliveries of a batch that is not complete yet.
     pub(super) gathered: VecDeque<Delivery>,
 }
@@ -140,14 +149,14 @@ impl Stream {
         Self { consumer, ended: None, gathered: VecDeque::new() }
     }
 
-    pub(super) async fn next(&mut self) -> Result<Delivery, BrokerError> {
+    pub(super) async fn next(&mut self) -> Result<Delivery, StreamEnd> {
         if let Some(ended) = &self.ended {
             return Err(ended.clone());
         }
         let ended = match self.consumer.next().await {
             Some(Ok(delivery)) => return Ok(delivery),
-            Some(Err(error)) => BrokerError::from(error),
-            None => BrokerError::Lost("the consumer was cancelled (its queue is gone, or a node left)".into()),
+            Some(Err(error)) => StreamEnd::Lost(error.into()),
+            None => StreamEnd::Cancelled,
         };
         self.ended = Some(ended.clone());
         Err(ended)
@@ -155,7 +164,7 @@ impl Stream {
 
     /// Waits for a delivery and gathers it together with whatever else has arrived. `none_waits` is called when there is none
     /// yet. Cancel safe.
-    pub(super) async fn gather(&mut self, size: BatchSize, none_waits: impl FnOnce()) -> Result<(), BrokerError> {
+    pub(super) async fn gather(&mut self, size: BatchSize, none_waits: impl FnOnce()) -> Result<(), StreamEnd> {
         if self.gathered.is_empty() {
             let first = if let Some(next) = self.next().now_or_never() {
                 next?

@@ -179,12 +179,22 @@ pub(super) async fn connect(settings: &BrokerSettings, purpose: &str) -> Result<
                 open_connections().push(connection.status().clone());
                 return Ok((connection, url.clone()));
             }
-            Some((Ok(Err(error)), _)) => failures.push(format!("{url}: {}", told(&error))),
+            Some((Ok(Err(error)), _)) => failures.push(refusal(url, settings.urls_file.as_deref(), &told(&error))),
             Some((Err(panicked), _)) => failures.push(format!("{url}: {panicked}")),
             None => failures.push(format!("{url}: no answer within {STEP_TIMEOUT:?}")),
         }
     }
     Err(BrokerError::Connect(failures.join("; ")))
+}
+
+/// Why a node was not connected to. A refused login names the user and the file that its password is in.
+fn refusal(url: &BrokerUrl, file: Option<&Path>, reason: &str) -> String {
+    if !reason.contains("ACCESS_REFUSED") {
+        return format!("{url}: {reason}");
+    }
+    let user = &url.0.authority.userinfo.username;
+    let file = file.map(|file| format!(" of {}", file.display())).unwrap_or_default();
+    format!("{url}, user {user}{file}: {reason}")
 }
 
 async fn attempt(uri: AMQPUri, tls: OwnedTLSConfig, purpose: String) -> lapin::Result<Connection> {

@@ -2,7 +2,7 @@
 
 use super::{
     BrokerError, STEP_TIMEOUT,
-    batch::{BatchSize, Delivered, Stream, Taken},
+    batch::{BatchSize, Delivered, Stream, StreamEnd, Taken},
     connect::BrokerUrl,
     copy::{self, Marks},
     lenient,
@@ -25,7 +25,10 @@ use lapin::{
     options::{BasicAckOptions, BasicCancelOptions, BasicNackOptions},
 };
 use std::{
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 use tokio_util::sync::CancellationToken;
@@ -56,6 +59,10 @@ pub struct Consumer {
     /// The value of `x-pointsd-source` on copies.
     pub(super) source: Option<Arc<str>>,
     pub(super) stream: tokio::sync::Mutex<Stream>,
+    /// Whether it takes no more deliveries than the prefetch in all: the broker sends more with each acknowledgement, so the
+    /// consumer is cancelled before the first.
+    pub(super) limited: bool,
+    pub(super) has_cancelled: AtomicBool,
     pub(super) tracker: Mutex<Tracker>,
     /// Held while an acknowledgement is sent, so that prefixes leave in rising order.
     pub(super) acknowledging: tokio::sync::Mutex<()>,
@@ -126,13 +133,24 @@ impl Consumer {
         locked(&self.tracker)
     }
 
-    /// Waits for a delivery and takes it together with whatever else has arrived, within `size`.
+    /// Waits for a delivery and takes it together with whatever else has arrived, within `size`. `None` when a session with a
+    /// limit takes no more.
     ///
     /// Cancel safe: what was gathered by then is the beginning of the next batch.
-    pub async fn next_batch(&self, size: BatchSize) -> Result<Vec<Delivered>, BrokerError> {
+    pub async fn next_batch(&self, size: BatchSize) -> Result<Option<Vec<Delivered>>, BrokerError> {
         let mut stream = self.stream.lock().await;
         loop {
-            stream.gather(size, || locked(&self.taken).none_waits()).await?;
+            match stream.gather(size, || locked(&self.taken).none_waits()).await {
+                Ok(()) => {}
+                Err(StreamEnd::Cancelled) if self.has_cancelled.load(Ordering::Relaxed) => return Ok(None),
+                Err(StreamEnd::Cancelled) => {
+                    return Err(BrokerError::Lost(format!(
+                        "the broker cancelled the consumer of {} (the queue was deleted, or its node left)",
+                        self.queue
+                    )));
+                }
+                Err(StreamEnd::Lost(error)) => return Err(error),
+            }
             // Until the next turn nothing is awaited.
             let gathered = std::mem::take(&mut stream.gathered);
             let (count, last) = (gathered.len(), gathered.back().map_or(0, |delivery| delivery.delivery_tag));
@@ -144,7 +162,10 @@ impl Consumer {
                         unreadable if unreadable.unreadable.is_some() => self.unreadable.add(unreadable),
                         readable => batch.push(readable),
                     },
-                    None => stream.ended = Some(BrokerError::Lost("a delivery tag does not count up by one".into())),
+                    None => {
+                        let reason = "a delivery tag does not count up by one".to_owned();
+                        stream.ended = Some(StreamEnd::Lost(BrokerError::Lost(reason)));
+                    }
                 }
             }
             let mut taken = locked(&self.taken);
@@ -155,7 +176,7 @@ impl Consumer {
             drop(taken);
             events::InFlight { part: self.part, deliveries: tracker.in_flight() }.emit();
             if !batch.is_empty() {
-                return Ok(batch);
+                return Ok(Some(batch));
             }
         }
     }
@@ -211,7 +232,7 @@ impl Consumer {
     }
 
     async fn stop_and_give_back(&self, mut unsettled: Vec<Delivered>) -> usize {
-        if self.channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions { nowait: false }).await.is_err() {
+        if !self.has_cancelled.swap(true, Ordering::Relaxed) && self.cancel().await.is_err() {
             return 0;
         }
         let mut stream = self.stream.lock().await;
@@ -228,9 +249,23 @@ impl Consumer {
         self.give_back(unsettled).await
     }
 
+    async fn cancel(&self) -> lapin::Result<()> {
+        // What has arrived by the answer is still handed out.
+        self.channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions { nowait: false }).await
+    }
+
+    /// Before each settlement: a session with a limit takes nothing in exchange for it.
+    async fn keep_limit(&self) {
+        if self.limited && !self.has_cancelled.swap(true, Ordering::Relaxed) {
+            // A channel that does not take it has ended or will: so will the session.
+            let _ = tokio::time::timeout(STEP_TIMEOUT, self.cancel()).await;
+        }
+    }
+
     /// Gives deliveries back to the queue, while the others go on. Returns how many.
     pub async fn give_back(&self, unsettled: Vec<Delivered>) -> usize {
         let _order = self.acknowledging.lock().await;
+        self.keep_limit().await;
         let mut given_back = 0;
         for delivered in unsettled {
             let Some(tag) = self.tracker().give_back(delivered.token) else { continue };
@@ -301,6 +336,7 @@ impl Deliveries for Consumer {
 
     async fn settle(&self, done: Vec<Delivered>) {
         let _order = self.acknowledging.lock().await;
+        self.keep_limit().await;
         let prefix = {
             let mut tracker = self.tracker();
             for delivered in done {

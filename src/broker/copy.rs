@@ -40,6 +40,8 @@ pub(super) const LEDGER_USER: &str = "x-pointsd-ledger-user";
 pub(super) const LEDGER_POINTS: &str = "x-pointsd-ledger-points";
 pub(super) const REQUEUE_ID: &str = "x-pointsd-requeue-id";
 pub(super) const TRUNCATED: &str = "x-pointsd-truncated";
+/// On a copy that a look at the dead queue made, in the place of a message: which look.
+pub(super) const LOOK: &str = "x-pointsd-look";
 
 /// Our headers that a message keeps wherever it goes, also where foreign ones do not fit.
 const CARRIED: [&str; 5] = [ATTEMPT, CHECK, FIRST_FAILED_AT, REQUEUE_ID, TRUNCATED];
@@ -129,7 +131,7 @@ pub(super) fn is_of_a_failure(name: &str) -> bool {
 
 /// Our headers that belong to one stay in a queue; those of an earlier stay are out of date.
 pub(super) fn is_of_one_stay(name: &str) -> bool {
-    matches!(name, SOURCE_QUEUE | REASON | ERROR | LEDGER_USER | LEDGER_POINTS | RAW)
+    matches!(name, SOURCE_QUEUE | REASON | ERROR | LEDGER_USER | LEDGER_POINTS | RAW | LOOK)
 }
 
 /// What a copy says of the failure.

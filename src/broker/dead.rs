@@ -49,11 +49,13 @@ pub struct DeadQueue {
     queue: String,
     parts: Vec<Part>,
     deliveries: SelectAll<BoxStream<'static, (usize, Option<lapin::Result<Delivery>>)>>,
-    /// Taken by a question, and not handed out yet.
-    fetched: VecDeque<(usize, Delivery)>,
-    /// Handed out so far.
+    /// Taken, and not handed out yet. Whether a consumer brought it, or a question.
+    received: VecDeque<(usize, Delivery, bool)>,
+    /// Handed out so far, without the copies that this look has made.
     arrived: u64,
-    /// Of those that were there at the beginning: taken and not removed.
+    /// How many of them may have been there when this look began; `None` until all that were have arrived.
+    beginning: Option<u64>,
+    /// Of those: taken and not removed.
     held: u64,
     waiting: u32,
     readers: u32,
@@ -75,7 +77,8 @@ struct Part {
 pub struct Tag {
     part: usize,
     delivery: u64,
-    number: u64,
+    /// Whether it may have been there when the look began.
+    was_there: bool,
     /// Whether the consumer brought it: it counts towards what that may hold.
     consumed: bool,
 }
@@ -106,8 +109,9 @@ impl DeadQueue {
             queue: settings.dead_queue.clone(),
             parts: Vec::new(),
             deliveries: SelectAll::new(),
-            fetched: VecDeque::new(),
+            received: VecDeque::new(),
             arrived: 0,
+            beginning: (declared.message_count() == 0).then_some(0),
             held: 0,
             waiting: declared.message_count(),
             readers: declared.consumer_count(),
@@ -126,17 +130,45 @@ impl DeadQueue {
             .then(|| format!("{} other reader(s) of {}: what they hold is not seen here", self.readers, self.queue))
     }
 
-    /// The next of the messages that the queue has for this look; `None` when it has no more.
+    /// The next of the messages that were there when this look began; `None` when there are no more of them.
     ///
     /// A message can take seconds on its way (headers of 128 KiB, nested a thousand deep, on a busy machine), so silence says
     /// nothing: the queue is asked.
     pub async fn next(&mut self) -> Result<Option<Found>, BrokerError> {
-        let found = self.next_within(SILENCE).await?;
-        if found.is_some() {
-            return Ok(found);
+        loop {
+            if self.beginning.is_none() && self.arrived >= u64::from(self.waiting) {
+                self.end_the_beginning().await?;
+            }
+            if self.beginning.is_some_and(|beginning| self.arrived >= beginning) {
+                return Ok(None);
+            }
+            let mut found = self.next_within(SILENCE).await?;
+            if found.is_none() {
+                self.receive_everything().await?;
+                found = self.next_now().await?;
+            }
+            match found {
+                None => return Ok(None),
+                Some(found) if found.tag.was_there => return Ok(Some(found)),
+                // A copy of this look, which goes back when the look ends.
+                Some(_) => {}
+            }
         }
+    }
+
+    /// As many messages have arrived as there were. Through several consumers they come in no order, so that some of them may
+    /// be newer, and some of those that were there still on their way: the queue has handed them out before the newer ones.
+    async fn end_the_beginning(&mut self) -> Result<(), BrokerError> {
         self.receive_everything().await?;
-        self.next_now().await
+        while let Some(delivery) = self.deliveries.next().now_or_never() {
+            let (part, delivery) = self.accept(delivery)?;
+            self.received.push_back((part, delivery, true));
+        }
+        let renewals = &self.renewals;
+        let is_original = |(_, delivery, _): &&(usize, Delivery, bool)| !renewals.has_made(&delivery.properties);
+        let on_their_way = self.received.iter().filter(is_original).count();
+        self.beginning = Some(self.arrived + on_their_way as u64);
+        Ok(())
     }
 
     /// The next message; `None` when none has come for `patience`.
@@ -146,18 +178,22 @@ impl DeadQueue {
         }
         match tokio::time::timeout(patience, self.deliveries.next()).await {
             Err(_) => Ok(None),
-            Ok(delivery) => self.take(delivery).map(Some),
+            Ok(delivery) => {
+                let (part, delivery) = self.accept(delivery)?;
+                Ok(Some(self.hold(part, delivery, true)))
+            }
         }
     }
 
     /// The next message, if it is here already.
     pub async fn next_now(&mut self) -> Result<Option<Found>, BrokerError> {
         self.make_room().await?;
-        if let Some(delivery) = self.deliveries.next().now_or_never() {
-            return self.take(delivery).map(Some);
+        if let Some((part, delivery, consumed)) = self.received.pop_front() {
+            return Ok(Some(self.hold(part, delivery, consumed)));
         }
-        let fetched = self.fetched.pop_front();
-        Ok(fetched.map(|(part, delivery)| self.hold(part, delivery, false)))
+        let Some(delivery) = self.deliveries.next().now_or_never() else { return Ok(None) };
+        let (part, delivery) = self.accept(delivery)?;
+        Ok(Some(self.hold(part, delivery, true)))
     }
 
     /// Returns when everything is here that the queue has given to this look. `basic.get` is answered by the queue itself,
@@ -171,11 +207,15 @@ impl DeadQueue {
         Ok(())
     }
 
-    fn take(&mut self, delivery: Option<(usize, Option<lapin::Result<Delivery>>)>) -> Result<Found, BrokerError> {
+    /// What a consumer has brought.
+    fn accept(
+        &mut self,
+        delivery: Option<(usize, Option<lapin::Result<Delivery>>)>,
+    ) -> Result<(usize, Delivery), BrokerError> {
         match delivery {
             Some((part, Some(Ok(delivery)))) => {
                 self.parts[part].held += 1;
-                Ok(self.hold(part, delivery, true))
+                Ok((part, delivery))
             }
             Some((_, Some(Err(error)))) => Err(error.into()),
             Some((_, None)) | None => {
@@ -185,11 +225,13 @@ impl DeadQueue {
     }
 
     fn hold(&mut self, part: usize, mut delivery: Delivery, consumed: bool) -> Found {
-        self.arrived += 1;
-        self.held += u64::from(self.arrived <= u64::from(self.waiting));
+        let is_copy = self.renewals.has_made(&delivery.properties);
+        self.arrived += u64::from(!is_copy);
+        let was_there = !is_copy && self.beginning.is_none_or(|beginning| self.arrived <= beginning);
+        self.held += u64::from(was_there);
         let unreadable = lenient::take(&mut delivery.properties);
         copy::distrust_producers(delivery.exchange.as_str(), &mut delivery.properties);
-        let tag = Tag { part, delivery: delivery.delivery_tag, number: self.arrived, consumed };
+        let tag = Tag { part, delivery: delivery.delivery_tag, was_there, consumed };
         Found { properties: delivery.properties, unreadable, body: delivery.data, tag }
     }
 
@@ -220,11 +262,6 @@ impl DeadQueue {
         Ok(())
     }
 
-    /// Whether a message was there when this look began.
-    pub fn was_there(&self, tag: Tag) -> bool {
-        tag.number <= u64::from(self.waiting)
-    }
-
     /// Takes messages out of the queue for good, and adds to `removed` those that are certain to be gone, also when it fails
     /// in the middle.
     pub async fn remove(&mut self, tags: &[Tag], removed: &mut u64) -> Result<(), BrokerError> {
@@ -247,7 +284,7 @@ impl DeadQueue {
             let ack = channel.basic_ack(tag.delivery, BasicAckOptions { multiple: false });
             within(STEP_TIMEOUT, "basic.ack", ack).await?;
             self.parts[tag.part].held -= u64::from(tag.consumed);
-            self.held -= u64::from(self.was_there(*tag));
+            self.held -= u64::from(tag.was_there);
         }
         Ok(())
     }
@@ -271,7 +308,7 @@ impl DeadQueue {
         let channel = &self.parts[part].channel;
         let get = channel.basic_get(self.queue.as_str().into(), BasicGetOptions { no_ack: false });
         if let Some(message) = within(CONFIRM_TIMEOUT, "basic.get", get).await? {
-            self.fetched.push_back((part, message.delivery));
+            self.received.push_back((part, message.delivery, false));
         }
         Ok(())
     }

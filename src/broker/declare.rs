@@ -45,6 +45,16 @@ impl Item<'_> {
         }
     }
 
+    /// What its disappearance means, and what to do.
+    pub(super) fn when_lost(&self) -> &'static str {
+        match self {
+            Self::Exchange(_) => {
+                "what was published to it meanwhile reached no queue; have the payment side publish it again"
+            }
+            Self::Queue(queue) => queue.contents.when_lost(),
+        }
+    }
+
     pub(super) fn subject(&self) -> String {
         match self {
             Self::Exchange(exchange) => format!("exchange {}", exchange.name),

@@ -62,25 +62,39 @@ impl Topology {
         .await
     }
 
-    /// Declares again what is ours and gone, with a log line for each. An error when something of others is gone.
+    /// As [`Topology::establish_on`], for the sessions after the first: what is ours and missing now was deleted meanwhile, and
+    /// is declared again with a warning that says what was lost with it.
+    pub(super) async fn reestablish_on(&self, connection: &Connection) -> Result<(), BrokerError> {
+        let deleted = self.deleted(connection).await?;
+        self.establish_on(connection).await?;
+        warn_of_deleted(&deleted);
+        Ok(())
+    }
+
+    /// Declares what is ours and missing again, with a warning for each. An error when a queue of others is missing. It costs
+    /// less than [`Topology::reestablish_on`] when nothing is missing.
     pub(super) async fn restore_on(&self, connection: &Connection) -> Result<(), BrokerError> {
-        let mut gone = Vec::new();
+        let deleted = self.deleted(connection).await?;
+        if deleted.is_empty() {
+            return self.require_on(connection).await;
+        }
+        self.establish_on(connection).await?;
+        warn_of_deleted(&deleted);
+        Ok(())
+    }
+
+    /// What is ours to declare and does not exist.
+    async fn deleted(&self, connection: &Connection) -> Result<Vec<Item<'_>>, BrokerError> {
+        let mut deleted = Vec::new();
         for item in self.items().filter(Item::is_declared) {
             match item.declare(connection, true).await {
-                Err(Failure::Broker(text)) if text.starts_with(NOT_FOUND) => gone.push(item.subject()),
-                // What else the broker says about it was accepted when the session began.
+                Err(Failure::Broker(text)) if text.starts_with(NOT_FOUND) => deleted.push(item),
+                // Anything else the broker says about it was accepted when the first session began.
                 Ok(()) | Err(Failure::Broker(_)) => {}
                 Err(Failure::Other(error)) => return Err(error),
             }
         }
-        if gone.is_empty() {
-            return self.require_on(connection).await;
-        }
-        self.establish_on(connection).await?;
-        for subject in &gone {
-            events::QueueGone { subject }.emit();
-        }
-        Ok(())
+        Ok(deleted)
     }
 
     /// `all`: also what is somebody else's.
@@ -189,6 +203,12 @@ impl Topology {
             "it names no dead-letter exchange: unless a policy does, what reaches its delivery limit is lost".to_owned()
         });
         Ok(limit.into_iter().chain(exchange).collect())
+    }
+}
+
+fn warn_of_deleted(deleted: &[Item<'_>]) {
+    for item in deleted {
+        events::QueueGone { subject: &item.subject(), lost: item.when_lost() }.emit();
     }
 }
 

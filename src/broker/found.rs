@@ -261,12 +261,12 @@ mod tests {
         for entries in [&moved[..], &ours[..]] {
             let original = BasicProperties::default().with_message_id("m".into()).with_headers(table(entries));
             let mut frame = copy::HeaderFrame::of(131_072);
-            let copied = renewed(&original, None, &describe(&original), &mut frame);
+            let copied = renewed("look", &original, None, &describe(&original), &mut frame);
             assert_eq!(describe(&copied), describe(&original));
             let headers = copied.headers().as_ref().unwrap().inner();
             assert!(headers.keys().all(|name| !copy::is_brokers(name.as_str())), "{headers:?}");
             assert_eq!(headers.get("trace"), Some(&text("t-1")));
-            assert_eq!(renewed(&copied, None, &describe(&copied), &mut frame), copied);
+            assert_eq!(renewed("look", &copied, None, &describe(&copied), &mut frame), copied);
         }
     }
 
@@ -281,10 +281,10 @@ mod tests {
             tag: Tag::default(),
         };
         let mut frame = copy::HeaderFrame::of(131_072);
-        let copied = renewed(&found.properties, found.unreadable.as_ref(), &found.parked(), &mut frame);
+        let copied = renewed("look", &found.properties, found.unreadable.as_ref(), &found.parked(), &mut frame);
         let parked = describe(&copied);
         assert_eq!((parked.reason.as_str(), parked.error.as_deref()), ("unreadable", Some("message id: not UTF-8")));
         assert_eq!(copied.headers().as_ref().unwrap().inner().get(RAW), Some(&text("00ff")));
-        assert_eq!(renewed(&copied, None, &parked, &mut frame), copied);
+        assert_eq!(renewed("look", &copied, None, &parked, &mut frame), copied);
     }
 }

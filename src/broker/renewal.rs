@@ -27,6 +27,8 @@ const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 /// Messages that wait for their copy.
 pub(super) struct Renewals {
     settings: BrokerSettings,
+    /// The name of this look, on its copies: they arrive while it goes on, and stand for no message of their own.
+    look: String,
     publisher: Option<Publisher>,
     messages: Vec<Found>,
     bytes: usize,
@@ -37,7 +39,15 @@ pub(super) struct Renewals {
 impl Renewals {
     pub(super) fn new(settings: &BrokerSettings) -> Self {
         let settings = settings.clone();
-        Self { settings, publisher: None, messages: Vec::new(), bytes: 0, failed: None }
+        let look = format!("{}-{}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
+        Self { settings, look, publisher: None, messages: Vec::new(), bytes: 0, failed: None }
+    }
+
+    /// Whether this look has made a copy.
+    pub(super) fn has_made(&self, properties: &BasicProperties) -> bool {
+        let headers = properties.headers().as_ref().map(FieldTable::inner);
+        let look = headers.and_then(|headers| headers.get(copy::LOOK));
+        matches!(look, Some(AMQPValue::LongString(look)) if look.as_bytes() == self.look.as_bytes())
     }
 
     /// Keeps a message if it must be renewed. Whether it is time to publish.
@@ -80,7 +90,8 @@ impl Renewals {
         let copies: Vec<Outgoing<'_>> = messages
             .iter()
             .map(|found| {
-                let properties = renewed(&found.properties, found.unreadable.as_ref(), &found.parked(), &mut frame);
+                let unreadable = found.unreadable.as_ref();
+                let properties = renewed(&self.look, &found.properties, unreadable, &found.parked(), &mut frame);
                 Outgoing::to_queue(queue, found.body(), properties)
             })
             .collect();
@@ -99,12 +110,13 @@ impl Renewals {
 /// The properties of a copy that takes the place of a message in the dead queue: everything that it says stays. What only the
 /// broker says of it (`x-death`, which no copy keeps) is written into our own headers, and so is what was read past lapin.
 pub(super) fn renewed(
+    look: &str,
     original: &BasicProperties,
     unreadable: Option<&Unreadable>,
     parked: &Parked,
     frame: &mut copy::HeaderFrame,
 ) -> BasicProperties {
-    let copied = renewed_headers(original, unreadable.is_some(), parked, frame);
+    let copied = renewed_headers(look, original, unreadable.is_some(), parked, frame);
     match unreadable {
         Some(unreadable) => lenient::with_raw(&copied, unreadable, frame),
         None => copied,
@@ -113,6 +125,7 @@ pub(super) fn renewed(
 
 /// `is_unreadable`: its headers say nothing of a failure yet.
 fn renewed_headers(
+    look: &str,
     original: &BasicProperties,
     is_unreadable: bool,
     parked: &Parked,
@@ -146,6 +159,7 @@ fn renewed_headers(
             }
         }
     }
+    ours.insert(copy::LOOK.into(), AMQPValue::LongString(look.into()));
     let mut all = ours.clone();
     for (name, value) in foreign.inner() {
         all.insert(name.clone(), value.clone());

@@ -41,6 +41,8 @@ pub struct Sessions {
     /// The value of `x-pointsd-source` on copies.
     source: Option<String>,
     blocked: Blocked,
+    /// Whether a session had its queues: one that is missing afterwards was deleted.
+    has_opened: AtomicBool,
     /// Whether it is still to be logged that this daemon schedules no checks beside a check queue.
     warns_of_checks: AtomicBool,
     /// Whether it is still to be logged what makes the queue lose messages.
@@ -79,6 +81,7 @@ impl Sessions {
                 .filter(|source| matches!(source.kind, SourceKind::Notification(_)))
                 .map(|source| source.name.clone()),
             blocked: Blocked::default(),
+            has_opened: AtomicBool::new(false),
             warns_of_checks: AtomicBool::new(part == Part::Credits && !settings.pay_status.is_some()),
             warns_of_dangers: AtomicBool::new(true),
             warns_of_x_death: AtomicBool::new(part == Part::Credits),
@@ -91,10 +94,10 @@ impl Sessions {
     }
 
     /// Connects, declares (or requires) the topology and begins to consume.
-    /// `prefetch`: most unacknowledged deliveries.
-    pub async fn open(&self, prefetch: u16) -> Result<Consumer, BrokerError> {
+    /// `prefetch`: most unacknowledged deliveries; with `limited` most deliveries in all.
+    pub async fn open(&self, prefetch: u16, limited: bool) -> Result<Consumer, BrokerError> {
         let publisher = self.publisher().await?;
-        let opened = self.consume(prefetch, Arc::clone(&publisher)).await;
+        let opened = self.consume(prefetch, limited, Arc::clone(&publisher)).await;
         if opened.is_err() {
             publisher.close().await;
         }
@@ -120,10 +123,15 @@ impl Sessions {
         proven.map(|()| publisher)
     }
 
-    async fn consume(&self, prefetch: u16, publisher: Arc<Publisher>) -> Result<Consumer, BrokerError> {
+    async fn consume(&self, prefetch: u16, limited: bool, publisher: Arc<Publisher>) -> Result<Consumer, BrokerError> {
         let settings = &self.settings;
         let (connection, node) = connect(settings, &format!("{} consumer", self.part.label())).await?;
-        self.topology.establish_on(&connection).await?;
+        if self.has_opened.load(Ordering::Relaxed) {
+            self.topology.reestablish_on(&connection).await?;
+        } else {
+            self.topology.establish_on(&connection).await?;
+            self.has_opened.store(true, Ordering::Relaxed);
+        }
         self.topology.refuse_stream(&connection, &self.queue).await?;
         self.warn_of_checks(&connection).await?;
         self.warn_of_dangers(&connection).await?;
@@ -155,10 +163,12 @@ impl Sessions {
             retry_queues: self.retry.delays().iter().map(|delay| retry_queue(&queue, delay)).collect(),
             check_delay_queues: self.check_delays.iter().map(check_delay_queue).collect(),
             source: self.source.as_deref().map(Arc::from),
-            queue,
             check_queue: settings.check_queue.clone(),
             dead_queue: settings.dead_queue.clone(),
             stream: tokio::sync::Mutex::new(Stream::new(consumer)),
+            limited,
+            has_cancelled: AtomicBool::new(false),
+            queue,
             tracker: Mutex::new(tracker),
             acknowledging: tokio::sync::Mutex::new(()),
             publisher,

@@ -45,12 +45,40 @@ pub struct QueueSpec {
     pub name: String,
     /// What it is for.
     pub purpose: &'static str,
+    /// What its messages are.
+    #[serde(skip)]
+    pub contents: Contents,
     /// Its arguments, in order; in JSON an object.
     #[serde(serialize_with = "as_object")]
     pub arguments: Vec<(&'static str, Argument)>,
     /// Whether it is declared; otherwise it must be there.
     #[serde(skip)]
     pub declare: bool,
+}
+
+/// What the messages of a queue are, and so what is lost with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contents {
+    /// Points messages or notifications, which the payment side published.
+    Payments,
+    /// Check messages, which pointsd published.
+    Checks,
+    /// Dead letters.
+    DeadLetters,
+}
+
+impl Contents {
+    /// What the loss of such a queue means, and what to do.
+    pub fn when_lost(self) -> &'static str {
+        match self {
+            Self::Payments => {
+                "messages in it are lost; have the payment side publish those of the last minutes again: what was \
+                 credited is a duplicate then"
+            }
+            Self::Checks => "checks in it are lost; `pointsd reconcile --older-than 1m --apply` sends them again",
+            Self::DeadLetters => "dead letters in it are lost; the log has a line for each that was parked",
+        }
+    }
 }
 
 fn as_object<S: serde::Serializer>(arguments: &[(&'static str, Argument)], serializer: S) -> Result<S::Ok, S::Error> {
@@ -209,20 +237,26 @@ impl Topology {
         let (broker, checking) = (&settings.broker, settings.pay_status.is_some());
         let mut core = Self::default();
         core.add_exchange(&broker.exchange, ExchangeType::Direct, broker.declare);
-        core.add(broker, &broker.dead_queue, "parked for a person", dead_arguments(broker.queue_type));
+        core.add(
+            broker,
+            &broker.dead_queue,
+            "parked for a person",
+            Contents::DeadLetters,
+            dead_arguments(broker.queue_type),
+        );
         let consumed = consumed_arguments(broker, broker.queue_type);
-        core.add(broker, &broker.credit_queue, "points messages", consumed.clone());
+        core.add(broker, &broker.credit_queue, "points messages", Contents::Payments, consumed.clone());
         if checking {
-            core.add(broker, &broker.check_queue, "checks of payments", consumed);
+            core.add(broker, &broker.check_queue, "checks of payments", Contents::Checks, consumed);
         }
-        core.add_retries(settings, &broker.credit_queue);
+        core.add_retries(settings, &broker.credit_queue, Contents::Payments);
         if checking {
             for delay in settings.check_delays() {
                 let name = check_delay_queue(&broker.check_queue, &delay);
                 let arguments = delay_arguments(&delay, &broker.check_queue);
-                core.add(broker, &name, "waiting for a check", arguments);
+                core.add(broker, &name, "waiting for a check", Contents::Checks, arguments);
             }
-            core.add_retries(settings, &broker.check_queue);
+            core.add_retries(settings, &broker.check_queue, Contents::Checks);
         }
         core.bind(&broker.exchange, &broker.credit_queue, &broker.routing_key, broker.declare);
         if checking {
@@ -253,8 +287,9 @@ impl Topology {
             SourceKind::Credit => "points messages",
             SourceKind::Notification(_) => "notifications",
         };
-        self.queues.push(QueueSpec { name: queue.clone(), purpose, arguments, declare: *declare });
-        self.add_retries(settings, queue);
+        let contents = Contents::Payments;
+        self.queues.push(QueueSpec { name: queue.clone(), purpose, contents, arguments, declare: *declare });
+        self.add_retries(settings, queue, contents);
         self.bind(exchange, queue, routing_key, *declare);
         if matches!(kind, SourceKind::Credit) && settings.pay_status.is_some() {
             self.unbind_checks(settings, exchange, routing_key, *declare);
@@ -280,18 +315,25 @@ impl Topology {
         broker: &BrokerSettings,
         name: &str,
         purpose: &'static str,
+        contents: Contents,
         arguments: Vec<(&'static str, Argument)>,
     ) {
         if !self.queues.iter().any(|queue| queue.name == name) {
-            self.queues.push(QueueSpec { name: name.to_owned(), purpose, arguments, declare: broker.declare });
+            self.queues.push(QueueSpec {
+                name: name.to_owned(),
+                purpose,
+                contents,
+                arguments,
+                declare: broker.declare,
+            });
         }
     }
 
     /// The delay queues of a queue that is consumed.
-    fn add_retries(&mut self, settings: &Settings, queue: &str) {
+    fn add_retries(&mut self, settings: &Settings, queue: &str, contents: Contents) {
         for delay in settings.retry.policy.delays() {
             let arguments = delay_arguments(delay, queue);
-            self.add(&settings.broker, &retry_queue(queue, delay), "waiting to be tried again", arguments);
+            self.add(&settings.broker, &retry_queue(queue, delay), "waiting to be tried again", contents, arguments);
         }
     }
 

@@ -150,8 +150,10 @@ fn lines(payment: &PaymentId, story: &Story) -> Vec<String> {
         Some(Dead::Messages(messages)) => lines.extend(messages.iter().map(|message| {
             let since = message.first_failed_at.map_or_else(|| "?".to_owned(), |at| at.to_string());
             let error = message.error.as_deref().unwrap_or_default();
+            let from = message.source_queue.as_deref().map(|queue| format!(", from {queue}")).unwrap_or_default();
             format!(
-                "  in the dead queue since {since}: {}: {}",
+                "  in the dead queue since {since}{}: {}: {}",
+                dead::printable(&from),
                 dead::printable(&message.reason),
                 dead::printable(error)
             )

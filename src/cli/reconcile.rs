@@ -61,6 +61,8 @@ struct Account {
     /// Listed, without --apply.
     #[serde(skip_serializing_if = "Option::is_none")]
     listed: Option<Vec<UnverifiedCredit>>,
+    /// Whether credits were left out because their checks may still come. `--older-than` includes them.
+    younger_left_out: bool,
     /// Why it did not go on to the end.
     stopped: Option<String>,
 }
@@ -119,6 +121,12 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
             break Ok(());
         }
     };
+    if done.is_ok() && arguments.older_than.is_none() && !longest.is_zero() {
+        let younger =
+            UnverifiedPage { older_than: Duration::ZERO, newer_than: Some(longest), after: None, limit: 1, ..page };
+        let read = ledger.call_at_leisure(move |ledger| ledger.unverified(&younger)).await;
+        account.younger_left_out = !read.map_err(ledger_error)?.is_empty();
+    }
     progress.finish_and_clear();
     if let Some(publisher) = publisher {
         publisher.close().await;
@@ -126,7 +134,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     if let Err(error) = &done {
         account.stopped = Some(format!("{error:#}"));
     }
-    account.print(arguments, output)?;
+    account.print(arguments, longest, output)?;
     done?;
     Ok(if account.stopped.is_none() && account.not_sendable == 0 { Exit::Done } else { Exit::Failed })
 }
@@ -172,7 +180,8 @@ fn check(credit: &UnverifiedCredit) -> Option<ScheduledCheck> {
 }
 
 impl Account {
-    fn print(&self, arguments: &Arguments, output: &mut Output) -> anyhow::Result<()> {
+    /// `longest`: how long all checks of a credit take.
+    fn print(&self, arguments: &Arguments, longest: Duration, output: &mut Output) -> anyhow::Result<()> {
         if arguments.json {
             return output.json(self);
         }
@@ -181,10 +190,18 @@ impl Account {
         }
         let what = if arguments.reversed { "reversed" } else { "not found paid by a check" };
         let more = if self.more { " (there are more; --limit)" } else { "" };
-        if !arguments.apply {
-            return Ok(output.line(&format!("{} credits {what}{more}", self.found))?);
+        if arguments.apply {
+            output.line(&format!("sent {} of {} credits {what} to be checked{more}", self.sent, self.found))?;
+        } else {
+            output.line(&format!("{} credits {what}{more}", self.found))?;
         }
-        output.line(&format!("sent {} of {} credits {what} to be checked{more}", self.sent, self.found))?;
+        if self.younger_left_out {
+            output.line(&format!(
+                "credits younger than {} are left out, because their checks may still come; if these were lost, \
+                 --older-than 1m includes them (a check that is sent twice changes nothing)",
+                humantime::format_duration(longest)
+            ))?;
+        }
         if self.not_sendable > 0 {
             output.line(&format!("{} cannot be sent: their ids or points are not valid", self.not_sendable))?;
         }

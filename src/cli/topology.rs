@@ -86,7 +86,7 @@ fn print(topology: &Topology, json: bool, output: &mut Output) -> anyhow::Result
     for ExchangeSpec { name, kind, declare } in &topology.exchanges {
         output.line(&format!("exchange {name}: {}, durable{}", kind.as_str(), of_somebody(*declare)))?;
     }
-    for QueueSpec { name, purpose, arguments, declare } in &topology.queues {
+    for QueueSpec { name, purpose, arguments, declare, contents: _ } in &topology.queues {
         output.line(&format!("queue {name}: durable; {purpose}{}", of_somebody(*declare)))?;
         for (argument, value) in arguments {
             output.line(&format!("    {argument} = {}", serde_json::to_string(value)?))?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DatabaseError {
     /// No connection, or it was lost.
-    #[error("not reachable: {0}")]
+    #[error("cannot connect: {0}")]
     Unreachable(String),
     /// It did not answer in time; the connection and its thread were abandoned.
     #[error("no answer within {0:?} (ledger.timeout)")]

@@ -134,7 +134,7 @@ fn forged_headers_change_nothing(queue_type: &str) {
     payments.execute("ALTER TABLE shop.payments ADD points bigint DEFAULT 10");
     let settings = format!(
         "{}user_column = \"buyer\"\npoints_column = \"points\"\n[[source]]\nname = \"trade\"\nexchange = \"{name}\"\n\
-         routing_key = \"k\"\nqueue = \"{name}.q\"\nqueue_type = {queue_type:?}\nformat = \"payment_id\"\n",
+         routing_key = \"k\"\nqueue = \"{name}.q\"\nqueue_type = {queue_type:?}\nformat = \"credit\"\n",
         payments.settings()
     );
     let setup = setup_at(&rabbit.url(), &place, "sql", &settings, "1s", r#"["1s", "1s"]"#);
@@ -601,7 +601,7 @@ fn a_payment_that_is_closed_while_its_check_waits_for_a_locked_row_is_not_reinst
     payments.execute("ALTER TABLE shop.payments ADD points bigint DEFAULT 10");
     let settings = format!(
         "{}user_column = \"buyer\"\npoints_column = \"points\"\n[[source]]\nname = \"trade\"\nexchange = \"{name}\"\n\
-         routing_key = \"k\"\nqueue = \"{name}.q\"\nformat = \"payment_id\"\n",
+         routing_key = \"k\"\nqueue = \"{name}.q\"\nformat = \"credit\"\n",
         payments.settings()
     );
     let setup = setup(&place, "sql", &settings, "2s", r#"["2s", "1h"]"#);
@@ -687,7 +687,7 @@ fn a_credit_on_arrival_is_looked_up_once_more_after_its_commit() {
     let settings = format!(
         "[pay_status.sql]\ntable = \"{shop}\"\nid_column = \"id\"\nstatus_column = \"status\"\nuser_column = \"buyer\"\n\
          points_column = \"points\"\npaid = [{PAID:?}]\npending = [{PENDING:?}]\nclosed = [{CLOSED:?}]\n\
-         [[source]]\nname = \"trade\"\nexchange = \"{name}\"\nrouting_key = \"k\"\nqueue = \"{name}.q\"\nformat = \"payment_id\"\n"
+         [[source]]\nname = \"trade\"\nexchange = \"{name}\"\nrouting_key = \"k\"\nqueue = \"{name}.q\"\nformat = \"credit\"\n"
     );
     drop(payments);
     let setup = setup(&place, "sql", &settings, "1h", r#"["1h"]"#);
@@ -796,7 +796,7 @@ fn a_source_whose_expire_was_replaced_by_mark_paid_while_its_checks_waited_marks
     let source = |rule: &str| {
         format!(
             "{}user_column = \"buyer\"\npoints_column = \"points\"\n[[source]]\nname = \"orders\"\nexchange = \"{name}\"\n\
-             routing_key = \"k\"\nqueue = \"{name}.q\"\nformat = \"payment_id\"\n{rule}\n",
+             routing_key = \"k\"\nqueue = \"{name}.q\"\nformat = \"credit\"\n{rule}\n",
             payments.settings()
         )
     };
@@ -909,6 +909,60 @@ fn queues_that_are_gone_are_declared_again_or_make_the_daemon_unready() {
     daemon.stop();
 }
 
+/// A consumed queue that is deleted ends its session at once: the next one declares it again, and must say what was lost.
+#[test]
+fn a_consumed_queue_that_is_deleted_is_declared_again_with_a_warning_that_says_what_was_lost() {
+    let rabbit = rabbit::shared();
+    let (place, payments) = (Place::new(Kind::Postgres), Payments::new());
+    let source = "[[source]]\nname = \"shop\"\nformat = \"credit\"\nqueue = \"QUEUE\"\nexchange = \"EXCHANGE\"\nrouting_key = \"paid\"\n";
+    let setup = setup(&place, "sql", &payments.settings(), "1h", r#"["2h"]"#);
+    let (notified, exchange) = (format!("{}.notified", setup.credit_queue), format!("{}.notify", setup.exchange));
+    let text = std::fs::read_to_string(setup.config()).unwrap();
+    let source = source.replace("QUEUE", &notified).replace("EXCHANGE", &exchange);
+    std::fs::write(setup.config(), format!("{text}\n{source}")).unwrap();
+    let daemon = start(&setup);
+    let client = Client::connect(&rabbit.url());
+    // Twenty credits whose checks are lost, before any check is due.
+    payments.set_all(&(1..=20).map(|id| (id, PAID)).collect::<Vec<_>>());
+    publish(&client, &setup, 1..=20);
+    daemon.wait_for("they are credited", |daemon| messages(daemon, "credit", "credited").eq(&20.0).then_some(()));
+    let delay = setup.check_delay_queue("1h");
+    eventually("their checks wait", || client.ready(&delay)?.gt(&0).then_some(()));
+    let lost = [
+        (
+            setup.check_queue.clone(),
+            "checks in it are lost; `pointsd reconcile --older-than 1m --apply` sends them again",
+        ),
+        (setup.credit_queue.clone(), "have the payment side publish those of the last minutes again"),
+        (notified, "have the payment side publish those of the last minutes again"),
+    ];
+    for (queue, consequence) in &lost {
+        client.delete_queue(queue);
+        let line = format!("subject=\"queue {queue}\"");
+        daemon.wait_for("it is declared again with a warning", |daemon| {
+            let log = daemon.log();
+            let warned =
+                log.lines().find(|log| log.contains("gone from the broker") && log.contains(&line))?.to_owned();
+            assert!(warned.contains(consequence), "{warned}");
+            client.ready(queue)
+        });
+    }
+    daemon.wait_ready();
+    let told = daemon.log();
+    assert!(told.contains(&format!("cancelled the consumer of {} ", setup.check_queue)), "{told}");
+    // The command hides what is younger than its checks take, and says so; what the warning names finds it.
+    let hidden = setup.run(&["reconcile"]);
+    let hidden = String::from_utf8_lossy(&hidden.stdout).into_owned();
+    assert!(hidden.starts_with("0 credits"), "{hidden}");
+    assert!(hidden.contains("--older-than 1m"), "{hidden}");
+    assert_eq!(setup.json(&["reconcile", "--json"])["younger_left_out"], true);
+    assert!(setup.run(&["reconcile", "--older-than", "0s", "--apply"]).status.success());
+    wait_for_checks(&daemon, "paid", "verify", 20.0);
+    assert!(!String::from_utf8_lossy(&setup.run(&["reconcile"]).stdout).contains("--older-than"));
+    assert_right(&setup);
+    daemon.stop();
+}
+
 #[test]
 fn credits_that_should_have_been_checked_by_now_are_counted_as_overdue() {
     let (place, payments) = (Place::new(Kind::Postgres), Payments::new());
@@ -974,7 +1028,7 @@ fn a_notification_without_effect_is_logged_once() {
     payments.execute("ALTER TABLE shop.payments ADD amount bigint DEFAULT 0");
     let settings = format!(
         "{}user_column = \"buyer\"\namount_column = \"amount\"\npoints_per_unit = \"1\"\n[[source]]\nname = \"trade\"\n\
-         exchange = \"{name}\"\nrouting_key = \"k\"\nqueue = \"{name}.q\"\nformat = \"payment_id\"\n",
+         exchange = \"{name}\"\nrouting_key = \"k\"\nqueue = \"{name}.q\"\nformat = \"credit\"\n",
         payments.settings()
     );
     let setup = setup(&place, "sql", &settings, "1h", r#"["1h"]"#);

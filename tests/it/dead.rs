@@ -16,6 +16,7 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use std::{
+    collections::HashSet,
     io::Write,
     process::{Output, Stdio},
     time::{Duration, Instant},
@@ -482,6 +483,24 @@ fn a_hundred_looks_drop_nothing() {
         let listed = setup.json(&["dead", "list", "--json"]);
         assert_eq!(listed["messages"], 20, "look {look}");
         ready_is(&client, &setup.dead_queue, 20);
+    }
+}
+
+/// A look renews what an earlier one has seen: its copies arrive while it goes on, through several consumers, and in no order.
+/// Each message is counted once, and a copy never stands for one that was not seen yet.
+#[test]
+fn looks_that_renew_what_they_see_count_each_message_once() {
+    const MESSAGES: usize = 12_000;
+    let (_place, setup, client) = prepared(Kind::Sqlite, "");
+    park(&client, &setup, (0..MESSAGES).map(|n| format!("p{n}")), "rejected");
+    for look in 0..4 {
+        let file = setup.folder.path().join(format!("export-{look}"));
+        assert!(setup.run(&["dead", "export", file.to_str().unwrap()]).status.success());
+        let text = std::fs::read_to_string(&file).unwrap();
+        let body = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["body"].to_string();
+        let bodies: HashSet<String> = text.lines().map(body).collect();
+        assert_eq!((text.lines().count(), bodies.len()), (MESSAGES, MESSAGES), "look {look}");
+        ready_is(&client, &setup.dead_queue, u32::try_from(MESSAGES).unwrap());
     }
 }
 

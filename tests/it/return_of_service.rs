@@ -131,24 +131,26 @@ fn the_first_check_follows_the_return_of_the_payment_service_within_two_seconds(
     daemon.stop();
 }
 
+/// The queues of a setup, with a credit queue that has a delivery limit and a dead-letter exchange, as others declare them.
+fn declare_with_limit(client: &Client, setup: &Setup, limit: i32) {
+    let long = |text: &str| AMQPValue::LongString(text.into());
+    let quorum = ("x-queue-type", long("quorum"));
+    let limit = ("x-delivery-limit", AMQPValue::LongInt(limit));
+    let dead = [("x-dead-letter-exchange", long("")), ("x-dead-letter-routing-key", long(&setup.dead_queue))];
+    client.declare_queue(&setup.dead_queue, std::slice::from_ref(&quorum));
+    client.declare_queue(&setup.never_used(), std::slice::from_ref(&quorum));
+    client.declare_queue(&setup.credit_queue, &[[quorum, limit].as_slice(), dead.as_slice()].concat());
+    client.declare_exchange(&setup.exchange, lapin::ExchangeKind::Direct);
+    client.bind(&setup.credit_queue, &setup.exchange, &setup.key);
+}
+
 /// What a delivery limit of 5 leaves of 300 good messages while the ledger fails again and again: all of them.
 #[test]
 fn a_ledger_that_fails_again_and_again_spends_no_more_than_the_count_of_one_message_at_a_time() {
     let url = postgres::shared().database();
-    let proxy = Proxy::to(port_of(&url));
-    let setup = Setup::new(&rabbit::shared().url(), &through(&proxy, &url, port_of(&url)), "declare = false");
+    let setup = Setup::new(&rabbit::shared().url(), &url, "declare = false");
     let client = Client::connect(&rabbit::shared().url());
-    let long = |text: &str| AMQPValue::LongString(text.into());
-    let limit = ("x-delivery-limit", AMQPValue::LongInt(5));
-    let dead = [("x-dead-letter-exchange", long("")), ("x-dead-letter-routing-key", long(&setup.dead_queue))];
-    client.declare_queue(&setup.dead_queue, &[("x-queue-type", long("quorum"))]);
-    client.declare_queue(&setup.never_used(), &[("x-queue-type", long("quorum"))]);
-    client.declare_queue(
-        &setup.credit_queue,
-        &[[("x-queue-type", long("quorum")), limit].as_slice(), dead.as_slice()].concat(),
-    );
-    client.declare_exchange(&setup.exchange, lapin::ExchangeKind::Direct);
-    client.bind(&setup.credit_queue, &setup.exchange, &setup.key);
+    declare_with_limit(&client, &setup, 5);
     let daemon = setup.start();
     daemon.wait_ready();
     assert!(daemon.log().contains("its delivery limit is 5"), "a low limit is named at the start: {}", daemon.log());
@@ -173,6 +175,46 @@ fn a_ledger_that_fails_again_and_again_spends_no_more_than_the_count_of_one_mess
     let dead = client.ready(&setup.dead_queue).unwrap();
     eprintln!("{dead} of 300 went to the dead queue");
     assert!(dead <= 1, "{dead}");
+    daemon.stop();
+}
+
+/// A ledger that works for half a second at a time, and a queue with a delivery limit of 3: after each outage no more
+/// deliveries are held than were settled since, so that a backlog moves on and leaves almost nothing in the dead queue.
+#[test]
+fn a_ledger_that_flaps_under_a_backlog_spends_few_delivery_counts() {
+    const MESSAGES: u64 = 8000;
+    let url = postgres::shared().database();
+    let proxy = Proxy::to(port_of(&url));
+    let setup = Setup::new(&rabbit::shared().url(), &through(&proxy, &url, port_of(&url)), "declare = false");
+    let client = Client::connect(&rabbit::shared().url());
+    declare_with_limit(&client, &setup, 3);
+    let daemon = setup.start();
+    daemon.wait_ready();
+    // A ledger at its limit: the backlog lasts longer than the flapping.
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.001); RETURN NEW; END $$;
+                CREATE TRIGGER slow BEFORE INSERT ON points_credits FOR EACH ROW EXECUTE FUNCTION slow()";
+    postgres::Postgres::execute(&url, slow);
+    client.publish(&setup.exchange, &setup.key, (0..MESSAGES).map(body));
+    let paused = |daemon: &Daemon| daemon.metric(r#"pointsd_paused{dependency="ledger"}"#).eq(&1.0).then_some(());
+    let resumed = |daemon: &Daemon| daemon.metric(r#"pointsd_paused{dependency="ledger"}"#).eq(&0.0).then_some(());
+    for _ in 0..12 {
+        proxy.set(Network::Cut);
+        daemon.wait_for("the outage is noticed", paused);
+        proxy.set(Network::Up);
+        daemon.wait_for("the ledger is back", resumed);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert!(client.ready(&setup.credit_queue).unwrap() > 0, "the backlog outlasted the flapping");
+    postgres::Postgres::execute(&url, "DROP TRIGGER slow ON points_credits");
+    daemon.wait_for("the backlog is gone", |daemon| {
+        let dead = f64::from(client.ready(&setup.dead_queue)?);
+        // A commit whose answer was cut off is a duplicate when its message comes again.
+        let duplicate = daemon.metric(r#"pointsd_messages_total{queue="credit",outcome="duplicate"}"#);
+        (credited(daemon) + duplicate + dead >= MESSAGES as f64).then_some(())
+    });
+    let dead = client.ready(&setup.dead_queue).unwrap();
+    eprintln!("{dead} of {MESSAGES} went to the dead queue");
+    assert!(dead <= 8, "{dead} of {MESSAGES}");
     daemon.stop();
 }
 

@@ -72,7 +72,8 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         }
         let selected = tags.len() as u64;
         let end = "refused: about other payments, too";
-        Audit { action: "drop", selection: &selection, selected, removed: 0, end, requeue_id: None }.tell(settings);
+        Audit { action: "drop", selection: &selection, selected: Some(selected), removed: 0, end, requeue_id: None }
+            .tell(settings);
         if arguments.json {
             output.json(&Account { selected, dropped: 0 })?;
         }
@@ -89,7 +90,8 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     let mut account = Account { selected: tags.len() as u64, dropped: 0 };
     let audit = |removed, end: &str| {
         let selected = tags.len() as u64;
-        Audit { action: "drop", selection: &selection, selected, removed, end, requeue_id: None }.tell(settings);
+        Audit { action: "drop", selection: &selection, selected: Some(selected), removed, end, requeue_id: None }
+            .tell(settings);
     };
     let stop = stop_on_signals()?;
     let seen = if agreed {

@@ -45,8 +45,15 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         written.with_context(|| format!("nothing is exported to {name}"))?
     };
     output.complain(&format!("{selected} messages exported; they are still in {}", settings.broker.dead_queue));
-    Audit { action: "export", selection: &selection, selected, removed: 0, end: "done", requeue_id: None }
-        .tell(settings);
+    Audit {
+        action: "export",
+        selection: &selection,
+        selected: Some(selected),
+        removed: 0,
+        end: "done",
+        requeue_id: None,
+    }
+    .tell(settings);
     Ok(exit)
 }
 

@@ -37,8 +37,15 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     }
     let exit = walk.end(output).await?;
     each.sort_by_key(|parked| parked.first_failed_at);
-    Audit { action: "list", selection: &selection, selected: messages, removed: 0, end: "done", requeue_id: None }
-        .tell(settings);
+    Audit {
+        action: "list",
+        selection: &selection,
+        selected: Some(messages),
+        removed: 0,
+        end: "done",
+        requeue_id: None,
+    }
+    .tell(settings);
     print(settings, arguments, Listed { messages, groups, each }, now, output)?;
     Ok(exit)
 }

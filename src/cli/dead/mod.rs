@@ -42,6 +42,8 @@ enum Action {
     /// Write messages as JSON Lines, as `publish` and `replay` read them. Changes nothing.
     Export(export::Arguments),
     /// Take messages out of the dead queue for good. Asks first.
+    ///
+    /// `dead list` with the same filters shows what would be dropped.
     Drop(discard::Arguments),
 }
 
@@ -57,6 +59,9 @@ struct Filter {
     /// Only with this message id; may be given several times.
     #[arg(long, value_name = "ID", allow_hyphen_values = true)]
     message_id: Vec<String>,
+    /// Only what failed with an error that contains this text.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    error: Option<String>,
     /// Only what failed first longer ago than this by the ledger database's clock, as in "2h" or "1day".
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
@@ -76,6 +81,7 @@ impl Filter {
             reasons: self.reason.clone(),
             payments: self.payment.clone(),
             message_ids: self.message_id.clone(),
+            error: self.error.clone(),
             older_than: self.older_than,
             newer_than: self.newer_than,
         }
@@ -88,14 +94,15 @@ impl Filter {
 
     /// For what changes the queue: everything must have been asked for.
     fn or_all(&self, all: bool) -> Result<Selection, UsageError> {
-        let Self { reason, payment, message_id, older_than, newer_than } = self;
+        let Self { reason, payment, message_id, error, older_than, newer_than } = self;
         let narrowed = !(reason.is_empty() && payment.is_empty() && message_id.is_empty())
+            || error.is_some()
             || older_than.is_some()
             || newer_than.is_some();
         match (narrowed, all) {
             (true, true) => Err(UsageError("--all is given together with a filter; must be one of them".into())),
             (false, false) => Err(UsageError(
-                "which messages? Give --reason, --payment, --message-id, --older-than or --newer-than, or --all".into(),
+                "which messages? Give --reason, --payment, --message-id, --error, --older-than or --newer-than, or --all".into(),
             )),
             _ => Ok(self.selection()),
         }
@@ -152,16 +159,11 @@ impl<'a> Walk<'a> {
 
     /// The next message of those; `None` at the end.
     async fn next(&mut self) -> anyhow::Result<Option<(Found, Parked)>> {
-        while self.left > 0 {
-            let Some(found) = self.queue.next().await.context("broker")? else { return Ok(None) };
-            // What has come since is not meant.
-            if self.queue.was_there(found.tag()) {
-                self.left -= 1;
-                let parked = parked(self.settings, &found);
-                return Ok(Some((found, parked)));
-            }
-        }
-        Ok(None)
+        let Some(found) = self.queue.next().await.context("broker")? else { return Ok(None) };
+        // Some of the last may have come since: nothing tells them apart.
+        self.left = self.left.saturating_sub(1);
+        let parked = parked(self.settings, &found);
+        Ok(Some((found, parked)))
     }
 
     /// Lets go of a message that this command does not need any more.
@@ -248,7 +250,8 @@ const BEGUN: &str = "begun";
 struct Audit<'a> {
     action: &'a str,
     selection: &'a Selection,
-    selected: u64,
+    /// `None` before it is known.
+    selected: Option<u64>,
     removed: u64,
     end: &'a str,
     requeue_id: Option<&'a str>,

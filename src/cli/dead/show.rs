@@ -99,7 +99,15 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         });
     }
     let selected = messages.len() as u64;
-    Audit { action: "show", selection: &selection, selected, removed: 0, end: "done", requeue_id: None }.tell(settings);
+    Audit {
+        action: "show",
+        selection: &selection,
+        selected: Some(selected),
+        removed: 0,
+        end: "done",
+        requeue_id: None,
+    }
+    .tell(settings);
     if arguments.json {
         output.json(&messages)?;
     } else {

@@ -284,8 +284,8 @@ pub struct DeadQueueAudit<'a> {
     pub queue: &'a str,
     /// Which messages were meant.
     pub selection: &'a str,
-    /// How many that were.
-    pub selected: u64,
+    /// How many that were; `None` before it is known.
+    pub selected: Option<u64>,
     /// How many were taken out of the queue.
     pub removed: u64,
     /// How it ended.

@@ -208,15 +208,14 @@ impl HeldTooLong<'_> {
 pub struct QueueGone<'a> {
     /// Which queue, or exchange.
     pub subject: &'a str,
+    /// What its disappearance means, and what to do.
+    pub lost: &'static str,
 }
 
 impl QueueGone<'_> {
     /// Writes the log line.
     pub fn emit(self) {
-        warn!(
-            subject = self.subject,
-            "gone from the broker, and declared again; what was in it is lost: `pointsd reconcile` finds credits without checks"
-        );
+        warn!(subject = self.subject, "gone from the broker, and declared again, empty: {}", self.lost);
     }
 }
 

@@ -89,7 +89,7 @@ pub(in crate::cli::dead) async fn run(
     let account = Account { requeue_id: new_id(), dry_run: arguments.dry_run, ..Account::default() };
     if !arguments.dry_run {
         let requeue_id = Some(account.requeue_id.as_str());
-        Audit { action: "requeue", selection: &selection, selected: 0, removed: 0, end: BEGUN, requeue_id }
+        Audit { action: "requeue", selection: &selection, selected: None, removed: 0, end: BEGUN, requeue_id }
             .tell(settings);
     }
     let mut run = Run::new(settings, arguments, &selection, now, stop, account);
@@ -105,7 +105,7 @@ pub(in crate::cli::dead) async fn run(
     Audit {
         action: "requeue",
         selection: &selection,
-        selected: account.selected,
+        selected: Some(account.selected),
         removed: account.sent,
         end: &end,
         requeue_id: Some(&account.requeue_id),
@@ -161,7 +161,7 @@ impl Account {
             "sent {sent} of {selected} messages back, {returned} of them came back (run {requeue_id})"
         ))?;
         if let Some(stopped) = stopped {
-            output.line(&format!("stopped: {stopped}; the rest is still in the dead queue"))?;
+            output.line(&format!("stopped: {stopped}; what was not sent is still in the dead queue"))?;
         }
         Ok(())
     }
