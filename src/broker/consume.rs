@@ -157,15 +157,14 @@ impl Consumer {
             let mut batch = Vec::with_capacity(count);
             let mut tracker = self.tracker();
             for delivery in gathered {
-                match tracker.delivered(delivery.delivery_tag) {
-                    Some(token) => match self.delivered(token, delivery) {
-                        unreadable if unreadable.unreadable.is_some() => self.unreadable.add(unreadable),
-                        readable => batch.push(readable),
-                    },
-                    None => {
-                        let reason = "a delivery tag does not count up by one".to_owned();
-                        stream.ended = Some(StreamEnd::Lost(BrokerError::Lost(reason)));
-                    }
+                let Some(token) = tracker.delivered(delivery.delivery_tag) else {
+                    let reason = "a delivery tag does not count up by one".to_owned();
+                    stream.ended = Some(StreamEnd::Lost(BrokerError::Lost(reason)));
+                    continue;
+                };
+                match self.delivered(token, delivery) {
+                    unreadable if unreadable.unreadable.is_some() => self.unreadable.add(unreadable),
+                    readable => batch.push(readable),
                 }
             }
             let mut taken = locked(&self.taken);
