@@ -134,7 +134,7 @@ fn forged_headers_change_nothing(queue_type: &str) {
     payments.execute("ALTER TABLE shop.payments ADD points bigint DEFAULT 10");
     let settings = format!(
         "{}user_column = \"buyer\"\npoints_column = \"points\"\n[[source]]\nname = \"trade\"\nexchange = \"{name}\"\n\
-         routing_key = \"k\"\nqueue = \"{name}.q\"\nqueue_type = {queue_type:?}\nformat = \"credit\"\n",
+         routing_key = \"k\"\nqueue = \"{name}.q\"\nqueue_type = {queue_type:?}\nformat = \"payment_id\"\n",
         payments.settings()
     );
     let setup = setup_at(&rabbit.url(), &place, "sql", &settings, "1s", r#"["1s", "1s"]"#);
@@ -601,7 +601,7 @@ fn a_payment_that_is_closed_while_its_check_waits_for_a_locked_row_is_not_reinst
     payments.execute("ALTER TABLE shop.payments ADD points bigint DEFAULT 10");
     let settings = format!(
         "{}user_column = \"buyer\"\npoints_column = \"points\"\n[[source]]\nname = \"trade\"\nexchange = \"{name}\"\n\
-         routing_key = \"k\"\nqueue = \"{name}.q\"\nformat = \"credit\"\n",
+         routing_key = \"k\"\nqueue = \"{name}.q\"\nformat = \"payment_id\"\n",
         payments.settings()
     );
     let setup = setup(&place, "sql", &settings, "2s", r#"["2s", "1h"]"#);
@@ -687,7 +687,7 @@ fn a_credit_on_arrival_is_looked_up_once_more_after_its_commit() {
     let settings = format!(
         "[pay_status.sql]\ntable = \"{shop}\"\nid_column = \"id\"\nstatus_column = \"status\"\nuser_column = \"buyer\"\n\
          points_column = \"points\"\npaid = [{PAID:?}]\npending = [{PENDING:?}]\nclosed = [{CLOSED:?}]\n\
-         [[source]]\nname = \"trade\"\nexchange = \"{name}\"\nrouting_key = \"k\"\nqueue = \"{name}.q\"\nformat = \"credit\"\n"
+         [[source]]\nname = \"trade\"\nexchange = \"{name}\"\nrouting_key = \"k\"\nqueue = \"{name}.q\"\nformat = \"payment_id\"\n"
     );
     drop(payments);
     let setup = setup(&place, "sql", &settings, "1h", r#"["1h"]"#);
@@ -796,7 +796,7 @@ fn a_source_whose_expire_was_replaced_by_mark_paid_while_its_checks_waited_marks
     let source = |rule: &str| {
         format!(
             "{}user_column = \"buyer\"\npoints_column = \"points\"\n[[source]]\nname = \"orders\"\nexchange = \"{name}\"\n\
-             routing_key = \"k\"\nqueue = \"{name}.q\"\nformat = \"credit\"\n{rule}\n",
+             routing_key = \"k\"\nqueue = \"{name}.q\"\nformat = \"payment_id\"\n{rule}\n",
             payments.settings()
         )
     };
@@ -1028,7 +1028,7 @@ fn a_notification_without_effect_is_logged_once() {
     payments.execute("ALTER TABLE shop.payments ADD amount bigint DEFAULT 0");
     let settings = format!(
         "{}user_column = \"buyer\"\namount_column = \"amount\"\npoints_per_unit = \"1\"\n[[source]]\nname = \"trade\"\n\
-         exchange = \"{name}\"\nrouting_key = \"k\"\nqueue = \"{name}.q\"\nformat = \"credit\"\n",
+         exchange = \"{name}\"\nrouting_key = \"k\"\nqueue = \"{name}.q\"\nformat = \"payment_id\"\n",
         payments.settings()
     );
     let setup = setup(&place, "sql", &settings, "1h", r#"["1h"]"#);
