@@ -6,9 +6,9 @@
 use crate::{
     broker::{EventPublisher, Sending},
     database::{DatabaseError, Guarded},
+    domain::failure::{Dependency, Outage},
     ledger::{Outbox, Row, Trouble},
     observe::{events, pulse::Pulse},
-    pipeline::ports::{Dependency, Outage},
 };
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},

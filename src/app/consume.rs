@@ -4,15 +4,12 @@
 use super::{App, line::Line, worker::Worker};
 use crate::{
     broker::{BrokerError, Consumer, Delivered},
-    observe::{
-        events,
-        pulse::Pulse,
-        status::{Part, Status},
+    domain::{
+        component::Component,
+        failure::{Dependency, Outage},
     },
-    pipeline::{
-        ports::{Dependency, Outage},
-        stages::Interrupted,
-    },
+    observe::{events, pulse::Pulse, status::Status},
+    pipeline::stages::Interrupted,
 };
 use std::{
     sync::{
@@ -128,23 +125,23 @@ impl App {
             }
         };
         let begun = Instant::now();
-        let part = line.part();
-        events::BrokerConnected { part, connected: true }.emit();
-        self.status.resume(part, Dependency::Broker);
-        self.status.consuming(part, line.sessions.queue(), &consumer.node().to_string());
+        let component = line.component();
+        events::BrokerConnected { component, connected: true }.emit();
+        self.status.resume(component, Dependency::Broker);
+        self.status.consuming(component, line.sessions.queue(), &consumer.node().to_string());
 
         let stop = self.stop.child_token();
         let findings = Arc::new(Findings::default());
         let left = self.work_together(line, opening, &consumer, &findings, &stop).await;
         if let Some(outage) = &left.outage {
             // Told before the deliveries go back: from here on nothing is consumed.
-            self.status.pause(part, outage);
+            self.status.pause(component, outage);
         }
         if consumer.met_unreadable() {
             findings.taken.store(true, Ordering::Relaxed);
         }
         consumer.close(left.unsettled).await;
-        events::BrokerConnected { part, connected: false }.emit();
+        events::BrokerConnected { component, connected: false }.emit();
         match left.outage {
             None if findings.held_too_long.load(Ordering::Relaxed) => Ended::HeldTooLong,
             None => Ended::InOrder,
@@ -166,10 +163,10 @@ impl App {
         for number in 0..line.workers {
             let worker = Worker {
                 consumer: Arc::clone(consumer),
-                pulse: self.pulses.begin(line.part().label(), line.step),
+                pulse: self.pulses.begin(line.component().label(), line.step),
                 stop: stop.clone(),
                 status: Arc::clone(&self.status),
-                part: line.part(),
+                component: line.component(),
                 batch: line.batch,
                 opening,
                 findings: Arc::clone(findings),
@@ -179,7 +176,7 @@ impl App {
         }
         let pulse = self.pulses.begin("proof", OPENING_TIME);
         workers.spawn(watch_progress(Progressing {
-            part: line.part(),
+            component: line.component(),
             stalled_after: line.is_credits().then_some(self.settings.health.stalled_after),
             consumer: Arc::clone(consumer),
             findings: Arc::clone(findings),
@@ -235,7 +232,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A session whose progress is watched.
 struct Progressing {
-    part: Part,
+    component: Component,
     /// How long deliveries may wait for a commit; `None` where there need not be one.
     stalled_after: Option<Duration>,
     consumer: Arc<Consumer>,
@@ -246,15 +243,15 @@ struct Progressing {
 
 /// Reports how long the oldest delivery waits, and that nothing is committed although deliveries wait.
 async fn watch_progress(session: Progressing) -> Result<(), Interrupted<Delivered>> {
-    let Progressing { part, stalled_after, consumer, findings, status, stop } = session;
+    let Progressing { component, stalled_after, consumer, findings, status, stop } = session;
     while stop.run_until_cancelled(tokio::time::sleep(PROGRESS_INTERVAL)).await.is_some() {
         let oldest = consumer.oldest_in_flight();
-        events::OldestInFlight { part, age: oldest.map_or(Duration::ZERO, |at| at.elapsed()) }.emit();
+        events::OldestInFlight { component, age: oldest.map_or(Duration::ZERO, |at| at.elapsed()) }.emit();
         let committed = *findings.committed.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = oldest.map(|at| committed.map_or(at, |committed| at.max(committed)).elapsed());
-        status.stalled(part, waiting.filter(|waiting| stalled_after.is_some_and(|most| *waiting > most)));
+        status.stalled(component, waiting.filter(|waiting| stalled_after.is_some_and(|most| *waiting > most)));
     }
-    events::OldestInFlight { part, age: Duration::ZERO }.emit();
-    status.stalled(part, None);
+    events::OldestInFlight { component, age: Duration::ZERO }.emit();
+    status.stalled(component, None);
     Ok(())
 }

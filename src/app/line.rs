@@ -4,11 +4,10 @@ use super::SLACK;
 use crate::{
     broker::{BatchSize, CONFIRM_TIMEOUT, Sessions},
     config::Settings,
-    observe::status::Part,
+    domain::{component::Component, failure::Outage},
     pipeline::{
         check::{CheckPipeline, DECIDING_TIME},
         credit::CreditPipeline,
-        ports::Outage,
     },
 };
 use std::{sync::Arc, time::Duration};
@@ -72,10 +71,10 @@ impl Line {
     /// Points messages: as many workers as there are ledger writers.
     pub(super) fn credits(settings: &Settings, pipeline: CreditPipeline) -> Self {
         Self {
-            sessions: Sessions::new(pipeline.part, settings),
+            sessions: Sessions::new(pipeline.component, settings),
             workers: settings.ledger.pool_size,
             batch: BatchSize { messages: settings.ledger.batch_max, bytes: usize::MAX, linger: Duration::ZERO },
-            prefetch: prefetch(settings, pipeline.part),
+            prefetch: prefetch(settings, pipeline.component),
             pipeline: Pipeline::Credits(Arc::new(pipeline)),
             step: settings.ledger.timeout.max(CONFIRM_TIMEOUT) + SLACK,
         }
@@ -84,15 +83,15 @@ impl Line {
     /// Checks, or notifications: one worker, because the brake counts what is done in a row. What it holds beyond a batch is
     /// bounded, because a source may take its time.
     pub(super) fn checks(settings: &Settings, pipeline: Arc<CheckPipeline>) -> Self {
-        let part = pipeline.part;
+        let component = pipeline.component;
         let max_body_bytes = settings.message.max_body_bytes;
-        let (batch, most_held) = match part {
+        let (batch, most_held) = match component {
             // About as many payments as a commit takes, whether they come in one check message or in many.
-            Part::Checks => (
+            Component::Checks => (
                 BatchSize { messages: settings.ledger.batch_max, bytes: max_body_bytes, linger: LINGER },
                 (MOST_CHECK_BYTES / max_body_bytes).max(1),
             ),
-            Part::Credits | Part::Source(_) | Part::Relay => (
+            Component::Credits | Component::Source(_) | Component::Relay => (
                 BatchSize { messages: settings.ledger.batch_max, bytes: usize::MAX, linger: Duration::ZERO },
                 2 * settings.ledger.batch_max,
             ),
@@ -100,19 +99,19 @@ impl Line {
         let most_held = u16::try_from(most_held).unwrap_or(u16::MAX);
         let step = settings.ledger.timeout.max(CONFIRM_TIMEOUT).max(DECIDING_TIME + pipeline.source.longest()) + SLACK;
         Self {
-            sessions: Sessions::new(pipeline.part, settings),
+            sessions: Sessions::new(pipeline.component, settings),
             pipeline: Pipeline::Checks(pipeline),
             workers: 1,
             batch,
-            prefetch: prefetch(settings, part).min(most_held),
+            prefetch: prefetch(settings, component).min(most_held),
             step,
         }
     }
 
-    pub(super) fn part(&self) -> Part {
+    pub(super) fn component(&self) -> Component {
         match &self.pipeline {
-            Pipeline::Credits(pipeline) => pipeline.part,
-            Pipeline::Checks(pipeline) => pipeline.part,
+            Pipeline::Credits(pipeline) => pipeline.component,
+            Pipeline::Checks(pipeline) => pipeline.component,
         }
     }
 
@@ -137,10 +136,10 @@ const LINGER: Duration = Duration::from_millis(50);
 const MOST_CHECK_BYTES: usize = 20 * 1024 * 1024;
 
 /// A source's queue may be of another type than ours, and a quorum queue takes no more than this.
-fn prefetch(settings: &Settings, part: Part) -> u16 {
+fn prefetch(settings: &Settings, component: Component) -> u16 {
     const MOST_OF_QUORUM: u16 = 2000;
-    match part {
-        Part::Source(_) => settings.broker.prefetch.min(MOST_OF_QUORUM),
-        Part::Credits | Part::Checks | Part::Relay => settings.broker.prefetch,
+    match component {
+        Component::Source(_) => settings.broker.prefetch.min(MOST_OF_QUORUM),
+        Component::Credits | Component::Checks | Component::Relay => settings.broker.prefetch,
     }
 }

@@ -12,14 +12,10 @@ mod worker;
 use crate::{
     config::{LedgerSettings, Settings, SourceKind},
     database::{DatabaseUrl, Guarded},
-    domain::{check::CheckOutcome, credit::Outcome},
+    domain::{check::CheckOutcome, component::Component, credit::Outcome},
     http,
     ledger::{self, Access, Ledger, UnverifiedCount, WriterLock},
-    observe::{
-        events, metrics,
-        pulse::Pulses,
-        status::{Part, Status},
-    },
+    observe::{events, metrics, pulse::Pulses, status::Status},
     pay_status,
     pipeline::{
         check::{CheckPipeline, brake::SharedBrake},
@@ -151,28 +147,28 @@ impl App {
     /// Every queue with its pipeline: the credit queue first, then the check queue, then those of the sources.
     fn lines(&self) -> anyhow::Result<Vec<Line>> {
         let settings = &self.settings;
-        let mut lines = vec![Line::credits(settings, self.credits(Part::Credits, Arc::clone(&self.ledger)))];
-        lines.extend(self.checks(Part::Checks)?.map(|checks| Line::checks(settings, checks)));
+        let mut lines = vec![Line::credits(settings, self.credits(Component::Credits, Arc::clone(&self.ledger)))];
+        lines.extend(self.checks(Component::Checks)?.map(|checks| Line::checks(settings, checks)));
         for source in &settings.sources {
-            let part = Part::source(&source.name);
+            let component = Component::source(&source.name);
             match &source.kind {
                 SourceKind::Credit => {
-                    metrics::begin_source_at_zero(part.label(), &Outcome::LABELS);
-                    let credits = self.credits(part, open(settings, settings.ledger.pool_size));
+                    metrics::begin_source_at_zero(component.label(), &Outcome::LABELS);
+                    let credits = self.credits(component, open(settings, settings.ledger.pool_size));
                     lines.push(Line::credits(settings, credits));
                 }
                 SourceKind::Notification(_) => {
-                    metrics::begin_source_at_zero(part.label(), &CheckOutcome::LABELS_ON_ARRIVAL);
-                    lines.extend(self.checks(part)?.map(|checks| Line::checks(settings, checks)));
+                    metrics::begin_source_at_zero(component.label(), &CheckOutcome::LABELS_ON_ARRIVAL);
+                    lines.extend(self.checks(component)?.map(|checks| Line::checks(settings, checks)));
                 }
             }
         }
         Ok(lines)
     }
 
-    fn credits(&self, part: Part, ledger: Arc<Guarded<dyn Ledger>>) -> CreditPipeline {
+    fn credits(&self, component: Component, ledger: Arc<Guarded<dyn Ledger>>) -> CreditPipeline {
         CreditPipeline {
-            part,
+            component,
             format: self.settings.message.clone(),
             ledger: ledger as Arc<dyn CreditLedger>,
             locked: Arc::clone(&self.locked),
@@ -186,12 +182,12 @@ impl App {
     }
 
     /// With connections of its own to the payment source and the ledger. `None` without a payment source.
-    fn checks(&self, part: Part) -> anyhow::Result<Option<Arc<CheckPipeline>>> {
+    fn checks(&self, component: Component) -> anyhow::Result<Option<Arc<CheckPipeline>>> {
         let Settings { compensation, pay_status, ledger, .. } = &self.settings;
         let source = pay_status::source(pay_status, ledger.timeout, true, &self.limits).context("pay_status")?;
         Ok(source.map(|source| {
             Arc::new(CheckPipeline {
-                part,
+                component,
                 format: self.settings.message.clone(),
                 sources: self.settings.notifications().cloned().collect(),
                 source,

@@ -4,9 +4,12 @@ use super::{App, writer_lock};
 use crate::{
     backoff,
     database::{DatabaseError, Guarded},
+    domain::{
+        component::Component,
+        failure::{Dependency, Outage},
+    },
     ledger::{Ledger, Probe, SchemaState, WriterLock},
-    observe::{events, status::Part},
-    pipeline::ports::{Dependency, Outage},
+    observe::events,
 };
 use anyhow::anyhow;
 
@@ -29,12 +32,12 @@ impl App {
         loop {
             match self.prepared(lock).await {
                 Ok(()) => {
-                    self.status.resume(Part::Credits, Dependency::Ledger);
+                    self.status.resume(Component::Credits, Dependency::Ledger);
                     return Ok(());
                 }
                 Err(NotReady::Ends(error)) => return Err(error),
                 Err(NotReady::Waits(outage)) => {
-                    self.status.pause(Part::Credits, &outage);
+                    self.status.pause(Component::Credits, &outage);
                     self.pause(backoff::between_probes()).await;
                 }
             }

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     backoff::{self, Pace},
+    domain::failure::{Dependency, Outage},
     observe::events,
-    pipeline::ports::{Dependency, Outage},
 };
 use std::time::{Duration, Instant};
 
@@ -64,26 +64,26 @@ impl App {
     /// Waits after an outage: `pause`, and then until a probe is answered. The broker is probed by consuming again, and
     /// a brake waits for a person. Returns how the next session begins.
     async fn recovered(&self, line: &Line, outage: Outage, pause: Duration, trials: &mut Trials) -> Opening {
-        let (part, mut outage, mut pause) = (line.part(), outage, pause);
+        let (component, mut outage, mut pause) = (line.component(), outage, pause);
         loop {
             if let Some((brake, released)) = line.brake() {
                 // It is what is waited for, whatever else has ended the session.
                 if outage.dependency != brake.dependency {
-                    self.status.resume(part, outage.dependency);
+                    self.status.resume(component, outage.dependency);
                 }
-                self.status.pause(part, &brake);
+                self.status.pause(component, &brake);
                 released.await;
-                self.status.resume(part, brake.dependency);
+                self.status.resume(component, brake.dependency);
                 return Opening::Full;
             }
-            self.status.pause(part, &outage);
+            self.status.pause(component, &outage);
             self.pause(pause).await;
             pause = backoff::between_probes();
             let Some(probed) = self.probe(line, outage.dependency).await else { return Opening::ONE };
             match probed {
                 Ok(()) => {
                     *trials = Trials::default();
-                    self.status.resume(part, outage.dependency);
+                    self.status.resume(component, outage.dependency);
                     return Opening::ONE;
                 }
                 // What a probe asks for may fail for reasons of its own: others are tried, seldom and few at first, because
@@ -94,7 +94,7 @@ impl App {
                 },
                 Err(again) => {
                     if again.dependency != outage.dependency {
-                        self.status.resume(part, outage.dependency);
+                        self.status.resume(component, outage.dependency);
                     }
                     outage = again;
                 }

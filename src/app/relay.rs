@@ -5,10 +5,13 @@ use crate::{
     backoff,
     broker::{BrokerError, CONFIRM_TIMEOUT, EventPublisher},
     database::Guarded,
+    domain::{
+        component::Component,
+        failure::{Dependency, Outage},
+    },
     ledger::{self, Outbox},
-    observe::{events, pulse::Pulse, status::Part},
+    observe::{events, pulse::Pulse},
     outbox::Relay,
-    pipeline::ports::{Dependency, Outage},
 };
 use std::{sync::Arc, time::Duration};
 
@@ -55,8 +58,8 @@ impl App {
                 Ok(true) => self.relay_in_turn(&outbox, &pulse, &mut blocked).await,
                 Ok(false) => {
                     // Whatever was told of an outage is the other relay's to find out now.
-                    self.status.resume(Part::Relay, Dependency::Ledger);
-                    self.status.resume(Part::Relay, Dependency::Broker);
+                    self.status.resume(Component::Relay, Dependency::Ledger);
+                    self.status.resume(Component::Relay, Dependency::Broker);
                     self.until_stopped(tokio::time::sleep(WAITING)).await;
                     continue;
                 }
@@ -65,7 +68,7 @@ impl App {
             // Another daemon may be better off, or goes on while this one leaves.
             give_turn_up(&outbox).await;
             if let Err(outage) = outage {
-                self.status.pause(Part::Relay, &outage);
+                self.status.pause(Component::Relay, &outage);
                 pulse.beat();
                 self.until_stopped(tokio::time::sleep(backoff::between_probes())).await;
             }
@@ -105,14 +108,14 @@ impl App {
         pulse: &Pulse,
     ) -> Result<(), Outage> {
         publisher.prove().await.map_err(BrokerError::into_outage)?;
-        self.status.resume(Part::Relay, Dependency::Broker);
+        self.status.resume(Component::Relay, Dependency::Broker);
         events::Relaying.emit();
         let relay = Relay::new(Arc::clone(outbox), publisher, &self.stop);
         let mut idle = 0;
         while !self.stop.is_cancelled() {
             pulse.beat();
             let moved = relay.step(pulse).await?;
-            self.status.resume(Part::Relay, Dependency::Ledger);
+            self.status.resume(Component::Relay, Dependency::Ledger);
             if moved {
                 idle = 0;
                 continue;

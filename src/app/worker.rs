@@ -6,15 +6,14 @@ use super::{
 };
 use crate::{
     broker::{BatchSize, Consumer, Delivered},
-    observe::{
-        events,
-        pulse::Pulse,
-        status::{Part, Status},
+    domain::{
+        component::Component,
+        failure::{Dependency, Outage},
     },
+    observe::{events, pulse::Pulse, status::Status},
     pipeline::{
         check::CheckPipeline,
         credit::{Committed, CreditPipeline},
-        ports::{Dependency, Outage},
         stages::{Interrupted, Turn},
     },
 };
@@ -43,7 +42,7 @@ pub(super) struct Worker {
     pub(super) pulse: Pulse,
     pub(super) stop: CancellationToken,
     pub(super) status: Arc<Status>,
-    pub(super) part: Part,
+    pub(super) component: Component,
     pub(super) batch: BatchSize,
     pub(super) opening: Opening,
     pub(super) findings: Arc<Findings>,
@@ -220,9 +219,9 @@ impl Worker {
                 taken = tokio::time::timeout(IDLE_TURN, self.consumer.next_batch(self.batch)) => taken,
             };
             let Ok(batch) = taken else {
-                if self.status.is_paused(self.part, Dependency::PayStatus) {
+                if self.status.is_paused(self.component, Dependency::PayStatus) {
                     pipeline.probe_source().await.map_err(down)?;
-                    self.status.resume(self.part, Dependency::PayStatus);
+                    self.status.resume(self.component, Dependency::PayStatus);
                     if matches!(self.opening, Opening::Trial(_)) {
                         return Ok(());
                     }
@@ -240,7 +239,7 @@ impl Worker {
             // A source that was only tried, after many failed probes, may work.
             let answered = pipeline.answered.swap(false, Ordering::Relaxed);
             if answered {
-                self.status.resume(self.part, Dependency::PayStatus);
+                self.status.resume(self.component, Dependency::PayStatus);
             }
             let is_done = processed.is_ok();
             self.after(processed).await?;

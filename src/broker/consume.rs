@@ -14,9 +14,13 @@ use super::{
     within,
 };
 use crate::{
-    domain::settlement::{Destination, Token, Tracker},
-    observe::{events, pulse::Pulse, status::Part},
-    pipeline::ports::{Confirmed, CopyBody, Deliveries, FirstChecks, Forward, Message, Origin, Outage},
+    domain::{
+        component::Component,
+        failure::Outage,
+        settlement::{Destination, Token, Tracker},
+    },
+    observe::{events, pulse::Pulse},
+    pipeline::ports::{Confirmed, CopyBody, Deliveries, FirstChecks, Forward, Message, Origin},
 };
 use async_trait::async_trait;
 use lapin::{
@@ -48,7 +52,7 @@ pub struct Consumer {
     pub(super) connection: Connection,
     pub(super) channel: Channel,
     pub(super) node: BrokerUrl,
-    pub(super) part: Part,
+    pub(super) component: Component,
     pub(super) queue: String,
     /// By the step that they are for.
     pub(super) retry_queues: Vec<String>,
@@ -98,7 +102,7 @@ impl Consumer {
             }
             proofs = proofs.wrapping_add(1);
             // The session of the credits looks after the check queues, too.
-            let looks = self.part != Part::Checks && proofs.is_multiple_of(PROOFS_BEFORE_LOOK);
+            let looks = self.component != Component::Checks && proofs.is_multiple_of(PROOFS_BEFORE_LOOK);
             // On its own: a proof that is cut off would leave a channel that no worker can use any more.
             let (publisher, topology) = (Arc::clone(&self.publisher), Arc::clone(&self.topology));
             let proof = tokio::spawn(async move {
@@ -173,7 +177,7 @@ impl Consumer {
             // As often as something is taken: what is settled is forgotten.
             taken.oldest(tracker.oldest_open());
             drop(taken);
-            events::InFlight { part: self.part, deliveries: tracker.in_flight() }.emit();
+            events::InFlight { component: self.component, deliveries: tracker.in_flight() }.emit();
             if !batch.is_empty() {
                 return Ok(Some(batch));
             }
@@ -183,9 +187,9 @@ impl Consumer {
     fn delivered(&self, token: Token, mut delivery: Delivery) -> Delivered {
         let unreadable = lenient::take(&mut delivery.properties);
         copy::distrust_producers(delivery.exchange.as_str(), &mut delivery.properties);
-        let (origin, source) = match self.part {
-            Part::Checks => (self.origin(&delivery), copy::source(&delivery.properties).map(Arc::from)),
-            Part::Credits | Part::Source(_) | Part::Relay => (Origin::Foreign, self.source.clone()),
+        let (origin, source) = match self.component {
+            Component::Checks => (self.origin(&delivery), copy::source(&delivery.properties).map(Arc::from)),
+            Component::Credits | Component::Source(_) | Component::Relay => (Origin::Foreign, self.source.clone()),
         };
         Delivered { token, delivery: Box::new(delivery), origin, source, unreadable }
     }
@@ -227,7 +231,7 @@ impl Consumer {
         }
         let _ = tokio::time::timeout(STEP_TIMEOUT, self.connection.close(200, "done".into())).await;
         self.tracker().channel_opened();
-        events::InFlight { part: self.part, deliveries: 0 }.emit();
+        events::InFlight { component: self.component, deliveries: 0 }.emit();
     }
 
     async fn stop_and_give_back(&self, mut unsettled: Vec<Delivered>) -> usize {
@@ -275,7 +279,7 @@ impl Consumer {
             }
             given_back += 1;
         }
-        events::InFlight { part: self.part, deliveries: self.tracker().in_flight() }.emit();
+        events::InFlight { component: self.component, deliveries: self.tracker().in_flight() }.emit();
         // What was settled behind a delivery that has just gone back can be acknowledged now.
         let prefix = self.tracker().settled_prefix();
         if let Some(tag) = prefix {
@@ -341,7 +345,7 @@ impl Deliveries for Consumer {
             for delivered in done {
                 tracker.settle(delivered.token);
             }
-            events::InFlight { part: self.part, deliveries: tracker.in_flight() }.emit();
+            events::InFlight { component: self.component, deliveries: tracker.in_flight() }.emit();
             tracker.settled_prefix()
         };
         if let Some(tag) = prefix {

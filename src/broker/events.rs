@@ -7,7 +7,8 @@ use super::{
 };
 use crate::{
     config::{ExchangeType, Settings},
-    observe::{pulse::Pulse, status::Part},
+    domain::component::Component,
+    observe::pulse::Pulse,
 };
 use std::collections::{HashMap, HashSet};
 use tokio::sync::Mutex;
@@ -44,7 +45,7 @@ impl EventPublisher {
     /// Connects. Whether the broker takes anything is found by [`EventPublisher::prove`].
     pub async fn open(settings: &Settings) -> Result<Self, BrokerError> {
         let publisher = Publisher::open_for(&settings.broker, "relay publisher").await?;
-        Ok(Self { publisher, topology: Topology::of_part(settings, Part::Relay), known: Mutex::default() })
+        Ok(Self { publisher, topology: Topology::of_part(settings, Component::Relay), known: Mutex::default() })
     }
 
     /// Whether an alarm of the broker blocks it: then it cannot even be closed, and another one would be blocked, too.

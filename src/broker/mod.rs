@@ -37,7 +37,7 @@ pub use topology::{
     Argument, Binding, Difference, ExchangeSpec, QueueSpec, QueueType, Topology, check_delay_queue, retry_queue,
 };
 
-use crate::pipeline::ports::{Class, Dependency, Outage};
+use crate::domain::failure::{Class, Dependency, Outage};
 use std::time::Duration;
 
 /// What can go wrong with the broker.

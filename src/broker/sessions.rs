@@ -15,10 +15,11 @@ use super::{
 use crate::{
     config::{BrokerSettings, Settings, SourceKind},
     domain::{
+        component::Component,
         retry::{Delay, RetryPolicy},
         settlement::Tracker,
     },
-    observe::{events, status::Part},
+    observe::events,
 };
 use lapin::{
     Connection,
@@ -32,7 +33,7 @@ use std::sync::{
 
 /// Opens sessions with the broker, one after the other.
 pub struct Sessions {
-    part: Part,
+    component: Component,
     settings: BrokerSettings,
     topology: Arc<Topology>,
     queue: String,
@@ -61,19 +62,19 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Sessions {
     /// With the broker that is configured, for one of the queues.
-    pub fn new(part: Part, settings: &Settings) -> Self {
+    pub fn new(component: Component, settings: &Settings) -> Self {
         let broker = &settings.broker;
         let of_source =
-            settings.sources.iter().find(|source| matches!(part, Part::Source(name) if name == source.name));
+            settings.sources.iter().find(|source| matches!(component, Component::Source(name) if name == source.name));
         let queue = match of_source {
             Some(source) => &source.queue,
-            None if part == Part::Checks => &broker.check_queue,
+            None if component == Component::Checks => &broker.check_queue,
             None => &broker.credit_queue,
         };
         Self {
-            part,
+            component,
             settings: broker.clone(),
-            topology: Arc::new(Topology::of_part(settings, part)),
+            topology: Arc::new(Topology::of_part(settings, component)),
             queue: queue.clone(),
             retry: settings.retry.policy.clone(),
             check_delays: settings.check_delays(),
@@ -82,9 +83,9 @@ impl Sessions {
                 .map(|source| source.name.clone()),
             blocked: Blocked::default(),
             has_opened: AtomicBool::new(false),
-            warns_of_checks: AtomicBool::new(part == Part::Credits && !settings.pay_status.is_some()),
+            warns_of_checks: AtomicBool::new(component == Component::Credits && !settings.pay_status.is_some()),
             warns_of_dangers: AtomicBool::new(true),
-            warns_of_x_death: AtomicBool::new(part == Part::Credits),
+            warns_of_x_death: AtomicBool::new(component == Component::Credits),
         }
     }
 
@@ -115,7 +116,7 @@ impl Sessions {
             publisher.close().await;
         }
         let publisher =
-            Arc::new(Publisher::open_for(&self.settings, &format!("{} publisher", self.part.label())).await?);
+            Arc::new(Publisher::open_for(&self.settings, &format!("{} publisher", self.component.label())).await?);
         let proven = publisher.prove().await;
         if let Err(BrokerError::Blocked(_)) = proven {
             *locked(&self.blocked) = Some(Arc::clone(&publisher));
@@ -125,7 +126,7 @@ impl Sessions {
 
     async fn consume(&self, prefetch: u16, limited: bool, publisher: Arc<Publisher>) -> Result<Consumer, BrokerError> {
         let settings = &self.settings;
-        let (connection, node) = connect(settings, &format!("{} consumer", self.part.label())).await?;
+        let (connection, node) = connect(settings, &format!("{} consumer", self.component.label())).await?;
         if self.has_opened.load(Ordering::Relaxed) {
             self.topology.reestablish_on(&connection).await?;
         } else {
@@ -159,7 +160,7 @@ impl Sessions {
             connection,
             channel,
             node,
-            part: self.part,
+            component: self.component,
             retry_queues: self.retry.delays().iter().map(|delay| retry_queue(&queue, delay)).collect(),
             check_delay_queues: self.check_delays.iter().map(check_delay_queue).collect(),
             source: self.source.as_deref().map(Arc::from),

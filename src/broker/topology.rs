@@ -3,8 +3,7 @@
 
 use crate::{
     config::{BrokerSettings, ExchangeType, Settings, SourceKind, SourceSettings},
-    domain::retry::Delay,
-    observe::status::Part,
+    domain::{component::Component, retry::Delay},
 };
 use serde::Serialize;
 
@@ -216,17 +215,17 @@ impl Topology {
 
     /// What one part of the daemon needs: that somebody else's queue is not as it should be must not keep the others from
     /// theirs.
-    pub(super) fn of_part(settings: &Settings, part: Part) -> Self {
+    pub(super) fn of_part(settings: &Settings, component: Component) -> Self {
         let mut topology = Self::default();
-        match part {
-            Part::Credits | Part::Checks => topology = Self::core(settings),
-            Part::Source(name) => {
+        match component {
+            Component::Credits | Component::Checks => topology = Self::core(settings),
+            Component::Source(name) => {
                 topology = Self::core(settings);
                 if let Some(source) = settings.sources.iter().find(|source| source.name == name) {
                     topology.add_source(settings, source);
                 }
             }
-            Part::Relay => topology.add_events(settings),
+            Component::Relay => topology.add_events(settings),
         }
         topology
     }

@@ -5,9 +5,9 @@ use crate::{
     app,
     cli::input::Input,
     config::Settings,
-    domain::{credit::Outcome, retry::RetryPolicy},
+    domain::{component::Component, credit::Outcome, retry::RetryPolicy},
     ledger::Access,
-    observe::{pulse::Pulses, status::Part},
+    observe::pulse::Pulses,
     pipeline::{
         credit::{self, Committed, CreditPipeline},
         ports::{CreditLedger, Decided, Forward, Message},
@@ -41,7 +41,7 @@ pub(super) async fn run(settings: Settings, arguments: &Arguments, output: &mut 
     app::refuse_unless_current(&state)?;
     let pipeline = CreditPipeline {
         locked: Arc::default(),
-        part: Part::Credits,
+        component: Component::Credits,
         format: settings.message,
         ledger: ledger as Arc<dyn CreditLedger>,
         immediate_attempts: settings.retry.immediate_attempts,

@@ -10,11 +10,11 @@ use crate::{
     broker::{QueueType, check_delay_queue, retry_queue},
     domain::{
         check::CheckPolicy,
+        component::Component,
         notification::NotificationFormat,
         retry::{Delay, RetryPolicy},
         source::{Meaning, Source},
     },
-    observe::status::Part,
 };
 
 /// What a source's settings must agree with.
@@ -138,7 +138,7 @@ fn source_name(reader: &mut Reader, key: &str) -> Option<String> {
         reader.fault(key, "must be 1 to 64 letters, digits, '-', '_' or '.'");
         return None;
     }
-    if [Part::Credits, Part::Checks, Part::Relay].iter().any(|part| part.label() == name) {
+    if [Component::Credits, Component::Checks, Component::Relay].iter().any(|component| component.label() == name) {
         reader.fault(
             key,
             format!("given {name:?}, which means something else in metrics and logs; must be another name"),

@@ -1,6 +1,6 @@
 //! What can go wrong with a database, and whose fault it is.
 
-use crate::pipeline::ports::{Class, Dependency, Outage};
+use crate::domain::failure::{Class, Dependency, Outage};
 use diesel::result::{ConnectionError, DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError};
 use std::time::Duration;
 

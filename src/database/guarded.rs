@@ -6,7 +6,7 @@
 //! What would not be harmless keeps its deadline itself ([`Guarded::call_until`]).
 
 use super::DatabaseError;
-use crate::{observe::events, pipeline::ports::Class};
+use crate::{domain::failure::Class, observe::events};
 use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},

@@ -6,10 +6,9 @@ use crate::{
     domain::{
         check::{Check, Checked, OnUnpaid},
         credit::{Credit, Verdict},
+        failure::{BatchError, Class, Dependency, Outage},
     },
-    pipeline::ports::{
-        BatchError, CheckLedger, Class, CreditLedger, Dependency, LedgerRow, Outage, Patience, RowLocks,
-    },
+    pipeline::ports::{CheckLedger, CreditLedger, LedgerRow, Patience, RowLocks},
 };
 use async_trait::async_trait;
 use std::sync::Arc;

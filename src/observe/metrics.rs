@@ -2,13 +2,12 @@
 
 #![allow(clippy::disallowed_macros, reason = "this is the place for them")]
 
-use crate::{
-    domain::{
-        check::{self, CheckOutcome},
-        credit::Outcome,
-        settlement::Reason,
-    },
-    pipeline::ports::Dependency,
+use crate::domain::{
+    check::{self, CheckOutcome},
+    component::Component,
+    credit::Outcome,
+    failure::Dependency,
+    settlement::Reason,
 };
 use ::metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
@@ -53,11 +52,6 @@ pub const PAUSED: &str = "pointsd_paused";
 pub const BROKER_CONNECTED: &str = "pointsd_broker_connected";
 /// Always 1; the version is a label.
 pub const BUILD_INFO: &str = "pointsd_build_info";
-
-/// The `queue` label of the credit queue, whatever the queue is called.
-pub const CREDIT_QUEUE: &str = "credit";
-/// The `queue` label of the check queue, whatever the queue is called.
-pub const CHECK_QUEUE: &str = "check";
 
 /// Seconds: from a commit on a fast disk to the longest wait before a deadline.
 const SECONDS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -109,10 +103,10 @@ fn describe() {
 /// A counter that begins with its first event hides that event from `rate()`.
 fn begin_at_zero() {
     for outcome in Outcome::LABELS {
-        ::metrics::counter!(MESSAGES, "queue" => CREDIT_QUEUE, "outcome" => outcome).absolute(0);
+        ::metrics::counter!(MESSAGES, "queue" => Component::Credits.label(), "outcome" => outcome).absolute(0);
     }
     for outcome in CheckOutcome::LABELS {
-        ::metrics::counter!(MESSAGES, "queue" => CHECK_QUEUE, "outcome" => outcome).absolute(0);
+        ::metrics::counter!(MESSAGES, "queue" => Component::Checks.label(), "outcome" => outcome).absolute(0);
     }
     for (status, step) in check::possible() {
         ::metrics::counter!(CHECKS, "status" => status.label(), "step" => step.label()).absolute(0);
@@ -132,9 +126,9 @@ fn begin_at_zero() {
     ::metrics::gauge!(PAYMENT_SOURCE_CONFIGURED).set(0.0);
     ::metrics::gauge!(OUTBOX_ROWS).set(0.0);
     ::metrics::gauge!(OUTBOX_OLDEST_SECONDS).set(0.0);
-    ::metrics::gauge!(IN_FLIGHT, "queue" => CREDIT_QUEUE).set(0.0);
-    ::metrics::gauge!(IN_FLIGHT, "queue" => CHECK_QUEUE).set(0.0);
-    for queue in [CREDIT_QUEUE, CHECK_QUEUE] {
+    ::metrics::gauge!(IN_FLIGHT, "queue" => Component::Credits.label()).set(0.0);
+    ::metrics::gauge!(IN_FLIGHT, "queue" => Component::Checks.label()).set(0.0);
+    for queue in [Component::Credits.label(), Component::Checks.label()] {
         ::metrics::gauge!(OLDEST_IN_FLIGHT_SECONDS, "queue" => queue).set(0.0);
     }
     ::metrics::gauge!(BROKER_CONNECTED).set(0.0);

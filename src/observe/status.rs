@@ -1,10 +1,13 @@
 //! The daemon's state, as `/readyz`, systemd and the gauges tell it.
 
 use super::{
-    events, metrics,
+    events,
     systemd::{self, News},
 };
-use crate::pipeline::ports::{Dependency, Outage};
+use crate::domain::{
+    component::Component,
+    failure::{Dependency, Outage},
+};
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -15,47 +18,17 @@ use std::{
 #[derive(Debug, Default)]
 pub struct Status(Mutex<State>);
 
-/// What consumes, each on its own: only what needs a dependency pauses when that is down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
-    /// The credit queue.
-    Credits,
-    /// The check queue.
-    Checks,
-    /// The queue of a source, by the source's name.
-    Source(&'static str),
-    /// None: the outbox is relayed.
-    Relay,
-}
-
-impl Part {
-    /// Of a source. Its name is kept for the life of the process: sources are configured once.
-    pub fn source(name: &str) -> Self {
-        Self::Source(name.to_owned().leak())
-    }
-
-    /// The metrics' `queue` label; of the relay, which has no queue, its name in the log.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Credits => metrics::CREDIT_QUEUE,
-            Self::Checks => metrics::CHECK_QUEUE,
-            Self::Source(name) => name,
-            Self::Relay => "relay",
-        }
-    }
-}
-
 #[derive(Debug, Default)]
 struct State {
     consuming: bool,
     stopping: bool,
     ready_told: bool,
     /// The nodes that were told last.
-    nodes: BTreeMap<Part, String>,
+    nodes: BTreeMap<Component, String>,
     /// By dependency.
-    paused: [BTreeMap<Part, Pause>; Dependency::ALL.len()],
+    paused: [BTreeMap<Component, Pause>; Dependency::ALL.len()],
     /// How long nothing has been committed, of each queue whose deliveries wait for too long.
-    stalled: BTreeMap<Part, Duration>,
+    stalled: BTreeMap<Component, Duration>,
 }
 
 #[derive(Debug)]
@@ -93,20 +66,20 @@ impl Status {
 
     /// A dependency is down for a part. Logged at its beginning, whichever part meets it first, when its reason changes, and
     /// from time to time.
-    pub fn pause(&self, part: Part, outage: &Outage) {
+    pub fn pause(&self, component: Component, outage: &Outage) {
         let Outage { dependency, reason } = outage;
         let mut state = self.lock();
-        if part == Part::Credits {
+        if component == Component::Credits {
             state.consuming = false;
         }
-        let parts = &mut state.paused[*dependency as usize];
-        let is_first = parts.is_empty();
-        let first = parts.first_key_value().map(|(part, _)| *part);
-        if let Some(pause) = parts.get_mut(&part) {
+        let components = &mut state.paused[*dependency as usize];
+        let is_first = components.is_empty();
+        let first = components.first_key_value().map(|(component, _)| *component);
+        if let Some(pause) = components.get_mut(&component) {
             let is_changed = pause.reason != *reason;
             pause.reason.clone_from(reason);
             // One part speaks for all.
-            if first == Some(part) && pause.is_due(Instant::now()) {
+            if first == Some(component) && pause.is_due(Instant::now()) {
                 pause.logged = Instant::now();
                 pause.logged_reason.clone_from(reason);
                 events::StillPaused { dependency: *dependency, reason, after: pause.since.elapsed() }.emit();
@@ -118,32 +91,32 @@ impl Status {
             if is_first {
                 events::Paused { dependency: *dependency, reason }.emit();
             }
-            parts.insert(part, Pause::new(reason));
+            components.insert(component, Pause::new(reason));
         }
         state.tell();
     }
 
     /// How long deliveries of a part have waited while nothing was committed, if that is too long.
-    pub fn stalled(&self, part: Part, time: Option<Duration>) {
+    pub fn stalled(&self, component: Component, time: Option<Duration>) {
         let mut state = self.lock();
         let before = match time {
-            Some(time) => state.stalled.insert(part, time),
-            None => state.stalled.remove(&part),
+            Some(time) => state.stalled.insert(component, time),
+            None => state.stalled.remove(&component),
         };
         match (before, time) {
-            (None, Some(time)) => events::Stalled { part, time }.emit(),
-            (Some(_), None) => events::StallEnded { part }.emit(),
+            (None, Some(time)) => events::Stalled { component, time }.emit(),
+            (Some(_), None) => events::StallEnded { component }.emit(),
             (None, None) | (Some(_), Some(_)) => return,
         }
         state.tell();
     }
 
     /// A dependency works for a part. Told when it works for every part.
-    pub fn resume(&self, part: Part, dependency: Dependency) {
+    pub fn resume(&self, component: Component, dependency: Dependency) {
         let mut state = self.lock();
-        let parts = &mut state.paused[dependency as usize];
-        if let Some(pause) = parts.remove(&part) {
-            if parts.is_empty() {
+        let components = &mut state.paused[dependency as usize];
+        if let Some(pause) = components.remove(&component) {
+            if components.is_empty() {
                 events::Resumed { dependency, after: pause.since.elapsed() }.emit();
             }
             state.tell();
@@ -151,18 +124,18 @@ impl Status {
     }
 
     /// Whether a part waits for a dependency.
-    pub fn is_paused(&self, part: Part, dependency: Dependency) -> bool {
-        self.lock().paused[dependency as usize].contains_key(&part)
+    pub fn is_paused(&self, component: Component, dependency: Dependency) -> bool {
+        self.lock().paused[dependency as usize].contains_key(&component)
     }
 
     /// A part's queue is consumed.
-    pub fn consuming(&self, part: Part, queue: &str, broker: &str) {
+    pub fn consuming(&self, component: Component, queue: &str, broker: &str) {
         let mut state = self.lock();
-        if part == Part::Credits {
+        if component == Component::Credits {
             state.consuming = true;
         }
-        if state.nodes.get(&part).is_none_or(|node| node != broker) {
-            state.nodes.insert(part, broker.to_owned());
+        if state.nodes.get(&component).is_none_or(|node| node != broker) {
+            state.nodes.insert(component, broker.to_owned());
             events::Consuming { queue, broker }.emit();
         }
         state.tell();
@@ -188,32 +161,34 @@ impl Status {
 }
 
 impl State {
-    fn reasons(&self, part: Part) -> Option<String> {
+    fn reasons(&self, component: Component) -> Option<String> {
         let paused = Dependency::ALL.iter().zip(&self.paused);
         let reasons: Vec<String> = paused
-            .filter_map(|(dependency, parts)| Some(format!("{dependency}: {}", parts.get(&part)?.reason)))
+            .filter_map(|(dependency, components)| {
+                Some(format!("{dependency}: {}", components.get(&component)?.reason))
+            })
             .collect();
         let stalled = self
             .stalled
-            .get(&part)
+            .get(&component)
             .map(|time| format!("ledger: no commit for {} s while deliveries wait", time.as_secs()));
         let reasons: Vec<String> = reasons.into_iter().chain(stalled).collect();
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
     fn others_paused(&self) -> Option<String> {
-        let mut parts: Vec<Part> =
+        let mut components: Vec<Component> =
             self.paused.iter().flat_map(BTreeMap::keys).chain(self.stalled.keys()).copied().collect();
-        parts.sort_unstable();
-        parts.dedup();
-        let others = parts.into_iter().filter(|part| *part != Part::Credits);
+        components.sort_unstable();
+        components.dedup();
+        let others = components.into_iter().filter(|component| *component != Component::Credits);
         let told: Vec<String> = others
-            .filter_map(|part| {
-                let reasons = self.reasons(part)?;
-                Some(match part {
-                    Part::Credits | Part::Checks => format!("checks paused: {reasons}"),
-                    Part::Source(name) => format!("source {name} paused: {reasons}"),
-                    Part::Relay => format!("outbox paused: {reasons}"),
+            .filter_map(|component| {
+                let reasons = self.reasons(component)?;
+                Some(match component {
+                    Component::Credits | Component::Checks => format!("checks paused: {reasons}"),
+                    Component::Source(name) => format!("source {name} paused: {reasons}"),
+                    Component::Relay => format!("outbox paused: {reasons}"),
                 })
             })
             .collect();
@@ -224,7 +199,7 @@ impl State {
         if self.stopping {
             return Some("stopping".into());
         }
-        self.reasons(Part::Credits).or_else(|| (!self.consuming).then(|| "starting".into()))
+        self.reasons(Component::Credits).or_else(|| (!self.consuming).then(|| "starting".into()))
     }
 
     /// Tells systemd.
@@ -253,16 +228,16 @@ mod tests {
         let status = Status::default();
         let outage = |dependency, reason: &str| Outage { dependency, reason: reason.into() };
         assert_eq!(status.not_ready().as_deref(), Some("starting"));
-        status.consuming(Part::Credits, "q", "b");
+        status.consuming(Component::Credits, "q", "b");
         assert_eq!(status.not_ready(), None);
-        status.pause(Part::Credits, &outage(Dependency::Ledger, "full"));
-        status.pause(Part::Credits, &outage(Dependency::Broker, "gone"));
+        status.pause(Component::Credits, &outage(Dependency::Ledger, "full"));
+        status.pause(Component::Credits, &outage(Dependency::Broker, "gone"));
         assert_eq!(status.not_ready().as_deref(), Some("ledger: full; broker: gone"));
-        status.resume(Part::Credits, Dependency::Ledger);
+        status.resume(Component::Credits, Dependency::Ledger);
         assert_eq!(status.not_ready().as_deref(), Some("broker: gone"));
-        status.resume(Part::Credits, Dependency::Broker);
+        status.resume(Component::Credits, Dependency::Broker);
         assert_eq!(status.not_ready().as_deref(), Some("starting"), "not before it consumes again");
-        status.consuming(Part::Credits, "q", "b");
+        status.consuming(Component::Credits, "q", "b");
         assert_eq!(status.not_ready(), None);
         status.stopping();
         assert_eq!(status.not_ready().as_deref(), Some("stopping"));
@@ -271,12 +246,12 @@ mod tests {
     #[test]
     fn a_stall_makes_it_unready_until_something_is_committed() {
         let status = Status::default();
-        status.consuming(Part::Credits, "q", "b");
-        status.stalled(Part::Credits, Some(Duration::from_secs(31)));
+        status.consuming(Component::Credits, "q", "b");
+        status.stalled(Component::Credits, Some(Duration::from_secs(31)));
         assert_eq!(status.not_ready().as_deref(), Some("ledger: no commit for 31 s while deliveries wait"));
-        status.stalled(Part::Credits, None);
+        status.stalled(Component::Credits, None);
         assert_eq!(status.not_ready(), None);
-        status.stalled(Part::Source("shop"), Some(Duration::from_secs(40)));
+        status.stalled(Component::Source("shop"), Some(Duration::from_secs(40)));
         let others = status.others_paused();
         assert_eq!(others.as_deref(), Some("source shop paused: ledger: no commit for 40 s while deliveries wait"));
         assert_eq!(status.not_ready(), None);
@@ -295,13 +270,13 @@ mod tests {
     #[test]
     fn checks_that_pause_are_told_and_do_not_touch_readiness() {
         let status = Status::default();
-        status.consuming(Part::Credits, "q", "b");
-        status.pause(Part::Checks, &Outage { dependency: Dependency::PayStatus, reason: "down".into() });
-        status.pause(Part::Source("shop"), &Outage { dependency: Dependency::Broker, reason: "no queue".into() });
+        status.consuming(Component::Credits, "q", "b");
+        status.pause(Component::Checks, &Outage { dependency: Dependency::PayStatus, reason: "down".into() });
+        status.pause(Component::Source("shop"), &Outage { dependency: Dependency::Broker, reason: "no queue".into() });
         let told = "checks paused: pay_status: down; source shop paused: broker: no queue";
         assert_eq!((status.not_ready(), status.others_paused().as_deref()), (None, Some(told)));
-        status.resume(Part::Checks, Dependency::PayStatus);
-        status.resume(Part::Source("shop"), Dependency::Broker);
+        status.resume(Component::Checks, Dependency::PayStatus);
+        status.resume(Component::Source("shop"), Dependency::Broker);
         assert_eq!(status.others_paused(), None);
     }
 }

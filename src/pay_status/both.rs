@@ -2,10 +2,12 @@
 
 use super::{http::HttpSource, sql::SqlSource};
 use crate::{
-    domain::{ids::PaymentId, status::PaymentStatus},
-    pipeline::ports::{
-        Answers, BatchError, Lookup, MOST_HELD_BACK, Outage, Payment, PaymentSource, RowStatus, look_up_all,
+    domain::{
+        failure::{BatchError, Outage},
+        ids::PaymentId,
+        status::PaymentStatus,
     },
+    pipeline::ports::{Answers, Lookup, MOST_HELD_BACK, Payment, PaymentSource, RowStatus, look_up_all},
 };
 use async_trait::async_trait;
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};

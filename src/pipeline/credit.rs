@@ -10,8 +10,7 @@ use super::{
     confirm,
     locked::LockedRows,
     ports::{
-        BatchError, CopyBody, CreditLedger, Decided, Deliveries, FirstChecks, Forward, LedgerRow, Message, Outage,
-        Patience, RowLocks,
+        CopyBody, CreditLedger, Decided, Deliveries, FirstChecks, Forward, LedgerRow, Message, Patience, RowLocks,
     },
     stages::{Fate, Interrupted, Progress, Turn, Work, log_copies, through},
 };
@@ -19,12 +18,14 @@ use crate::{
     domain::{
         check::Wait,
         check_message::{Limits, Writer},
+        component::Component,
         credit::{Credit, Outcome, Verdict},
+        failure::{BatchError, Outage},
         message::Format,
         retry::RetryPolicy,
         settlement::Settlement,
     },
-    observe::{events, status::Part},
+    observe::events,
 };
 use async_trait::async_trait;
 use std::{
@@ -36,7 +37,7 @@ use std::{
 /// What stands between a delivered message and the ledger. Shared by all workers.
 pub struct CreditPipeline {
     /// Which queue it works on: the credit queue, or that of a source.
-    pub part: Part,
+    pub component: Component,
     /// How bodies look.
     pub format: Format,
     /// Where credits go.
@@ -136,7 +137,7 @@ impl CreditPipeline {
     pub async fn commit<M: Message>(&self, batch: Vec<M>, turn: &Turn<'_>) -> Committed<M> {
         let (messages, credits, malformed) = self.parse(batch);
         let is_last = messages.iter().map(|message| self.retry.next(message.retries_taken()).is_none()).collect();
-        let work = Commit { part: self.part, ledger: &*self.ledger, locked: &self.locked, is_last };
+        let work = Commit { component: self.component, ledger: &*self.ledger, locked: &self.locked, is_last };
         let (fates, outage) = through(&work, &credits, self.immediate_attempts, turn).await;
         let mut committed = Committed { outage, ..Committed::default() };
         committed.decided.reserve(messages.len());
@@ -222,7 +223,12 @@ impl CreditPipeline {
     fn report<M: Message>(&self, done: &[Decided<M, Outcome>]) {
         let now = SystemTime::now();
         let ages = done.iter().filter_map(|decided| Some(now.duration_since(decided.message.sent_at()?)));
-        events::CreditsSettled { part: self.part, outcomes: done.iter().map(|decided| &decided.outcome), ages }.emit();
+        events::CreditsSettled {
+            component: self.component,
+            outcomes: done.iter().map(|decided| &decided.outcome),
+            ages,
+        }
+        .emit();
         log_copies(done.iter().filter_map(copy).collect::<Vec<_>>().iter(), &self.retry);
     }
 }
@@ -266,7 +272,7 @@ async fn forward<D: Deliveries>(
 
 /// A transaction of the ledger.
 struct Commit<'a> {
-    part: Part,
+    component: Component,
     ledger: &'a dyn CreditLedger,
     locked: &'a LockedRows,
     /// By message: whether it has no retry step left.
@@ -281,7 +287,7 @@ impl Commit<'_> {
         match &committed {
             Ok(verdicts) => events::BatchCommitted { credits: &batch, verdicts, took }.emit(),
             Err(reason) if patience == Patience::Usual => {
-                events::CommitFailed { part: self.part, size: batch.len(), took, reason }.emit();
+                events::CommitFailed { component: self.component, size: batch.len(), took, reason }.emit();
             }
             Err(_) => {}
         }

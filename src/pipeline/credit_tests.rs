@@ -4,13 +4,14 @@ use crate::{
         check::CheckPolicy,
         check_message,
         credit::{Standing, Verdict},
+        failure::{Dependency, Outage},
         id_rule::IdRule,
         message::Format,
         retry::Delay,
         shape::Shape,
     },
     observe::pulse::{Pulse, Pulses},
-    pipeline::ports::{Confirmed, Dependency, Outage},
+    pipeline::ports::Confirmed,
 };
 use async_trait::async_trait;
 use std::{
@@ -142,7 +143,7 @@ fn body(payment: &str, user: &str) -> String {
 
 fn pipeline(ledger: &Arc<Script>, delays: &[&str]) -> CreditPipeline {
     CreditPipeline {
-        part: Part::Credits,
+        component: Component::Credits,
         format: Format { shape: Shape::default(), max_body_bytes: 1000, max_points: 100, payment_ids: IdRule::Any },
         ledger: Arc::clone(ledger) as Arc<dyn CreditLedger>,
         locked: Arc::default(),
@@ -211,7 +212,11 @@ async fn a_reason_that_may_pass_costs_no_other_message_anything() {
     let queue = Queue::default();
     let (done, calls) = process(Script::default(), &queue, &bodies).await;
     assert!(done.is_ok(), "the others are not held up");
-    assert_eq!(calls, [3, 3, 3, 1, 2, 1, 1, 1, 1, 1], "three attempts whole, one in parts, three alone and one more");
+    assert_eq!(
+        calls,
+        [3, 3, 3, 1, 2, 1, 1, 1, 1, 1],
+        "three attempts whole, one in components, three alone and one more"
+    );
     let credited = |n: usize| (bodies[n].clone(), "credited");
     assert_eq!(settled(&queue), [credited(0), credited(2), (bodies[1].clone(), "retry")]);
     assert_eq!(*queue.parked.lock().unwrap(), [format!("{}: perhaps", bodies[1])], "a copy waits, and says why");

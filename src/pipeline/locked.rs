@@ -1,10 +1,13 @@
 //! Locked rows: found once, remembered, and tried again by one message a second, so that no other message waits for them.
 
 use super::{
-    ports::{BatchError, LedgerRow, Outage, RowLocks},
+    ports::{LedgerRow, RowLocks},
     stages::{Fate, Work},
 };
-use crate::observe::events;
+use crate::{
+    domain::failure::{BatchError, Outage},
+    observe::events,
+};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},

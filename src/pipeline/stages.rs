@@ -2,11 +2,15 @@
 
 use super::{
     locked::{self, LockedRows, Looked},
-    ports::{BatchError, Decided, Forward, LedgerRow, Message, Outage, RowLocks},
+    ports::{Decided, Forward, LedgerRow, Message, RowLocks},
 };
 use crate::{
     backoff,
-    domain::{retry::RetryPolicy, settlement::Destination},
+    domain::{
+        failure::{BatchError, Outage},
+        retry::RetryPolicy,
+        settlement::Destination,
+    },
     observe::{events, pulse::Pulse},
 };
 use async_trait::async_trait;

@@ -9,11 +9,12 @@ use pointsd::{
     domain::{
         check::{Check, CheckStep, Finding, OnUnpaid},
         credit::{Credit, MAX_BALANCE, MAX_POINTS_LIMIT, Points, Standing, Verdict},
+        failure::Class,
         ids::{PaymentId, UserId},
         settlement::Reason,
     },
     ledger::{Ledger, Probe, SchemaState, UnverifiedPage},
-    pipeline::ports::{Class, Patience},
+    pipeline::ports::Patience,
 };
 use std::{
     sync::Arc,

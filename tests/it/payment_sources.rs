@@ -17,11 +17,12 @@ use lapin::BasicProperties;
 use pointsd::{
     config::{PayStatusSettings, SqlSourceSettings},
     domain::{
+        failure::BatchError,
         ids::PaymentId,
         status::{PaymentStatus, StatusValues},
     },
     pay_status::{Identifier, Limits, TableName, source},
-    pipeline::ports::{BatchError, Lookup, PaymentSource, look_up_all},
+    pipeline::ports::{Lookup, PaymentSource, look_up_all},
 };
 use std::{
     collections::BTreeMap,

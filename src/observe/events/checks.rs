@@ -6,10 +6,11 @@ use super::messages::{Age, count_messages, record_ages};
 use crate::{
     domain::{
         check::{Check, CheckOutcome, CheckStep, Checked},
+        component::Component,
         ids::PaymentId,
         status::PaymentStatus,
     },
-    observe::{metrics as names, status::Part},
+    observe::metrics as names,
 };
 use ::metrics::{counter, gauge};
 use std::time::Duration;
@@ -50,7 +51,7 @@ impl ChecksCommitted<'_> {
 /// The outcomes of a batch of checks, or of notifications, are durable, and its messages are about to be settled.
 pub struct ChecksSettled<O, A> {
     /// Of which queue.
-    pub part: Part,
+    pub component: Component,
     /// Of each message.
     pub outcomes: O,
     /// The age of each message that has a timestamp. A check has none that counts: it comes late by design.
@@ -71,8 +72,8 @@ impl<'a, O: Iterator<Item = &'a CheckOutcome> + Clone, A: Iterator<Item = Age>> 
         for (status, step, count) in steps {
             counter!(names::CHECKS, "status" => status.label(), "step" => step).increment(count);
         }
-        let queue = self.part.label();
-        if self.part == Part::Checks {
+        let queue = self.component.label();
+        if self.component == Component::Checks {
             return count_messages(queue, &CheckOutcome::LABELS, self.outcomes.map(CheckOutcome::label));
         }
         count_messages(queue, &CheckOutcome::LABELS_ON_ARRIVAL, self.outcomes.map(CheckOutcome::label_on_arrival));
@@ -139,7 +140,7 @@ impl ParkedNotNoted<'_> {
 /// A notification was settled.
 pub struct NotificationWithoutEffect<'a> {
     /// Of which source.
-    pub part: Part,
+    pub component: Component,
     /// Its payment.
     pub payment_id: &'a PaymentId,
     /// What became of it.
@@ -154,7 +155,12 @@ impl NotificationWithoutEffect<'_> {
             CheckOutcome::Ignored => "gives no points",
             _ => return,
         };
-        info!(source = self.part.label(), payment_id = self.payment_id.as_str(), why, "notification without effect");
+        info!(
+            source = self.component.label(),
+            payment_id = self.payment_id.as_str(),
+            why,
+            "notification without effect"
+        );
     }
 }
 

@@ -3,9 +3,12 @@
 #![allow(clippy::disallowed_macros, reason = "this is the place for them")]
 
 use crate::{
-    domain::credit::{Credit, Verdict},
-    observe::{limit::Limit, metrics as names, status::Part},
-    pipeline::ports::BatchError,
+    domain::{
+        component::Component,
+        credit::{Credit, Verdict},
+        failure::BatchError,
+    },
+    observe::{limit::Limit, metrics as names},
 };
 use ::metrics::{counter, histogram};
 use std::time::Duration;
@@ -39,7 +42,7 @@ impl BatchCommitted<'_> {
 /// A transaction of the ledger failed.
 pub struct CommitFailed<'a> {
     /// Whose it was.
-    pub part: Part,
+    pub component: Component,
     /// How many messages or checks are in it.
     pub size: usize,
     /// How long it waited.
@@ -57,8 +60,8 @@ static COMMITS_HELD_UP: Limit = Limit::new(1);
 impl CommitFailed<'_> {
     /// Logs it: at WARN when it waited for a lock or for long, once a second at most.
     pub fn emit(self) {
-        let Self { part, size, took, reason } = self;
-        let queue = part.label();
+        let Self { component, size, took, reason } = self;
+        let queue = component.label();
         if !matches!(reason, BatchError::Locked(_)) && took < LONG_WAIT {
             debug!(queue, size, waited = ?took, %reason, "commit failed");
         } else if let Some(suppressed) = COMMITS_HELD_UP.admit() {

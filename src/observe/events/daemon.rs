@@ -3,8 +3,8 @@
 #![allow(clippy::disallowed_macros, reason = "this is the place for them")]
 
 use crate::{
-    observe::{metrics as names, status::Part},
-    pipeline::ports::Dependency,
+    domain::{component::Component, failure::Dependency},
+    observe::metrics as names,
 };
 use ::metrics::gauge;
 use std::time::Duration;
@@ -26,7 +26,7 @@ impl DatabaseAbandoned {
 /// The connections to the broker stand, or not.
 pub struct BrokerConnected {
     /// Whose they are. The metric tells those of the credits.
-    pub part: Part,
+    pub component: Component,
     /// Whether they do.
     pub connected: bool,
 }
@@ -34,7 +34,7 @@ pub struct BrokerConnected {
 impl BrokerConnected {
     /// Tells of it.
     pub fn emit(self) {
-        if self.part == Part::Credits {
+        if self.component == Component::Credits {
             gauge!(names::BROKER_CONNECTED).set(f64::from(u8::from(self.connected)));
         }
     }
@@ -76,7 +76,7 @@ impl StillPaused<'_> {
 /// The age of the oldest delivery that is not settled.
 pub struct OldestInFlight {
     /// Of which queue.
-    pub part: Part,
+    pub component: Component,
     /// Since it was taken; zero without one.
     pub age: Duration,
 }
@@ -84,14 +84,14 @@ pub struct OldestInFlight {
 impl OldestInFlight {
     /// Sets the metric.
     pub fn emit(self) {
-        gauge!(names::OLDEST_IN_FLIGHT_SECONDS, "queue" => self.part.label()).set(self.age.as_secs_f64());
+        gauge!(names::OLDEST_IN_FLIGHT_SECONDS, "queue" => self.component.label()).set(self.age.as_secs_f64());
     }
 }
 
 /// Deliveries of a queue wait, and nothing is committed.
 pub struct Stalled {
     /// Of which queue.
-    pub part: Part,
+    pub component: Component,
     /// For how long.
     pub time: Duration,
 }
@@ -99,20 +99,20 @@ pub struct Stalled {
 impl Stalled {
     /// Logs it.
     pub fn emit(self) {
-        warn!(queue = self.part.label(), time = ?self.time, "stalled: no commit while deliveries wait");
+        warn!(queue = self.component.label(), time = ?self.time, "stalled: no commit while deliveries wait");
     }
 }
 
 /// A queue that was stalled goes on.
 pub struct StallEnded {
     /// Which queue.
-    pub part: Part,
+    pub component: Component,
 }
 
 impl StallEnded {
     /// Logs it.
     pub fn emit(self) {
-        info!(queue = self.part.label(), "no longer stalled");
+        info!(queue = self.component.label(), "no longer stalled");
     }
 }
 

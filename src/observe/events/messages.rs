@@ -3,8 +3,8 @@
 #![allow(clippy::disallowed_macros, reason = "this is the place for them")]
 
 use crate::{
-    domain::{credit::Outcome, ids::PaymentId, settlement::Reason},
-    observe::{limit::Limit, metrics as names, status::Part},
+    domain::{component::Component, credit::Outcome, ids::PaymentId, settlement::Reason},
+    observe::{limit::Limit, metrics as names},
 };
 use ::metrics::{counter, gauge, histogram};
 use std::time::{Duration, SystemTimeError};
@@ -62,7 +62,7 @@ pub(super) fn record_ages(ages: impl Iterator<Item = Age>) {
 /// The outcomes of a batch of credits are durable, and its messages are about to be settled.
 pub struct CreditsSettled<O, A> {
     /// Of which queue.
-    pub part: Part,
+    pub component: Component,
     /// Of each message.
     pub outcomes: O,
     /// The age of each message that has a timestamp.
@@ -72,7 +72,7 @@ pub struct CreditsSettled<O, A> {
 impl<'a, O: Iterator<Item = &'a Outcome>, A: Iterator<Item = Age>> CreditsSettled<O, A> {
     /// Tells of it.
     pub fn emit(self) {
-        count_messages(self.part.label(), &Outcome::LABELS, self.outcomes.map(Outcome::label));
+        count_messages(self.component.label(), &Outcome::LABELS, self.outcomes.map(Outcome::label));
         record_ages(self.ages);
     }
 }
@@ -158,7 +158,7 @@ impl MessageDelayed<'_> {
 /// How many deliveries are taken and not settled.
 pub struct InFlight {
     /// Of which queue.
-    pub part: Part,
+    pub component: Component,
     /// Their number.
     pub deliveries: usize,
 }
@@ -167,7 +167,7 @@ impl InFlight {
     /// Tells of it.
     pub fn emit(self) {
         #[allow(clippy::cast_precision_loss, reason = "at most the prefetch")]
-        gauge!(names::IN_FLIGHT, "queue" => self.part.label()).set(self.deliveries as f64);
+        gauge!(names::IN_FLIGHT, "queue" => self.component.label()).set(self.deliveries as f64);
     }
 }
 

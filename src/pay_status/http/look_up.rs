@@ -7,8 +7,8 @@
 
 use super::{HttpSource, Miss, Seen, outage, sleep_until};
 use crate::{
-    domain::ids::PaymentId,
-    pipeline::ports::{Answers, BatchError, Lookup, Payment, PaymentSource as _},
+    domain::{failure::BatchError, ids::PaymentId},
+    pipeline::ports::{Answers, Lookup, Payment, PaymentSource as _},
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use std::{

@@ -12,11 +12,12 @@ use super::{SourceError, quoted};
 use crate::{
     config::HttpSourceSettings,
     domain::{
+        failure::{BatchError, Dependency, Outage},
         id_rule::IdRule,
         ids::PaymentId,
         status::{PaymentStatus, StatusValues},
     },
-    pipeline::ports::{Answers, BatchError, Dependency, Outage, Payment, PaymentSource, RowStatus},
+    pipeline::ports::{Answers, Payment, PaymentSource, RowStatus},
 };
 use access::Access;
 use async_trait::async_trait;

@@ -8,11 +8,12 @@ use crate::{
     config::SqlSourceSettings,
     database::{DatabaseError, DatabaseUrl, Guarded},
     domain::{
+        failure::{BatchError, Class, Dependency, Outage},
         ids::PaymentId,
         status::{PaymentStatus, StatusValues},
         worth::Valuation,
     },
-    pipeline::ports::{Answers, BatchError, Class, Dependency, Lookup, Outage, Payment, PaymentSource, RowStatus},
+    pipeline::ports::{Answers, Lookup, Payment, PaymentSource, RowStatus},
 };
 use async_trait::async_trait;
 use postgres::PostgresTable;

@@ -6,7 +6,7 @@ use crate::{
         DatabaseError, PostgresUri,
         postgres::{Pool, PooledConnection, Server},
     },
-    pipeline::ports::Class,
+    domain::failure::Class,
 };
 use diesel::{
     PgConnection, RunQueryDsl, sql_query,

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     domain::{
         check::{Check, CheckOutcome, CheckStep, Checked, Finding, LedgerState, PaymentStatus},
+        failure::Outage,
         ids::PaymentId,
         settlement::{Destination, Reason, Settlement},
         source::Meaning,
@@ -16,7 +17,7 @@ use crate::{
     },
     observe::events,
     pipeline::{
-        ports::{Outage, Patience, Payment},
+        ports::{Patience, Payment},
         stages::{Fate, Turn, through},
     },
 };

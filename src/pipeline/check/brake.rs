@@ -1,11 +1,9 @@
 //! The brake of the checks, as the pipeline and the signal share it.
 
-use crate::{
-    domain::{
-        brake::Brake,
-        check::{CheckStep, Finding},
-    },
-    pipeline::ports::{Dependency, Outage},
+use crate::domain::{
+    brake::Brake,
+    check::{CheckStep, Finding},
+    failure::{Dependency, Outage},
 };
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;

@@ -10,13 +10,14 @@ use crate::{
     domain::{
         check::{Check, Checked, Claim, Closing, Finding},
         check_message::About,
+        failure::{BatchError, Outage},
         source::Meaning,
         worth::Worth,
     },
     observe::{events, pulse::Pulse},
     pipeline::{
         locked::LockedRows,
-        ports::{BatchError, LedgerRow, MOST_HELD_BACK, Outage, Patience, RowLocks},
+        ports::{LedgerRow, MOST_HELD_BACK, Patience, RowLocks},
         stages::Work,
     },
 };
@@ -176,8 +177,8 @@ impl Apply<'_> {
         let took = begun.elapsed();
         let mut checked = committed.inspect_err(|reason| {
             if patience == Patience::Usual {
-                let (part, size) = (self.pipeline.part, merged.len());
-                events::CommitFailed { part, size, took, reason }.emit();
+                let (component, size) = (self.pipeline.component, merged.len());
+                events::CommitFailed { component, size, took, reason }.emit();
             }
         })?;
         events::ChecksCommitted { checks: &merged, checked: &checked, took }.emit();

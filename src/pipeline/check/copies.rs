@@ -8,12 +8,13 @@ use crate::{
     domain::{
         check::{CheckOutcome, Wait},
         check_message::{About, Limits, Writer},
+        failure::Outage,
         ids::PaymentId,
         settlement::{Destination, Settlement},
     },
     pipeline::{
         confirm,
-        ports::{CONFIRMING_TIME, CopyBody, Deliveries, FirstChecks, Forward, Outage},
+        ports::{CONFIRMING_TIME, CopyBody, Deliveries, FirstChecks, Forward},
         stages::{Turn, log_copies},
     },
 };

@@ -9,13 +9,14 @@ use crate::{
     domain::{
         check::{CheckOutcome, Finding},
         check_message::{About, ScheduledCheck},
+        failure::{BatchError, Outage},
         ids::PaymentId,
         settlement::Reason,
         source::Meaning,
         status::PaymentStatus,
     },
     pipeline::{
-        ports::{BatchError, Lookup, Outage, Payment, PaymentSource},
+        ports::{Lookup, Payment, PaymentSource},
         stages::{Fate, Turn, Work, through},
     },
 };

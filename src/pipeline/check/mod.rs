@@ -14,19 +14,21 @@ mod payment_rows;
 
 use super::{
     locked::LockedRows,
-    ports::{CheckLedger, Deliveries, Dependency, Message, Outage, PaymentSource},
+    ports::{CheckLedger, Deliveries, Message, PaymentSource},
     stages::{Interrupted, Turn},
 };
 use crate::{
     domain::{
         check::{CheckOutcome, CheckPolicy},
         check_message::Limits,
+        component::Component,
+        failure::{Dependency, Outage},
         ids::PaymentId,
         message::Format,
         retry::RetryPolicy,
         source::Source,
     },
-    observe::{events, status::Part},
+    observe::events,
 };
 use apply::Group;
 use brake::SharedBrake;
@@ -54,7 +56,7 @@ const PASSES: usize = 3;
 /// What stands between a delivered check, or a notification, and the ledger.
 pub struct CheckPipeline {
     /// Which queue it works on: the check queue, or that of a source.
-    pub part: Part,
+    pub component: Component,
     /// How bodies look in the credit format.
     pub format: Format,
     /// How those of notifications look, and what they mean.
@@ -220,12 +222,12 @@ impl CheckPipeline {
         let outcomes = entries().filter_map(|entry| batch.outcomes[entry].as_ref());
         let now = SystemTime::now();
         let ages = settled().filter_map(|held| Some(now.duration_since(held.message.sent_at()?)));
-        events::ChecksSettled { part: self.part, outcomes, ages }.emit();
+        events::ChecksSettled { component: self.component, outcomes, ages }.emit();
         for entry in entries().filter(|entry| self.is_arrival() || batch.entries[*entry].meaning().is_some()) {
             if let (Some(payment_id), Some(outcome)) =
                 (batch.entries[entry].payment_id(), batch.outcomes[entry].as_ref())
             {
-                events::NotificationWithoutEffect { part: self.part, payment_id, outcome }.emit();
+                events::NotificationWithoutEffect { component: self.component, payment_id, outcome }.emit();
             }
         }
     }

@@ -5,12 +5,13 @@ use crate::{
     domain::{
         check::{self, CheckOutcome},
         check_message::{self, About, BadCheck, ScheduledCheck},
+        component::Component,
         credit::Credit,
         ids::PaymentId,
         notification::Notification,
         source::{Meaning, Source},
     },
-    observe::{events, status::Part},
+    observe::events,
     pipeline::ports::{Message, Origin},
 };
 use std::{ops::Range, sync::PoisonError};
@@ -89,7 +90,7 @@ impl CheckPipeline {
         let mut read = Batch { deliveries: Vec::with_capacity(batch.len()), entries: Vec::new(), outcomes: Vec::new() };
         for message in batch {
             let begin = read.entries.len();
-            let is_check_message = self.part == Part::Checks && message.origin() == Origin::Checks;
+            let is_check_message = self.component == Component::Checks && message.origin() == Origin::Checks;
             if is_check_message {
                 self.read_check_message(&message, &mut read);
             } else {
@@ -219,6 +220,6 @@ impl CheckPipeline {
 
     /// Whether its messages are notifications on arrival.
     pub(super) fn is_arrival(&self) -> bool {
-        matches!(self.part, Part::Source(_))
+        matches!(self.component, Component::Source(_))
     }
 }

@@ -9,14 +9,15 @@ use super::{
 use crate::{
     domain::{
         check::CheckOutcome,
+        component::Component,
+        failure::{BatchError, Outage},
         ids::PaymentId,
         settlement::Reason,
         source::{Meaning, Source},
         status::PaymentStatus,
     },
-    observe::status::Part,
     pipeline::{
-        ports::{BatchError, Outage, PaymentSource, RowStatus},
+        ports::{PaymentSource, RowStatus},
         stages::{Fate, Turn, Work, through},
     },
 };
@@ -83,9 +84,9 @@ impl CheckPipeline {
 
     /// Whether the payment source works for what is asked of it here: where rows are to be set, setting them, too.
     pub async fn probe_source(&self) -> Result<(), Outage> {
-        let sets = |source: &Source| match (self.part, source.meaning) {
-            (Part::Checks, Meaning::Paid | Meaning::Created) => true,
-            (Part::Source(name), Meaning::Paid) => source.name == name,
+        let sets = |source: &Source| match (self.component, source.meaning) {
+            (Component::Checks, Meaning::Paid | Meaning::Created) => true,
+            (Component::Source(name), Meaning::Paid) => source.name == name,
             _ => false,
         };
         if self.sources.iter().any(sets) { self.source.probe_set().await } else { self.source.probe().await }

@@ -4,6 +4,7 @@ use crate::{
         check::{Check, Checked, Claim, LedgerState, OnUnpaid, PaymentStatus},
         check_message::{self, About, ScheduledCheck, Writer},
         credit::Points,
+        failure::BatchError,
         id_rule::IdRule,
         ids::UserId,
         notification::NotificationFormat,
@@ -15,7 +16,7 @@ use crate::{
     },
     observe::pulse::{Pulse, Pulses},
     pipeline::ports::{
-        Answers, BatchError, Confirmed, CopyBody, FirstChecks, Forward, Lookup, Origin, Patience, Payment, RowStatus,
+        Answers, Confirmed, CopyBody, FirstChecks, Forward, Lookup, Origin, Patience, Payment, RowStatus,
     },
 };
 use async_trait::async_trait;
@@ -234,7 +235,7 @@ fn world(brake_after: u32) -> World {
     let ledger = Arc::new(Memory { source: Arc::clone(&source), ..Memory::default() });
     let delay = |text| Delay::parse(text).unwrap();
     let pipeline = CheckPipeline {
-        part: Part::Checks,
+        component: Component::Checks,
         sources: Arc::from([]),
         format: Format { shape: Shape::default(), max_body_bytes: 1000, max_points: 100, payment_ids: IdRule::Any },
         source: Arc::clone(&source) as Arc<dyn PaymentSource>,
@@ -257,7 +258,7 @@ fn arrivals(meaning: Meaning) -> World {
     let policy = world.pipeline.policy.clone();
     let trade = Source { name: "trade".into(), format: NotificationFormat::PaymentId, meaning, policy };
     World {
-        pipeline: CheckPipeline { part: Part::Source("trade"), sources: [trade].into(), ..world.pipeline },
+        pipeline: CheckPipeline { component: Component::Source("trade"), sources: [trade].into(), ..world.pipeline },
         ..world
     }
 }
