@@ -1,5 +1,6 @@
 //! Files that hold secrets: read again while the daemon runs, because what they hold is rotated.
 
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use std::{
     fs::File,
     io::{self, Read},
@@ -86,6 +87,15 @@ pub async fn reading<T: Send + 'static>(
         Ok(Err(panicked)) => Err(FileError::malformed(file, panicked)),
         Err(_) => Err(FileError::malformed(file, format_args!("cannot be read within {PATIENCE:?}"))),
     }
+}
+
+/// Whether a file holds what its key asks for, all of it readable.
+pub fn is_pem(key: &str, bytes: &[u8]) -> bool {
+    if key.ends_with("key_file") {
+        return PrivateKeyDer::from_pem_slice(bytes).is_ok();
+    }
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
+    certificates.is_ok_and(|certificates| !certificates.is_empty())
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ impl Line {
     /// Points messages: as many workers as there are ledger writers.
     pub(super) fn credits(settings: &Settings, pipeline: CreditPipeline) -> Self {
         Self {
-            sessions: Sessions::new(pipeline.component, settings),
+            sessions: Sessions::new(pipeline.component, &settings.plan()),
             workers: settings.ledger.pool_size,
             batch: BatchSize { messages: settings.ledger.batch_max, bytes: usize::MAX, linger: Duration::ZERO },
             prefetch: prefetch(settings, pipeline.component),
@@ -99,7 +99,7 @@ impl Line {
         let most_held = u16::try_from(most_held).unwrap_or(u16::MAX);
         let step = settings.ledger.timeout.max(CONFIRM_TIMEOUT).max(DECIDING_TIME + pipeline.source.longest()) + SLACK;
         Self {
-            sessions: Sessions::new(pipeline.component, settings),
+            sessions: Sessions::new(pipeline.component, &settings.plan()),
             pipeline: Pipeline::Checks(pipeline),
             workers: 1,
             batch,

@@ -3,6 +3,7 @@
 mod clock;
 mod consume;
 mod line;
+pub mod logging;
 mod ready;
 mod recovery;
 mod relay;
@@ -10,11 +11,12 @@ mod watchdog;
 mod worker;
 
 use crate::{
-    config::{LedgerSettings, Settings, SourceKind},
+    broker::SourceKind,
+    config::Settings,
     database::{DatabaseUrl, Guarded},
     domain::{check::CheckOutcome, component::Component, credit::Outcome},
     http,
-    ledger::{self, Access, Ledger, UnverifiedCount, WriterLock},
+    ledger::{self, Access, Ledger, UnverifiedCount, WriterLock, settings::LedgerSettings},
     observe::{events, metrics, pulse::Pulses, status::Status},
     pay_status,
     pipeline::{

@@ -89,7 +89,7 @@ impl App {
         if let Some(unblocked) = blocked.take() {
             unblocked.close().await;
         }
-        let opened = self.until_stopped(EventPublisher::open(&self.settings)).await;
+        let opened = self.until_stopped(EventPublisher::open(&self.settings.plan())).await;
         let Some(publisher) = opened.transpose().map_err(BrokerError::into_outage)? else { return Ok(()) };
         pulse.beat();
         let relayed = self.relay_with(outbox, &publisher, pulse).await;

@@ -2,7 +2,7 @@
 
 use super::{BrokerError, STEP_TIMEOUT, lenient, told};
 use crate::{
-    config::{self, BrokerSettings, Identity, TlsFiles},
+    broker::{BrokerSettings, Identity, TlsFiles},
     files::{self, FileError},
 };
 use futures_util::future::select_all;
@@ -254,7 +254,7 @@ fn tls_of(given: TlsFiles) -> Result<TlsFiles, FileError> {
         None => Ok(None),
         Some(file) => {
             let bytes = files::read_now(file)?;
-            let is_pem = config::is_pem(key, &bytes);
+            let is_pem = files::is_pem(key, &bytes);
             is_pem
                 .then_some(Some(bytes))
                 .ok_or_else(|| FileError::malformed(file, format_args!("holds no PEM of {what}")))

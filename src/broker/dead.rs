@@ -16,7 +16,7 @@ use super::{
     renewal::Renewals,
     within,
 };
-use crate::config::BrokerSettings;
+use crate::broker::BrokerSettings;
 use futures_util::{
     FutureExt, StreamExt,
     stream::{self, BoxStream, SelectAll},

@@ -7,7 +7,7 @@ use super::{
     topology::{BROWSED_DELIVERY_LIMIT, TIME_TO_LIVE},
     within,
 };
-use crate::config::ExchangeType;
+use crate::broker::ExchangeType;
 use lapin::{
     Connection, ExchangeKind,
     options::{ExchangeDeclareOptions, QueueDeclareOptions},

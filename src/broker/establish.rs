@@ -8,7 +8,7 @@ use super::{
     publish::Publisher,
     within,
 };
-use crate::{config::BrokerSettings, observe::events};
+use crate::{broker::BrokerSettings, observe::events};
 use lapin::{Connection, options::QueueBindOptions, types::FieldTable};
 
 impl Topology {

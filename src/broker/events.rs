@@ -6,7 +6,7 @@ use super::{
     publish::Unsent,
 };
 use crate::{
-    config::{ExchangeType, Settings},
+    broker::{ExchangeType, Plan},
     domain::component::Component,
     observe::pulse::Pulse,
 };
@@ -43,9 +43,9 @@ pub struct EventPublisher {
 
 impl EventPublisher {
     /// Connects. Whether the broker takes anything is found by [`EventPublisher::prove`].
-    pub async fn open(settings: &Settings) -> Result<Self, BrokerError> {
-        let publisher = Publisher::open_for(&settings.broker, "relay publisher").await?;
-        Ok(Self { publisher, topology: Topology::of_part(settings, Component::Relay), known: Mutex::default() })
+    pub async fn open(plan: &Plan) -> Result<Self, BrokerError> {
+        let publisher = Publisher::open_for(&plan.broker, "relay publisher").await?;
+        Ok(Self { publisher, topology: Topology::of_component(plan, Component::Relay), known: Mutex::default() })
     }
 
     /// Whether an alarm of the broker blocks it: then it cannot even be closed, and another one would be blocked, too.

@@ -21,6 +21,7 @@ mod renewal;
 mod retire;
 mod server;
 mod sessions;
+pub mod settings;
 mod topology;
 mod unreadable;
 
@@ -33,9 +34,11 @@ pub use found::Found;
 pub use outgoing::Outgoing;
 pub use publish::Publisher;
 pub use sessions::Sessions;
-pub use topology::{
-    Argument, Binding, Difference, ExchangeSpec, QueueSpec, QueueType, Topology, check_delay_queue, retry_queue,
+pub use settings::{
+    BrokerSettings, ExchangeType, Identity, Plan, QueueType, SourceKind, SourceSettings, TlsFiles, check_delay_queue,
+    retry_queue,
 };
+pub use topology::{Argument, Binding, Difference, ExchangeSpec, QueueSpec, Topology};
 
 use crate::domain::failure::{Class, Dependency, Outage};
 use std::time::Duration;

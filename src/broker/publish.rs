@@ -4,7 +4,7 @@ use super::{
     BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT, connect::connect, copy::HeaderFrame, outgoing::Outgoing, within,
 };
 use crate::{
-    config::BrokerSettings,
+    broker::BrokerSettings,
     observe::pulse::Pulse,
     pipeline::ports::{CONFIRMING_TIME, Confirmed},
 };

@@ -9,7 +9,7 @@ use super::{
     outgoing::Outgoing,
     publish::Publisher,
 };
-use crate::{config::BrokerSettings, parked::Parked};
+use crate::{broker::BrokerSettings, parked::Parked};
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable},

@@ -7,7 +7,7 @@ use super::{
     within,
 };
 use crate::{
-    config::{BrokerSettings, Settings},
+    broker::{BrokerSettings, Plan},
     domain::retry::Delay,
 };
 use lapin::{Channel, options::QueueDeleteOptions};
@@ -23,14 +23,9 @@ const EMPTY_LOOKS: u32 = 10;
 impl Topology {
     /// Unbinds a delay queue, waits until it has been empty for a while, and deletes it. `waiting` is told how many
     /// messages are still in it. An error when the queue is one that is needed, or none of ours.
-    pub async fn retire(
-        &self,
-        settings: &Settings,
-        queue: &str,
-        mut waiting: impl FnMut(u32),
-    ) -> Result<(), BrokerError> {
-        let back_to = self.goes_back_to(settings, queue)?;
-        let (connection, _) = connect(&settings.broker, "topology").await?;
+    pub async fn retire(&self, plan: &Plan, queue: &str, mut waiting: impl FnMut(u32)) -> Result<(), BrokerError> {
+        let back_to = self.goes_back_to(plan, queue)?;
+        let (connection, _) = connect(&plan.broker, "topology").await?;
         let retire = async |channel: &Channel| self.retire_on(channel, (queue, back_to), &mut waiting).await;
         let retired = declare::with_channel(&connection, retire).await;
         declare::close(&connection).await;
@@ -38,14 +33,14 @@ impl Topology {
     }
 
     /// Where what waits in a delay queue goes that can be retired.
-    fn goes_back_to<'a>(&self, settings: &'a Settings, queue: &str) -> Result<&'a str, BrokerError> {
+    fn goes_back_to<'a>(&self, plan: &'a Plan, queue: &str) -> Result<&'a str, BrokerError> {
         let refused = |why: &str| Err(BrokerError::Topology(format!("queue {queue} {why}")));
         if self.queues.iter().any(|needed| needed.name == queue) {
             return refused("is in use; take its delay out of the configuration first, and restart the daemons");
         }
-        let BrokerSettings { credit_queue, check_queue, .. } = &settings.broker;
+        let BrokerSettings { credit_queue, check_queue, .. } = &plan.broker;
         let mut places = vec![(credit_queue, "retry"), (check_queue, "retry"), (check_queue, "delay")];
-        places.extend(settings.sources.iter().map(|source| (&source.queue, "retry")));
+        places.extend(plan.sources.iter().map(|source| (&source.queue, "retry")));
         for &(back_to, kind) in &places {
             let delay = queue.strip_prefix(&format!("{back_to}.{kind}."));
             if delay.and_then(Delay::parse).is_some() {

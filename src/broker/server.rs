@@ -4,7 +4,7 @@ use super::{
     STEP_TIMEOUT,
     connect::{BrokerUrl, tls},
 };
-use crate::{config::TlsFiles, observe::events};
+use crate::{broker::TlsFiles, observe::events};
 use futures_util::{AsyncReadExt, AsyncWriteExt};
 use lapin::{
     tcp::AMQPUriTcpExt,

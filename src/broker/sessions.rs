@@ -8,12 +8,12 @@ use super::{
     declare::{passive, with_channel},
     publish::Publisher,
     server::warn_of_x_death,
-    topology::{Topology, check_delay_queue, retry_queue},
+    topology::Topology,
     unreadable::UnreadableOnes,
     within,
 };
 use crate::{
-    config::{BrokerSettings, Settings, SourceKind},
+    broker::{BrokerSettings, Plan, SourceKind, check_delay_queue, retry_queue},
     domain::{
         component::Component,
         retry::{Delay, RetryPolicy},
@@ -62,10 +62,10 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Sessions {
     /// With the broker that is configured, for one of the queues.
-    pub fn new(component: Component, settings: &Settings) -> Self {
-        let broker = &settings.broker;
+    pub fn new(component: Component, plan: &Plan) -> Self {
+        let broker = &plan.broker;
         let of_source =
-            settings.sources.iter().find(|source| matches!(component, Component::Source(name) if name == source.name));
+            plan.sources.iter().find(|source| matches!(component, Component::Source(name) if name == source.name));
         let queue = match of_source {
             Some(source) => &source.queue,
             None if component == Component::Checks => &broker.check_queue,
@@ -74,16 +74,16 @@ impl Sessions {
         Self {
             component,
             settings: broker.clone(),
-            topology: Arc::new(Topology::of_part(settings, component)),
+            topology: Arc::new(Topology::of_component(plan, component)),
             queue: queue.clone(),
-            retry: settings.retry.policy.clone(),
-            check_delays: settings.check_delays(),
+            retry: plan.retry.clone(),
+            check_delays: plan.check_delays.clone(),
             source: of_source
                 .filter(|source| matches!(source.kind, SourceKind::Notification(_)))
                 .map(|source| source.name.clone()),
             blocked: Blocked::default(),
             has_opened: AtomicBool::new(false),
-            warns_of_checks: AtomicBool::new(component == Component::Credits && !settings.pay_status.is_some()),
+            warns_of_checks: AtomicBool::new(component == Component::Credits && !plan.has_checks),
             warns_of_dangers: AtomicBool::new(true),
             warns_of_x_death: AtomicBool::new(component == Component::Credits),
         }

@@ -2,30 +2,12 @@
 //! queues, the dead queue. Printed, declared, checked.
 
 use crate::{
-    config::{BrokerSettings, ExchangeType, Settings, SourceKind, SourceSettings},
+    broker::{
+        BrokerSettings, ExchangeType, Plan, QueueType, SourceKind, SourceSettings, check_delay_queue, retry_queue,
+    },
     domain::{component::Component, retry::Delay},
 };
 use serde::Serialize;
-
-/// The type of the queues that are declared (`broker.queue_type`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum QueueType {
-    /// Replicated, for clusters; redelivery is counted and limited.
-    Quorum,
-    /// On one node.
-    Classic,
-}
-
-impl QueueType {
-    /// The value of `x-queue-type`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Quorum => "quorum",
-            Self::Classic => "classic",
-        }
-    }
-}
 
 /// An argument of a queue. Immutable once the queue exists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -97,12 +79,6 @@ pub struct ExchangeSpec {
     pub declare: bool,
 }
 
-impl Serialize for ExchangeType {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
 /// Everything that is needed of the broker.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Topology {
@@ -144,17 +120,6 @@ pub struct Difference {
 
 /// A dead queue, or a delay queue, is only browsed, and each look counts as a delivery: it must not be browsed to death.
 pub(super) const BROWSED_DELIVERY_LIMIT: i64 = 1_000_000;
-
-/// The queue in which the messages of `queue` wait for one step: another delay is another queue, because a queue's time
-/// to live cannot be changed, and because per-message times expire only at a queue's head.
-pub fn retry_queue(queue: &str, delay: &Delay) -> String {
-    format!("{queue}.retry.{}", delay.as_str())
-}
-
-/// The queue in which messages wait for a check.
-pub fn check_delay_queue(check_queue: &str, delay: &Delay) -> String {
-    format!("{check_queue}.delay.{}", delay.as_str())
-}
 
 pub(super) const TIME_TO_LIVE: &str = "x-message-ttl";
 
@@ -204,36 +169,36 @@ fn dead_arguments(queue_type: QueueType) -> Vec<(&'static str, Argument)> {
 
 impl Topology {
     /// All of it, from the configuration.
-    pub fn of(settings: &Settings) -> Self {
-        let mut all = Self::core(settings);
-        for source in &settings.sources {
-            all.add_source(settings, source);
+    pub fn of(plan: &Plan) -> Self {
+        let mut all = Self::core(plan);
+        for source in &plan.sources {
+            all.add_source(plan, source);
         }
-        all.add_events(settings);
+        all.add_events(plan);
         all
     }
 
     /// What one part of the daemon needs: that somebody else's queue is not as it should be must not keep the others from
     /// theirs.
-    pub(super) fn of_part(settings: &Settings, component: Component) -> Self {
+    pub(super) fn of_component(plan: &Plan, component: Component) -> Self {
         let mut topology = Self::default();
         match component {
-            Component::Credits | Component::Checks => topology = Self::core(settings),
+            Component::Credits | Component::Checks => topology = Self::core(plan),
             Component::Source(name) => {
-                topology = Self::core(settings);
-                if let Some(source) = settings.sources.iter().find(|source| source.name == name) {
-                    topology.add_source(settings, source);
+                topology = Self::core(plan);
+                if let Some(source) = plan.sources.iter().find(|source| source.name == name) {
+                    topology.add_source(plan, source);
                 }
             }
-            Component::Relay => topology.add_events(settings),
+            Component::Relay => topology.add_events(plan),
         }
         topology
     }
 
     /// The points messages, their checks, and the dead queue. Without a payment source there are no checks, and no queues for
     /// them.
-    fn core(settings: &Settings) -> Self {
-        let (broker, checking) = (&settings.broker, settings.pay_status.is_some());
+    fn core(plan: &Plan) -> Self {
+        let (broker, checking) = (&plan.broker, plan.has_checks);
         let mut core = Self::default();
         core.add_exchange(&broker.exchange, ExchangeType::Direct, broker.declare);
         core.add(
@@ -248,28 +213,28 @@ impl Topology {
         if checking {
             core.add(broker, &broker.check_queue, "checks of payments", Contents::Checks, consumed);
         }
-        core.add_retries(settings, &broker.credit_queue, Contents::Payments);
+        core.add_retries(plan, &broker.credit_queue, Contents::Payments);
         if checking {
-            for delay in settings.check_delays() {
-                let name = check_delay_queue(&broker.check_queue, &delay);
-                let arguments = delay_arguments(&delay, &broker.check_queue);
+            for delay in &plan.check_delays {
+                let name = check_delay_queue(&broker.check_queue, delay);
+                let arguments = delay_arguments(delay, &broker.check_queue);
                 core.add(broker, &name, "waiting for a check", Contents::Checks, arguments);
             }
-            core.add_retries(settings, &broker.check_queue, Contents::Checks);
+            core.add_retries(plan, &broker.check_queue, Contents::Checks);
         }
         core.bind(&broker.exchange, &broker.credit_queue, &broker.routing_key, broker.declare);
         if checking {
-            core.unbind_checks(settings, &broker.exchange, &broker.routing_key, broker.declare);
+            core.unbind_checks(plan, &broker.exchange, &broker.routing_key, broker.declare);
         }
         core
     }
 
     /// Check delay queues are bound to no exchange: what a producer sends must not reach them. An earlier build bound the
     /// first one to wherever points messages come from.
-    fn unbind_checks(&mut self, settings: &Settings, exchange: &str, key: &str, declare: bool) {
+    fn unbind_checks(&mut self, plan: &Plan, exchange: &str, key: &str, declare: bool) {
         let mut seen: Vec<String> = Vec::new();
-        for delay in settings.check_delays() {
-            let queue = check_delay_queue(&settings.broker.check_queue, &delay);
+        for delay in &plan.check_delays {
+            let queue = check_delay_queue(&plan.broker.check_queue, delay);
             if seen.contains(&queue) {
                 continue;
             }
@@ -278,26 +243,26 @@ impl Topology {
         }
     }
 
-    fn add_source(&mut self, settings: &Settings, source: &SourceSettings) {
+    fn add_source(&mut self, plan: &Plan, source: &SourceSettings) {
         let SourceSettings { exchange, exchange_type, routing_key, queue, queue_type, declare, kind, .. } = source;
         self.add_exchange(exchange, *exchange_type, *declare);
-        let arguments = consumed_arguments(&settings.broker, *queue_type);
+        let arguments = consumed_arguments(&plan.broker, *queue_type);
         let purpose = match kind {
             SourceKind::Credit => "points messages",
             SourceKind::Notification(_) => "notifications",
         };
         let contents = Contents::Payments;
         self.queues.push(QueueSpec { name: queue.clone(), purpose, contents, arguments, declare: *declare });
-        self.add_retries(settings, queue, contents);
+        self.add_retries(plan, queue, contents);
         self.bind(exchange, queue, routing_key, *declare);
-        if matches!(kind, SourceKind::Credit) && settings.pay_status.is_some() {
-            self.unbind_checks(settings, exchange, routing_key, *declare);
+        if matches!(kind, SourceKind::Credit) && plan.has_checks {
+            self.unbind_checks(plan, exchange, routing_key, *declare);
         }
     }
 
-    fn add_events(&mut self, settings: &Settings) {
-        if let Some(exchange) = &settings.events.exchange {
-            self.add_exchange(exchange, ExchangeType::Topic, settings.broker.declare);
+    fn add_events(&mut self, plan: &Plan) {
+        if let Some(exchange) = &plan.events_exchange {
+            self.add_exchange(exchange, ExchangeType::Topic, plan.broker.declare);
         }
     }
 
@@ -329,10 +294,10 @@ impl Topology {
     }
 
     /// The delay queues of a queue that is consumed.
-    fn add_retries(&mut self, settings: &Settings, queue: &str, contents: Contents) {
-        for delay in settings.retry.policy.delays() {
+    fn add_retries(&mut self, plan: &Plan, queue: &str, contents: Contents) {
+        for delay in plan.retry.delays() {
             let arguments = delay_arguments(delay, queue);
-            self.add(&settings.broker, &retry_queue(queue, delay), "waiting to be tried again", contents, arguments);
+            self.add(&plan.broker, &retry_queue(queue, delay), "waiting to be tried again", contents, arguments);
         }
     }
 

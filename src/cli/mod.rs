@@ -18,9 +18,12 @@ mod verify;
 use crate::{
     app,
     broker::connections_closed,
-    config::{ConfigError, EventsSettings, LedgerSettings, Settings},
+    config::{ConfigError, Settings},
     database::{DatabaseError, Guarded},
-    ledger::{self, Access, Ledger},
+    ledger::{
+        self, Access, Ledger,
+        settings::{EventsSettings, LedgerSettings},
+    },
 };
 use clap::{Parser, Subcommand};
 use output::Output;

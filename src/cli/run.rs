@@ -1,11 +1,7 @@
 //! `pointsd run`
 
 use super::Exit;
-use crate::{
-    app,
-    config::Settings,
-    observe::{events, logging},
-};
+use crate::{app, app::logging, config::Settings, observe::events};
 use anyhow::Context as _;
 use std::{os::unix::process::CommandExt, process::Command};
 

@@ -35,7 +35,7 @@ enum Action {
 }
 
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
-    let topology = Topology::of(settings);
+    let topology = Topology::of(&settings.plan());
     match arguments.action.as_ref().unwrap_or(&Action::Print) {
         Action::Print => print(&topology, arguments.json, output),
         Action::Declare => {
@@ -48,7 +48,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
                 progress.set_message(format!("{messages} messages wait in {queue}"));
                 progress.tick();
             };
-            topology.retire(settings, queue, waiting).await.context("broker")?;
+            topology.retire(&settings.plan(), queue, waiting).await.context("broker")?;
             progress.finish_and_clear();
             if arguments.json {
                 output.json(&json!({ "deleted": queue }))?;

@@ -1,12 +1,12 @@
 //! `[compensation]` and `[pay_status]`: how credits are checked against their payments, and what knows about those.
 
-use super::{
-    CompensationSettings, HttpFiles, HttpSourceSettings, PayStatusSettings, SourceWord, SqlSourceSettings, UnpaidWord,
-    read::{delays, is_pem, masked, number},
-    setting::{Setting, Text, Words, shown},
-    source::Reader,
-};
+use super::{SourceWord, UnpaidWord};
 use crate::{
+    config::{
+        reader::Reader,
+        sections::{delays, masked, number},
+        value::{Setting, Text, Words, shown},
+    },
     database::DatabaseUrl,
     domain::{
         check::{CheckPolicy, OnUnpaid},
@@ -15,7 +15,12 @@ use crate::{
         status::StatusValues,
         worth::{Decimal, Rule, Valuation},
     },
-    pay_status::{Header, Identifier, TableName, UrlTemplate},
+    files::is_pem,
+    pay_status::{
+        Header, Identifier, TableName, UrlTemplate,
+        settings::{HttpFiles, HttpSourceSettings, PayStatusSettings, SqlSourceSettings},
+    },
+    pipeline::settings::CompensationSettings,
 };
 use std::{
     path::{Path, PathBuf},

@@ -1,11 +1,14 @@
 //! What follows from the settings.
 
-use super::{Settings, SourceKind};
-use crate::domain::{
-    check_message::{self, Limits},
-    notification::Notification,
-    retry::Delay,
-    source::{Meaning, Source},
+use super::Settings;
+use crate::{
+    broker::{Plan, SourceKind},
+    domain::{
+        check_message::{self, Limits},
+        notification::Notification,
+        retry::Delay,
+        source::{Meaning, Source},
+    },
 };
 
 impl Settings {
@@ -46,6 +49,18 @@ impl Settings {
             }),
         };
         payment_id.map(|id| id.to_string()).into_iter().collect()
+    }
+
+    /// What the broker's side of the daemon provides.
+    pub fn plan(&self) -> Plan {
+        Plan {
+            broker: self.broker.clone(),
+            sources: self.sources.clone(),
+            retry: self.retry.policy.clone(),
+            has_checks: self.pay_status.is_some(),
+            check_delays: self.check_delays(),
+            events_exchange: self.events.exchange.clone(),
+        }
     }
 
     /// How large the check messages that are written may be.

@@ -1,13 +1,13 @@
 //! `[[source]]`: further queues of points messages, and of notifications of the payment side.
 
-use super::{
-    BrokerSettings, CompensationSettings, ExchangeType, FormatWord, PayStatusSettings, SourceKind, SourceSettings,
-    read::{delays, name},
-    setting::{Setting, Words, shown},
-    source::Reader,
-};
+use super::FormatWord;
 use crate::{
-    broker::{QueueType, check_delay_queue, retry_queue},
+    broker::{BrokerSettings, ExchangeType, QueueType, SourceKind, SourceSettings, check_delay_queue, retry_queue},
+    config::{
+        reader::Reader,
+        sections::{delays, name},
+        value::{Setting, Words, shown},
+    },
     domain::{
         check::CheckPolicy,
         component::Component,
@@ -15,6 +15,8 @@ use crate::{
         retry::{Delay, RetryPolicy},
         source::{Meaning, Source},
     },
+    pay_status::settings::PayStatusSettings,
+    pipeline::settings::CompensationSettings,
 };
 
 /// What a source's settings must agree with.

@@ -1,4 +1,5 @@
-use super::{read::masked, *};
+use super::*;
+use crate::{broker::SourceKind, config::sections::masked, database::DatabaseUrl};
 
 fn settings(text: &str) -> Result<Settings, Vec<Fault>> {
     Settings::read(Some(("pointsd.toml", text)), [], None)
@@ -37,8 +38,8 @@ fn the_example_has_every_key() {
     assert!(told.iter().all(|fault| !fault.contains("unknown key")), "{told:?}");
     // … and it is complete: every key that is read stands in it.
     let source = "[[source]]\nname = \"x\"";
-    for key in source::known_keys(source, |reader| {
-        read::all(reader, None);
+    for key in reader::known_keys(source, |reader| {
+        sections::all(reader, None);
     }) {
         let name = key.rsplit('.').next().unwrap();
         let there = uncommented.lines().any(|line| line.starts_with(&format!("{name} = ")));

@@ -15,6 +15,7 @@ mod port;
 mod postgres;
 mod probe;
 mod records;
+pub mod settings;
 mod sqlite;
 mod verify;
 

@@ -3,8 +3,8 @@
 
 pub mod events;
 pub mod limit;
-pub mod logging;
 pub mod metrics;
 pub mod pulse;
+pub mod settings;
 pub mod status;
 pub mod systemd;

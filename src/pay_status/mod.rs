@@ -3,12 +3,13 @@
 
 mod both;
 mod http;
+pub mod settings;
 mod sql;
 
 pub use http::{Header, HeaderError, Limits, UrlTemplate, UrlTemplateError};
 pub use sql::{Identifier, TableName};
 
-use crate::{config::PayStatusSettings, pipeline::ports::PaymentSource};
+use crate::{pay_status::settings::PayStatusSettings, pipeline::ports::PaymentSource};
 use std::{sync::Arc, time::Duration};
 
 /// Why there is no source.

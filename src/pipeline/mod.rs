@@ -6,4 +6,5 @@ mod confirm;
 pub mod credit;
 pub mod locked;
 pub mod ports;
+pub mod settings;
 pub mod stages;

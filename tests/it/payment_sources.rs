@@ -15,13 +15,16 @@ use crate::{
 use axum::body::Bytes;
 use lapin::BasicProperties;
 use pointsd::{
-    config::{PayStatusSettings, SqlSourceSettings},
     domain::{
         failure::BatchError,
         ids::PaymentId,
         status::{PaymentStatus, StatusValues},
     },
-    pay_status::{Identifier, Limits, TableName, source},
+    pay_status::{
+        Identifier, Limits, TableName,
+        settings::{PayStatusSettings, SqlSourceSettings},
+        source,
+    },
     pipeline::ports::{Lookup, PaymentSource, look_up_all},
 };
 use std::{

@@ -10,7 +10,6 @@ use crate::{
 };
 use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
 use pointsd::{
-    config::{HttpSourceSettings, PayStatusSettings, SqlSourceSettings},
     database::DatabaseUrl,
     domain::{
         failure::BatchError,
@@ -18,7 +17,11 @@ use pointsd::{
         ids::PaymentId,
         status::{PaymentStatus, StatusValues},
     },
-    pay_status::{Identifier, Limits, TableName, UrlTemplate, source},
+    pay_status::{
+        Identifier, Limits, TableName, UrlTemplate,
+        settings::{HttpSourceSettings, PayStatusSettings, SqlSourceSettings},
+        source,
+    },
     pipeline::ports::{Lookup, Payment, PaymentSource},
 };
 use std::{
@@ -49,7 +52,7 @@ fn http(gateway: &Gateway) -> HttpSourceSettings {
         concurrency: 16,
         headers: Vec::new(),
         ca: None,
-        files: pointsd::config::HttpFiles::default(),
+        files: pointsd::pay_status::settings::HttpFiles::default(),
         payment_ids: IdRule::UrlSafe,
     }
 }

@@ -9,10 +9,11 @@ mod show;
 
 use super::{Exit, Output, UsageError};
 use crate::{
+    app::logging,
     broker::{Closed, DeadQueue, Found},
     config::Settings,
     domain::{ids::is_invisible, settlement::Reason},
-    observe::{events, logging},
+    observe::events,
     parked::{DELIVERY_LIMIT, Parked, Selection, UNKNOWN},
 };
 use anyhow::Context as _;

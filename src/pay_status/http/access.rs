@@ -7,8 +7,8 @@ use super::{
     with_causes,
 };
 use crate::{
-    config::{self, HttpFiles, HttpSourceSettings},
     files::{self, FileError},
+    pay_status::settings::{HttpFiles, HttpSourceSettings},
 };
 use reqwest::{Certificate, Client, header::HeaderMap, redirect};
 use std::{
@@ -107,7 +107,7 @@ impl Access {
             None => headers.clone(),
         };
         let ca = match files.ca.as_deref().zip(contents.ca.as_deref()) {
-            Some((file, pem)) if !config::is_pem("ca_file", pem) => {
+            Some((file, pem)) if !files::is_pem("ca_file", pem) => {
                 return Err(FileError::malformed(file, "holds no PEM of a certificate"));
             }
             Some((_, pem)) => Some(pem),

@@ -10,13 +10,13 @@ pub use url_template::{Header, HeaderError, UrlTemplate, UrlTemplateError};
 
 use super::{SourceError, quoted};
 use crate::{
-    config::HttpSourceSettings,
     domain::{
         failure::{BatchError, Dependency, Outage},
         id_rule::IdRule,
         ids::PaymentId,
         status::{PaymentStatus, StatusValues},
     },
+    pay_status::settings::HttpSourceSettings,
     pipeline::ports::{Answers, Payment, PaymentSource, RowStatus},
 };
 use access::Access;

@@ -5,7 +5,6 @@ mod sqlite;
 
 use super::quoted;
 use crate::{
-    config::SqlSourceSettings,
     database::{DatabaseError, DatabaseUrl, Guarded},
     domain::{
         failure::{BatchError, Class, Dependency, Outage},
@@ -13,6 +12,7 @@ use crate::{
         status::{PaymentStatus, StatusValues},
         worth::Valuation,
     },
+    pay_status::settings::SqlSourceSettings,
     pipeline::ports::{Answers, Lookup, Payment, PaymentSource, RowStatus},
 };
 use async_trait::async_trait;

@@ -1,9 +1,10 @@
 //! Settings that are one of a few words.
 
-#![allow(unreachable_pub, reason = "some of them are the configuration's, some are only its way of reading")]
-
-use super::setting::{Raw, Setting};
-use crate::broker::QueueType;
+use crate::{
+    broker::{ExchangeType, QueueType},
+    config::value::{Raw, Setting},
+    observe::settings::{LogFormat, LogLevel},
+};
 use toml::Value;
 
 /// One of a few words.
@@ -11,13 +12,13 @@ macro_rules! word {
     ($(#[$doc:meta])* $name:ident, $wanted:literal, { $($(#[$word_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $name {
+        pub(super) enum $name {
             $($(#[$word_doc])* $variant),+
         }
 
         impl $name {
             /// As it is written in the configuration.
-            pub fn as_str(self) -> &'static str {
+            pub(super) fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }
             }
         }
@@ -32,34 +33,6 @@ macro_rules! word {
             }
         }
     };
-}
-
-word! {
-    /// The least grave events that are logged.
-    LogLevel, "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"", {
-        /// Only what fails.
-        Error = "error",
-        /// Also what a person should look at.
-        Warn = "warn",
-        /// Also what changes the daemon's state.
-        Info = "info",
-        /// Also every batch.
-        Debug = "debug",
-        /// Everything.
-        Trace = "trace",
-    }
-}
-
-word! {
-    /// How an event is written.
-    LogFormat, "\"text\", \"json\" or \"journald\"", {
-        /// A line for people, on standard error.
-        Text = "text",
-        /// A JSON object a line, on standard error.
-        Json = "json",
-        /// Structured, to the systemd journal.
-        Journald = "journald",
-    }
 }
 
 word! {
@@ -87,18 +60,6 @@ word! {
 }
 
 word! {
-    /// The type of an exchange.
-    ExchangeType, "\"direct\", \"fanout\" or \"topic\"", {
-        /// To the queues that are bound with the message's key.
-        Direct = "direct",
-        /// To every queue that is bound.
-        Fanout = "fanout",
-        /// To the queues whose pattern the message's key matches.
-        Topic = "topic",
-    }
-}
-
-word! {
     /// How the bodies of a source look.
     FormatWord, "\"credit\", \"payment_id\" or \"pay_notify\"", {
         /// As points messages.
@@ -110,16 +71,23 @@ word! {
     }
 }
 
-impl Setting for QueueType {
-    const WANTED: &'static str = "\"quorum\" or \"classic\"";
-    fn read(raw: &Raw) -> Option<Self> {
-        match String::read(raw)?.as_str() {
-            "quorum" => Some(Self::Quorum),
-            "classic" => Some(Self::Classic),
-            _ => None,
+/// Words of another module's type.
+macro_rules! words_of {
+    ($name:ident, $wanted:literal, [$($variant:ident),+]) => {
+        impl Setting for $name {
+            const WANTED: &'static str = $wanted;
+            fn read(raw: &Raw) -> Option<Self> {
+                let text = String::read(raw)?;
+                [$(Self::$variant),+].into_iter().find(|word| word.as_str() == text)
+            }
+            fn show(&self) -> Value {
+                Value::String(self.as_str().to_owned())
+            }
         }
-    }
-    fn show(&self) -> Value {
-        Value::String(self.as_str().to_owned())
-    }
+    };
 }
+
+words_of!(QueueType, "\"quorum\" or \"classic\"", [Quorum, Classic]);
+words_of!(ExchangeType, "\"direct\", \"fanout\" or \"topic\"", [Direct, Fanout, Topic]);
+words_of!(LogLevel, "\"error\", \"warn\", \"info\", \"debug\" or \"trace\"", [Error, Warn, Info, Debug, Trace]);
+words_of!(LogFormat, "\"text\", \"json\" or \"journald\"", [Text, Json, Journald]);

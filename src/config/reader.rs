@@ -1,7 +1,7 @@
 //! Where settings come from: a TOML file below, environment variables above it, defaults under both. Every fault is
 //! kept with its place, so that all of them are told at once.
 
-use super::setting::{Lines, Raw, Setting, shown};
+use crate::config::value::{Lines, Raw, Setting, shown};
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 use toml::{

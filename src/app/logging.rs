@@ -1,6 +1,6 @@
 //! The log: one event, one line, to standard error or the journal.
 
-use crate::config::{LogFormat, LogSettings};
+use crate::observe::settings::{LogFormat, LogSettings};
 use std::io::{self, IsTerminal};
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 

@@ -1,12 +1,9 @@
 //! Key by key: its default, its rule, and the combinations that are refused.
 
-use super::{
-    BrokerSettings, EventsSettings, HealthSettings, HttpSettings, Identity, LedgerSettings, LogFormat, LogLevel,
-    LogSettings, PayStatusSettings, ReadFrom, RetrySettings, Settings, TlsFiles, checks, setting::Setting,
-    source::Reader, sources,
-};
+use super::{ReadFrom, Settings, checks, sources};
 use crate::{
-    broker::{BrokerUrl, QueueType, check_delay_queue, retry_queue},
+    broker::{BrokerSettings, BrokerUrl, Identity, QueueType, TlsFiles, check_delay_queue, retry_queue},
+    config::{reader::Reader, value::Setting},
     database::DatabaseUrl,
     domain::{
         check::CheckPolicy,
@@ -16,8 +13,12 @@ use crate::{
         retry::{Delay, MAX_DELAY_MILLISECONDS, MAX_STEPS, RetryPolicy},
         shape::Shape,
     },
+    files::is_pem,
+    ledger::settings::{EventsSettings, LedgerSettings},
+    observe::settings::{HealthSettings, HttpSettings, LogFormat, LogLevel, LogSettings},
+    pay_status::settings::PayStatusSettings,
+    pipeline::settings::RetrySettings,
 };
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
@@ -309,15 +310,6 @@ fn ledger(reader: &mut Reader, state_directory: Option<&Path>) -> Option<LedgerS
     let timeout = duration(reader, "ledger.timeout", 10);
     let auto_migrate = reader.setting("ledger.auto_migrate", auto_migrate);
     Some(LedgerSettings { url: url?, pool_size, batch_max, timeout, auto_migrate })
-}
-
-/// Whether a file holds what its key asks for, all of it readable.
-pub(crate) fn is_pem(key: &str, bytes: &[u8]) -> bool {
-    if key.ends_with("key_file") {
-        return PrivateKeyDer::from_pem_slice(bytes).is_ok();
-    }
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
-    certificates.is_ok_and(|certificates| !certificates.is_empty())
 }
 
 /// Parameters of URLs that hold no secret. Whatever else stands in a query may.
