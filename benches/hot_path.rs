@@ -6,11 +6,11 @@
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use pointsd::domain::{
     credit::MAX_POINTS_LIMIT,
+    field_paths::Shape,
     id_rule::IdRule,
     message::Format,
     notification::NotificationFormat,
     settlement::{Token, Tracker},
-    shape::Shape,
 };
 use std::hint::black_box;
 

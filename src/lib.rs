@@ -3,18 +3,17 @@
 //! `ARCHITECTURE.md` is the map; start reading at [`pipeline::credit`].
 
 pub mod app;
-pub mod backoff;
 pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod database;
 pub mod domain;
 pub mod files;
-pub mod http;
 pub mod ledger;
+pub mod message_file;
 pub mod observe;
-pub mod outbox;
 pub mod parked;
+pub mod pauses;
 pub mod pay_status;
 pub mod pipeline;
-pub mod recorded;
+pub mod relay;

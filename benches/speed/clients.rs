@@ -13,9 +13,9 @@ use pointsd::{
     database::DatabaseUrl,
     domain::{
         credit::{Credit, MAX_POINTS_LIMIT},
+        field_paths::Shape,
         id_rule::IdRule,
         message::Format,
-        shape::Shape,
     },
     ledger::{Access, Options, open},
     pipeline::ports::Patience,

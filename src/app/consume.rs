@@ -1,15 +1,16 @@
 //! One session with the broker: connect, consume with as many workers as its line has, and stop them all
 //! at the first outage.
 
-use super::{App, line::Line, worker::Worker};
+use super::{App, worker::Worker};
 use crate::{
+    app::queue_consumer::Line,
     broker::{BrokerError, Consumer, Delivered},
     domain::{
         component::Component,
         failure::{Dependency, Outage},
     },
-    observe::{events, pulse::Pulse, status::Status},
-    pipeline::stages::Interrupted,
+    observe::{events, heartbeat::Pulse, status::Status},
+    pipeline::batch::Interrupted,
 };
 use std::{
     sync::{

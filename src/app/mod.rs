@@ -2,8 +2,9 @@
 
 mod clock;
 mod consume;
-mod line;
+mod endpoints;
 pub mod logging;
+mod queue_consumer;
 mod ready;
 mod recovery;
 mod relay;
@@ -15,20 +16,19 @@ use crate::{
     config::Settings,
     database::{DatabaseUrl, Guarded},
     domain::{check::CheckOutcome, component::Component, credit::Outcome},
-    http,
     ledger::{self, Access, Ledger, UnverifiedCount, WriterLock, settings::LedgerSettings},
-    observe::{events, metrics, pulse::Pulses, status::Status},
+    observe::{events, heartbeat::Pulses, metrics, status::Status},
     pay_status,
     pipeline::{
         check::{CheckPipeline, brake::SharedBrake},
         credit::{CheckScheduling, CreditPipeline},
-        locked::LockedRows,
+        locked_rows::LockedRows,
         ports::{CheckLedger, CreditLedger},
     },
 };
 use anyhow::Context as _;
 use futures_util::future::join_all;
-use line::{Line, Pipeline};
+use queue_consumer::{Line, Pipeline};
 pub use ready::{NewerSchema, prepare, refuse_unless_current};
 use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
@@ -57,9 +57,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let metrics = metrics::install().context("the metrics recorder")?;
     let status = Arc::new(Status::default());
     let listen = settings.http.listen;
-    let endpoints = http::Endpoints { metrics, status: Arc::clone(&status) };
+    let endpoints = endpoints::Endpoints { metrics, status: Arc::clone(&status) };
     // First of all: from here on a person can see what the daemon waits for.
-    let bound = http::serve(listen, endpoints).await.with_context(|| format!("http.listen = \"{listen}\""))?;
+    let bound = endpoints::serve(listen, endpoints).await.with_context(|| format!("http.listen = \"{listen}\""))?;
     let mut lock = writer_lock(&settings.ledger.url)?;
     let (ledger, checks) = (settings.ledger.url.describe(), settings.pay_status.is_some());
     events::Started { checks, ledger: &ledger, http: &bound.to_string() }.emit();

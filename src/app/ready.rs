@@ -2,7 +2,6 @@
 
 use super::{App, writer_lock};
 use crate::{
-    backoff,
     database::{DatabaseError, Guarded},
     domain::{
         component::Component,
@@ -10,6 +9,7 @@ use crate::{
     },
     ledger::{Ledger, Probe, SchemaState, WriterLock},
     observe::events,
+    pauses,
 };
 use anyhow::anyhow;
 
@@ -38,7 +38,7 @@ impl App {
                 Err(NotReady::Ends(error)) => return Err(error),
                 Err(NotReady::Waits(outage)) => {
                     self.status.pause(Component::Credits, &outage);
-                    self.pause(backoff::between_probes()).await;
+                    self.pause(pauses::between_probes()).await;
                 }
             }
         }

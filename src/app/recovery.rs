@@ -4,12 +4,12 @@
 use super::{
     App, SLACK,
     consume::{Ended, Opening, Progress},
-    line::Line,
 };
 use crate::{
-    backoff::{self, Pace},
+    app::queue_consumer::Line,
     domain::failure::{Dependency, Outage},
     observe::events,
+    pauses::{self, Pace},
 };
 use std::time::{Duration, Instant};
 
@@ -48,7 +48,7 @@ impl App {
                             Duration::ZERO
                         }
                         Progress::SettledNothing => pace.next_pause(),
-                        Progress::TookNothing => backoff::between_probes(),
+                        Progress::TookNothing => pauses::between_probes(),
                     };
                     let recovered = self.recovered(line, outage, pause, &mut trials);
                     let Some(next) = self.until_stopped(recovered).await else { break };
@@ -78,7 +78,7 @@ impl App {
             }
             self.status.pause(component, &outage);
             self.pause(pause).await;
-            pause = backoff::between_probes();
+            pause = pauses::between_probes();
             let Some(probed) = self.probe(line, outage.dependency).await else { return Opening::ONE };
             match probed {
                 Ok(()) => {

@@ -2,7 +2,6 @@
 
 use super::{App, SLACK};
 use crate::{
-    backoff,
     broker::{BrokerError, CONFIRM_TIMEOUT, EventPublisher},
     database::Guarded,
     domain::{
@@ -10,8 +9,9 @@ use crate::{
         failure::{Dependency, Outage},
     },
     ledger::{self, Outbox},
-    observe::{events, pulse::Pulse},
-    outbox::Relay,
+    observe::{events, heartbeat::Pulse},
+    pauses,
+    relay::Relay,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -70,7 +70,7 @@ impl App {
             if let Err(outage) = outage {
                 self.status.pause(Component::Relay, &outage);
                 pulse.beat();
-                self.until_stopped(tokio::time::sleep(backoff::between_probes())).await;
+                self.until_stopped(tokio::time::sleep(pauses::between_probes())).await;
             }
         }
     }

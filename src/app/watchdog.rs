@@ -2,7 +2,7 @@
 
 use crate::observe::{
     events,
-    pulse::Pulses,
+    heartbeat::Pulses,
     systemd::{self, News},
 };
 

@@ -1,20 +1,18 @@
 //! A worker: takes a batch, brings it the whole way, takes the next.
 
-use super::{
-    consume::{Findings, Opening, broker_lost},
-    line::Pipeline,
-};
+use super::consume::{Findings, Opening, broker_lost};
 use crate::{
+    app::queue_consumer::Pipeline,
     broker::{BatchSize, Consumer, Delivered},
     domain::{
         component::Component,
         failure::{Dependency, Outage},
     },
-    observe::{events, pulse::Pulse, status::Status},
+    observe::{events, heartbeat::Pulse, status::Status},
     pipeline::{
+        batch::{Interrupted, Turn},
         check::CheckPipeline,
         credit::{Committed, CreditPipeline},
-        stages::{Interrupted, Turn},
     },
 };
 use futures_util::future::BoxFuture;

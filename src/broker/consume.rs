@@ -19,7 +19,7 @@ use crate::{
         failure::Outage,
         settlement::{Destination, Token, Tracker},
     },
-    observe::{events, pulse::Pulse},
+    observe::{events, heartbeat::Pulse},
     pipeline::ports::{Confirmed, CopyBody, Deliveries, FirstChecks, Forward, Message, Origin},
 };
 use async_trait::async_trait;

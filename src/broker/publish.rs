@@ -5,7 +5,7 @@ use super::{
 };
 use crate::{
     broker::BrokerSettings,
-    observe::pulse::Pulse,
+    observe::heartbeat::Pulse,
     pipeline::ports::{CONFIRMING_TIME, Confirmed},
 };
 use futures_util::{Stream, StreamExt, stream::FuturesUnordered};

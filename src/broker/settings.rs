@@ -2,8 +2,8 @@
 
 use super::BrokerUrl;
 use crate::domain::{
+    notification_source::Source,
     retry::{Delay, RetryPolicy},
-    source::Source,
 };
 use serde::Serialize;
 use std::{fmt, path::PathBuf};

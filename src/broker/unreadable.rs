@@ -3,7 +3,7 @@
 use super::{BrokerError, batch::Delivered, consume::Consumer, sessions::locked};
 use crate::{
     domain::settlement::{Destination, Reason},
-    observe::{events, pulse::Pulse},
+    observe::{events, heartbeat::Pulse},
     pipeline::ports::{CopyBody, Deliveries, Forward, Message},
 };
 use std::{

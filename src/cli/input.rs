@@ -1,6 +1,6 @@
 //! A file of recorded messages, read with a progress bar.
 
-use crate::recorded::{Line, Lines};
+use crate::message_file::{Line, Lines};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{

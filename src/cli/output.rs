@@ -1,7 +1,7 @@
 //! What commands print: data to standard output, everything else to standard error.
 
 use super::Exit;
-use crate::recorded;
+use crate::message_file;
 use serde::Serialize;
 use std::io::{self, Write};
 
@@ -36,7 +36,7 @@ impl Output {
     /// Data as JSON.
     pub(super) fn json(&mut self, data: &impl Serialize) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(data)?;
-        Ok(self.line(&recorded::harmless(&text))?)
+        Ok(self.line(&message_file::harmless(&text))?)
     }
 
     /// A line for the person, besides the data.
@@ -69,6 +69,6 @@ impl Output {
             (None, _) => serde_json::to_string(&Failure { error: &together, exit_code, notes: &[] }),
         };
         // Texts and numbers are always written.
-        self.ask(&recorded::harmless(&text.unwrap_or_default()));
+        self.ask(&message_file::harmless(&text.unwrap_or_default()));
     }
 }

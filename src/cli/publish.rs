@@ -4,7 +4,7 @@ use super::{Exit, Output, input::Input};
 use crate::{
     broker::{BrokerError, Outgoing, Publisher},
     config::Settings,
-    recorded::Line,
+    message_file::Line,
 };
 use anyhow::Context as _;
 use serde::Serialize;

@@ -7,13 +7,13 @@ use crate::{
     config::Settings,
     domain::{component::Component, credit::Outcome, retry::RetryPolicy},
     ledger::Access,
-    observe::pulse::Pulses,
+    message_file::Line,
+    observe::heartbeat::Pulses,
     pipeline::{
+        batch::Turn,
         credit::{self, Committed, CreditPipeline},
         ports::{CreditLedger, Decided, Forward, Message},
-        stages::Turn,
     },
-    recorded::Line,
 };
 use anyhow::Context as _;
 use serde::Serialize;

@@ -13,7 +13,7 @@ use crate::{
         id_rule::{IdPattern, IdRule},
         retry::Delay,
         status::StatusValues,
-        worth::{Decimal, Rule, Valuation},
+        valuation::{Decimal, Rule, Valuation},
     },
     files::is_pem,
     pay_status::{

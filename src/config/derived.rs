@@ -6,8 +6,8 @@ use crate::{
     domain::{
         check_message::{self, Limits},
         notification::Notification,
+        notification_source::{Meaning, Source},
         retry::Delay,
-        source::{Meaning, Source},
     },
 };
 

@@ -8,10 +8,10 @@ use crate::{
     domain::{
         check::CheckPolicy,
         credit::{MAX_BATCH, MAX_POINTS_LIMIT},
+        field_paths::Shape,
         id_rule::IdRule,
         message::{Field, Format},
         retry::{Delay, MAX_DELAY_MILLISECONDS, MAX_STEPS, RetryPolicy},
-        shape::Shape,
     },
     files::is_pem,
     ledger::settings::{EventsSettings, LedgerSettings},

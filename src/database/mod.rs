@@ -4,8 +4,8 @@
 use scheduled_thread_pool::ScheduledThreadPool;
 use std::sync::Arc;
 
+mod deadline;
 mod error;
-mod guarded;
 pub(crate) mod postgres;
 mod session;
 pub(crate) mod sqlite;
@@ -17,6 +17,6 @@ fn connecting_thread() -> Arc<ScheduledThreadPool> {
     Arc::new(ScheduledThreadPool::builder().num_threads(1).thread_name_pattern("r2d2-worker-{}").build())
 }
 
+pub use deadline::Guarded;
 pub use error::DatabaseError;
-pub use guarded::Guarded;
 pub use url::{DatabaseUrl, DatabaseUrlError, PostgresUri};

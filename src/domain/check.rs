@@ -1,15 +1,12 @@
 //! Checking a credit against its payment: the table of steps (`docs/compensation.md`), and how often it is checked.
 
-pub use super::{
-    check_outcome::CheckOutcome,
-    status::PaymentStatus,
-    turns::{CheckPolicy, Turn, Wait},
-};
+pub use super::{check_outcome::CheckOutcome, status::PaymentStatus};
 use super::{
     credit::{Credit, Points},
     ids::{PaymentId, UserId},
     settlement::Reason,
 };
+pub use crate::domain::check_schedule::{CheckPolicy, Turn, Wait};
 use std::borrow::Cow;
 
 /// How a payment stands in the ledger.

@@ -10,9 +10,8 @@ use super::{
     credit::{MAX_POINTS_LIMIT, Points},
     ids::{PaymentId, UserId},
     message::BYTE_ORDER_MARK,
-    shape::Shape,
-    source::Meaning,
 };
+use crate::domain::{field_paths::Shape, notification_source::Meaning};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::fmt::Write as _;

@@ -7,8 +7,8 @@ use super::{
     credit::{Credit, Points},
     id_rule::{IdRefused, IdRule},
     ids::{IdError, PaymentId, UserId},
-    shape::{Found, Shape},
 };
+use crate::domain::field_paths::{Found, Shape};
 use serde_json::value::RawValue;
 use std::fmt;
 

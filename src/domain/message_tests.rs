@@ -1,5 +1,5 @@
 use super::*;
-use crate::domain::{credit::MAX_POINTS_LIMIT, id_rule::IdPattern, ids::is_invisible, shape::ShapeError};
+use crate::domain::{credit::MAX_POINTS_LIMIT, field_paths::ShapeError, id_rule::IdPattern, ids::is_invisible};
 use proptest::prelude::*;
 use std::fmt::Write as _;
 

@@ -7,8 +7,8 @@ use super::{
     ids::PaymentId,
     java,
     message::{Field, Format, ID_TYPES, Malformed, Problem, identifier, json_type, readable_payment_id, utf8},
-    shape::Shape,
 };
+use crate::domain::field_paths::Shape;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 

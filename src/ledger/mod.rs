@@ -4,13 +4,13 @@
 //! so that two writers cannot deadlock. In every committed state a user's balance is the sum of its credits and
 //! adjustments; [`Ledger::verify`] proves it.
 
-mod announce;
 mod batch;
 mod changes;
 mod lock;
 mod migrations;
 mod open;
 mod outbox;
+mod outbox_events;
 mod port;
 mod postgres;
 mod probe;
@@ -21,8 +21,8 @@ mod verify;
 
 pub use lock::{LockError, WriterLock};
 pub use migrations::SchemaState;
-pub use open::{Access, Options, open};
-pub use outbox::{Chosen, Listed, Outbox, Row, Summary, Trouble, open_outbox};
+pub use open::{Access, Options, open, open_outbox};
+pub use outbox::{Chosen, Listed, Outbox, Row, Summary, Trouble};
 pub use records::{Adjustment, PaymentRecord, UnverifiedCount, UnverifiedCredit, UnverifiedPage};
 pub use verify::{Finding, Verification};
 

@@ -1,6 +1,11 @@
 //! From a URL to a ledger.
 
-use super::{Ledger, postgres::PostgresLedger, sqlite::SqliteLedger};
+use super::{
+    Ledger,
+    outbox::Outbox,
+    postgres::{PostgresLedger, PostgresOutbox},
+    sqlite::{SqliteLedger, SqliteOutbox},
+};
 use crate::database::DatabaseUrl;
 use std::{sync::Arc, time::Duration};
 
@@ -31,5 +36,13 @@ pub fn open(url: &DatabaseUrl, options: &Options) -> Arc<dyn Ledger> {
     match url {
         DatabaseUrl::Sqlite(file) => Arc::new(SqliteLedger::new(file, options)),
         DatabaseUrl::Postgres(uri) => Arc::new(PostgresLedger::new(uri, options)),
+    }
+}
+
+/// Opens an outbox. Nothing is connected yet.
+pub fn open_outbox(url: &DatabaseUrl, timeout: Duration) -> Arc<dyn Outbox> {
+    match url {
+        DatabaseUrl::Sqlite(file) => Arc::new(SqliteOutbox::new(file, timeout)),
+        DatabaseUrl::Postgres(uri) => Arc::new(PostgresOutbox::new(uri, timeout)),
     }
 }

@@ -2,9 +2,9 @@
 //! whether its loops turn ([`pulse`]), what systemd is told ([`systemd`]), and the log ([`logging`], [`limit`]).
 
 pub mod events;
+pub mod heartbeat;
 pub mod limit;
 pub mod metrics;
-pub mod pulse;
 pub mod settings;
 pub mod status;
 pub mod systemd;

@@ -1,10 +1,10 @@
 //! Payment sources: what knows whether a payment is paid. A table (`sql`), a service or gateway (`http`), or the table
 //! first and then the gateway (`both`). `docs/compensation.md` tells how each answers.
 
-mod both;
 mod http;
 pub mod settings;
 mod sql;
+mod table_then_gateway;
 
 pub use http::{Header, HeaderError, Limits, UrlTemplate, UrlTemplateError};
 pub use sql::{Identifier, TableName};
@@ -35,7 +35,11 @@ pub fn source(
         PayStatusSettings::Http(http) => Some(Arc::new(http::HttpSource::new(http, limits)?)),
         PayStatusSettings::SqlThenHttp(sql, http) => {
             let table = sql::SqlSource::new(sql, timeout);
-            Some(Arc::new(both::TableThenGateway::new(table, http::HttpSource::new(http, limits)?, repairs)))
+            Some(Arc::new(table_then_gateway::TableThenGateway::new(
+                table,
+                http::HttpSource::new(http, limits)?,
+                repairs,
+            )))
         }
     })
 }

@@ -3,7 +3,7 @@
 use super::{Header, Identifier, TableName, UrlTemplate};
 use crate::{
     database::DatabaseUrl,
-    domain::{id_rule::IdRule, status::StatusValues, worth::Valuation},
+    domain::{id_rule::IdRule, status::StatusValues, valuation::Valuation},
 };
 use std::{path::PathBuf, time::Duration};
 

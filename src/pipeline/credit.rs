@@ -6,13 +6,8 @@
 //! or a copy is confirmed there may be a second one. Nothing is settled before its effect is durable and its check is
 //! scheduled.
 
-use super::{
-    confirm,
-    locked::LockedRows,
-    ports::{
-        CopyBody, CreditLedger, Decided, Deliveries, FirstChecks, Forward, LedgerRow, Message, Patience, RowLocks,
-    },
-    stages::{Fate, Interrupted, Progress, Turn, Work, log_copies, through},
+use super::ports::{
+    CopyBody, CreditLedger, Decided, Deliveries, FirstChecks, Forward, LedgerRow, Message, Patience, RowLocks,
 };
 use crate::{
     domain::{
@@ -26,6 +21,11 @@ use crate::{
         settlement::Settlement,
     },
     observe::events,
+    pipeline::{
+        batch::{Fate, Interrupted, Progress, Turn, Work, log_copies, through},
+        forward,
+        locked_rows::LockedRows,
+    },
 };
 use async_trait::async_trait;
 use std::{
@@ -173,7 +173,7 @@ impl CreditPipeline {
     ) -> Result<(), Interrupted<D::Message>> {
         let Committed { decided, undecided: mut unsettled, outage, to_be_checked } = committed;
         let first_checks = self.first_checks(&to_be_checked);
-        if let Err(broker) = confirm::schedule(deliveries, &first_checks, turn).await {
+        if let Err(broker) = forward::schedule(deliveries, &first_checks, turn).await {
             unsettled.extend(decided.into_iter().map(|decided| decided.message));
             return Interrupted::unless_done(outage.or(Some(broker)), unsettled);
         }
@@ -248,7 +248,7 @@ async fn forward<D: Deliveries>(
     }
     let confirmed = {
         let copies: Vec<Forward<'_, D::Message>> = copied.iter().filter_map(copy).collect();
-        confirm::forward(deliveries, &copies, turn).await
+        forward::forward(deliveries, &copies, turn).await
     };
     match confirmed {
         Err(outage) => {
@@ -260,7 +260,7 @@ async fn forward<D: Deliveries>(
                 match confirmed {
                     Ok(()) => progress.decided.push(decided),
                     Err(reason) => {
-                        progress.outage.get_or_insert_with(|| confirm::outage(&reason));
+                        progress.outage.get_or_insert_with(|| forward::outage(&reason));
                         progress.undecided.push(decided.message);
                     }
                 }

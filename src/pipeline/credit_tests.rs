@@ -5,12 +5,12 @@ use crate::{
         check_message,
         credit::{Standing, Verdict},
         failure::{Dependency, Outage},
+        field_paths::Shape,
         id_rule::IdRule,
         message::Format,
         retry::Delay,
-        shape::Shape,
     },
-    observe::pulse::{Pulse, Pulses},
+    observe::heartbeat::{Pulse, Pulses},
     pipeline::ports::Confirmed,
 };
 use async_trait::async_trait;

@@ -1,14 +1,16 @@
 //! What the pipeline needs of the world. `ledger/` and `broker/` provide it; `replay` provides its own deliveries.
 
-use crate::domain::{
-    check::{Check, Checked, OnUnpaid, PaymentStatus, Wait},
-    credit::{Credit, Standing, Verdict},
-    failure::{BatchError, Outage},
-    ids::{PaymentId, UserId},
-    settlement::Destination,
-    worth::Worth,
+use crate::{
+    domain::{
+        check::{Check, Checked, OnUnpaid, PaymentStatus, Wait},
+        credit::{Credit, Standing, Verdict},
+        failure::{BatchError, Outage},
+        ids::{PaymentId, UserId},
+        settlement::Destination,
+        valuation::Worth,
+    },
+    observe::heartbeat::Pulse,
 };
-use crate::observe::pulse::Pulse;
 use async_trait::async_trait;
 use std::{
     borrow::Cow,

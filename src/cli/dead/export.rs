@@ -4,8 +4,8 @@ use super::{Audit, Exit, Filter, Output, Walk, clock};
 use crate::{
     config::Settings,
     domain::check_message::CONTENT_TYPE,
+    message_file::{self, Recorded},
     parked::Selection,
-    recorded::{self, Recorded},
 };
 use anyhow::Context as _;
 use jiff::Timestamp;
@@ -74,7 +74,7 @@ async fn write(
                 routing_key: None,
                 content_type: found.is_check_message().then(|| CONTENT_TYPE.to_owned()),
             };
-            writeln!(file, "{}", recorded::to_line(&message))?;
+            writeln!(file, "{}", message_file::to_line(&message))?;
             selected += 1;
         }
         walk.release(found).await?;

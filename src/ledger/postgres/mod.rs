@@ -2,13 +2,13 @@
 
 mod checks;
 mod locks;
+mod outbox;
 mod statements;
 
 use super::{
     Ledger, Options, PaymentRecord, Probe, SchemaState, Verification,
-    announce::{Announcements, Announcer},
     batch::Sorted,
-    migrations, outbox,
+    migrations,
     records::{
         self, AdjustmentRow, BalanceRow, ClockRow, CreditRow, UnverifiedCount, UnverifiedCredit, UnverifiedPage,
         VersionRow,
@@ -24,6 +24,7 @@ use crate::{
         check::{Check, Checked, OnUnpaid},
         credit::{Credit, Standing, Verdict},
     },
+    ledger::outbox_events::{Announcements, Announcer},
     pipeline::ports::{LedgerRow, Patience, RowLocks},
 };
 use diesel::{
@@ -33,6 +34,7 @@ use diesel::{
     sql_query,
     sql_types::{BigInt, Double, Text},
 };
+pub(super) use outbox::PostgresOutbox;
 use statements::{CompareExisting, InsertCredits, New};
 use std::{
     collections::HashMap,

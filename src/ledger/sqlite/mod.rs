@@ -1,15 +1,15 @@
 //! The ledger in a SQLite file: no server, one writing program at a time, readers beside it.
 
 mod checks;
+mod outbox;
 mod schema;
 pub(super) mod statements;
 
 use super::{
     Access, Ledger, Options, PaymentRecord, Probe, SchemaState, Verification,
-    announce::Announcer,
     batch::Sorted,
     lock::{OWNERS_ONLY, resolved},
-    migrations, outbox,
+    migrations,
     records::{
         self, AdjustmentRow, BalanceRow, CreditRow, UnverifiedCount, UnverifiedCredit, UnverifiedPage, VersionRow,
     },
@@ -24,6 +24,7 @@ use crate::{
         check::{Check, Checked, OnUnpaid},
         credit::{Credit, Verdict},
     },
+    ledger::outbox_events::Announcer,
     pipeline::ports::Patience,
 };
 use diesel::{
@@ -32,6 +33,7 @@ use diesel::{
     sqlite::Sqlite,
 };
 use jiff::Timestamp;
+pub(super) use outbox::SqliteOutbox;
 use std::{
     collections::{HashMap, HashSet},
     fs::OpenOptions,

@@ -10,7 +10,7 @@ use crate::{
         failure::{BatchError, Class, Dependency, Outage},
         ids::PaymentId,
         status::{PaymentStatus, StatusValues},
-        worth::Valuation,
+        valuation::Valuation,
     },
     pay_status::settings::SqlSourceSettings,
     pipeline::ports::{Answers, Lookup, Payment, PaymentSource, RowStatus},

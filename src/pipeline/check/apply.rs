@@ -11,14 +11,14 @@ use crate::{
         check::{Check, CheckOutcome, CheckStep, Checked, Finding, LedgerState, PaymentStatus},
         failure::Outage,
         ids::PaymentId,
+        notification_source::Meaning,
         settlement::{Destination, Reason, Settlement},
-        source::Meaning,
-        worth::Worth,
+        valuation::Worth,
     },
     observe::events,
     pipeline::{
+        batch::{Fate, Turn, through},
         ports::{Patience, Payment},
-        stages::{Fate, Turn, through},
     },
 };
 use std::{

@@ -11,14 +11,14 @@ use crate::{
         check::{Check, Checked, Claim, Closing, Finding},
         check_message::About,
         failure::{BatchError, Outage},
-        source::Meaning,
-        worth::Worth,
+        notification_source::Meaning,
+        valuation::Worth,
     },
-    observe::{events, pulse::Pulse},
+    observe::{events, heartbeat::Pulse},
     pipeline::{
-        locked::LockedRows,
+        batch::Work,
+        locked_rows::LockedRows,
         ports::{LedgerRow, MOST_HELD_BACK, Patience, RowLocks},
-        stages::Work,
     },
 };
 use async_trait::async_trait;

@@ -5,19 +5,19 @@ use super::{
     parse::{Asked, Entry},
 };
 use crate::{
-    backoff,
     domain::{
         check::{CheckOutcome, Finding},
         check_message::{About, ScheduledCheck},
         failure::{BatchError, Outage},
         ids::PaymentId,
+        notification_source::Meaning,
         settlement::Reason,
-        source::Meaning,
         status::PaymentStatus,
     },
+    pauses,
     pipeline::{
+        batch::{Fate, Turn, Work, through},
         ports::{Lookup, Payment, PaymentSource},
-        stages::{Fate, Turn, Work, through},
     },
 };
 use async_trait::async_trait;
@@ -66,7 +66,7 @@ impl CheckPipeline {
         let (fates, outage) = through(&work, payments, self.immediate_attempts, turn).await;
         let failed = fates.into_iter().enumerate().filter_map(|(index, fate)| Some((index, failure(fate)?)));
         let mut left = Unanswered { failed: failed.collect(), outage };
-        for pause in backoff::immediate(self.immediate_attempts) {
+        for pause in pauses::immediate(self.immediate_attempts) {
             if left.failed.is_empty() || left.outage.is_some() || turn.stop.is_cancelled() || Instant::now() > until {
                 break;
             }

@@ -7,16 +7,12 @@
 mod apply;
 pub mod brake;
 mod commit;
-mod copies;
+mod forward;
 mod look_up;
 mod parse;
 mod payment_rows;
 
-use super::{
-    locked::LockedRows,
-    ports::{CheckLedger, Deliveries, Message, PaymentSource},
-    stages::{Interrupted, Turn},
-};
+use super::ports::{CheckLedger, Deliveries, Message, PaymentSource};
 use crate::{
     domain::{
         check::{CheckOutcome, CheckPolicy},
@@ -25,14 +21,18 @@ use crate::{
         failure::{Dependency, Outage},
         ids::PaymentId,
         message::Format,
+        notification_source::Source,
         retry::RetryPolicy,
-        source::Source,
     },
     observe::events,
+    pipeline::{
+        batch::{Interrupted, Turn},
+        locked_rows::LockedRows,
+    },
 };
 use apply::Group;
 use brake::SharedBrake;
-use copies::Forwarded;
+use forward::Forwarded;
 use look_up::{Found, Unanswered, distinct_payment_ids};
 use parse::Batch;
 use std::{

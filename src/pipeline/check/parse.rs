@@ -9,7 +9,7 @@ use crate::{
         credit::Credit,
         ids::PaymentId,
         notification::Notification,
-        source::{Meaning, Source},
+        notification_source::{Meaning, Source},
     },
     observe::events,
     pipeline::ports::{Message, Origin},

@@ -12,13 +12,13 @@ use crate::{
         component::Component,
         failure::{BatchError, Outage},
         ids::PaymentId,
+        notification_source::{Meaning, Source},
         settlement::Reason,
-        source::{Meaning, Source},
         status::PaymentStatus,
     },
     pipeline::{
+        batch::{Fate, Turn, Work, through},
         ports::{PaymentSource, RowStatus},
-        stages::{Fate, Turn, Work, through},
     },
 };
 use async_trait::async_trait;

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     broker::{ExchangeType, Plan},
     domain::component::Component,
-    observe::pulse::Pulse,
+    observe::heartbeat::Pulse,
 };
 use std::collections::{HashMap, HashSet};
 use tokio::sync::Mutex;

@@ -1,10 +1,10 @@
 //! Publishing until everything is confirmed: what is confirmed is never published again, only the rest is.
 
-use super::{
-    ports::{CONFIRMING_TIME, Confirmed, Deliveries, FirstChecks, Forward},
-    stages::Turn,
+use super::ports::{CONFIRMING_TIME, Confirmed, Deliveries, FirstChecks, Forward};
+use crate::{
+    domain::failure::{Dependency, Outage},
+    pipeline::batch::Turn,
 };
-use crate::domain::failure::{Dependency, Outage};
 use std::time::{Duration, Instant};
 
 /// The pause between two attempts at the rest.

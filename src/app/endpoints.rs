@@ -29,7 +29,7 @@ const CONNECTION_TIME: Duration = Duration::from_secs(60);
 
 /// What the endpoints tell.
 #[derive(Clone)]
-pub struct Endpoints {
+pub(super) struct Endpoints {
     /// For `/metrics`.
     pub metrics: PrometheusHandle,
     /// For `/readyz`.
@@ -38,7 +38,7 @@ pub struct Endpoints {
 
 /// Binds, and serves in the background as long as the process lives. Returns the address, whose port the system may
 /// have chosen.
-pub async fn serve(listen: SocketAddr, endpoints: Endpoints) -> io::Result<SocketAddr> {
+pub(super) async fn serve(listen: SocketAddr, endpoints: Endpoints) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(listen).await?;
     let bound = listener.local_addr()?;
     let handle = endpoints.metrics.clone();

@@ -13,9 +13,9 @@ use crate::{
         settlement::{Destination, Settlement},
     },
     pipeline::{
-        confirm,
+        batch::{Turn, log_copies},
+        forward,
         ports::{CONFIRMING_TIME, CopyBody, Deliveries, FirstChecks, Forward},
-        stages::{Turn, log_copies},
     },
 };
 use std::{
@@ -175,7 +175,7 @@ impl CheckPipeline {
         while !open.is_empty() {
             let copies: Vec<_> =
                 open.iter().map(|copy| copy.forward(&batch.deliveries[copy.delivery].message)).collect();
-            let confirmed = match confirm::forward(deliveries, &copies, turn).await {
+            let confirmed = match forward::forward(deliveries, &copies, turn).await {
                 Ok(confirmed) => confirmed,
                 Err(outage) => {
                     // Which of them stand there is not known: those of a delivery whose copies are open go back whole.
@@ -188,7 +188,7 @@ impl CheckPipeline {
             for (copy, _) in open.iter().zip(&confirmed).filter(|(_, confirmed)| confirmed.is_ok()) {
                 begun_with[copy.delivery] = true;
             }
-            let (rest, reason) = confirm::unconfirmed(&confirmed);
+            let (rest, reason) = forward::unconfirmed(&confirmed);
             let Some(reason) = reason else { break };
             // Of what nothing is confirmed nothing is doubled when it goes back.
             let (partly, none): (Vec<_>, Vec<_>) =
@@ -201,7 +201,7 @@ impl CheckPipeline {
             if open.is_empty() {
                 break;
             }
-            let in_time = begun.elapsed() < CONFIRMING_TIME && confirm::pause(turn).await;
+            let in_time = begun.elapsed() < CONFIRMING_TIME && forward::pause(turn).await;
             if !in_time && put_off {
                 forwarded.undo(&open);
                 forwarded.outage.get_or_insert(reason);
@@ -261,7 +261,7 @@ impl CheckPipeline {
             Some(Settlement::Forward(to)) => Some(to),
             Some(Settlement::Ack) | None => None,
         };
-        if let Err(outage) = confirm::schedule(deliveries, &self.first_checks(batch), turn).await {
+        if let Err(outage) = forward::schedule(deliveries, &self.first_checks(batch), turn).await {
             let scheduled = |index: &usize| matches!(to(*index), Some(Destination::Check(_)));
             for index in (0..batch.outcomes.len()).filter(scheduled) {
                 forwarded.done[index] = false;
@@ -289,7 +289,7 @@ impl CheckPipeline {
             ));
         }
         let (indices, copies): (Vec<usize>, Vec<_>) = copies.into_iter().unzip();
-        match confirm::forward(deliveries, &copies, turn).await {
+        match forward::forward(deliveries, &copies, turn).await {
             Err(outage) => {
                 for index in indices {
                     forwarded.done[index] = false;
@@ -300,7 +300,7 @@ impl CheckPipeline {
                 for (index, confirmed) in indices.iter().zip(&confirmed) {
                     if let Err(reason) = confirmed {
                         forwarded.done[*index] = false;
-                        forwarded.outage.get_or_insert_with(|| confirm::outage(reason));
+                        forwarded.outage.get_or_insert_with(|| forward::outage(reason));
                     }
                 }
                 log_copies(

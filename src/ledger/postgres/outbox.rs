@@ -1,10 +1,12 @@
 //! The outbox in PostgreSQL. The turn is an advisory lock of the session: it ends with the connection, however the relay
 //! dies.
 
-use super::{AT_A_TIME, Chosen, Id, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trouble, bit_by_bit};
+use crate::ledger::outbox::{
+    AT_A_TIME, Chosen, Id, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trouble, bit_by_bit,
+};
 use crate::{
     database::{DatabaseError, PostgresUri, postgres::Server},
-    ledger::announce::Announcements,
+    ledger::outbox_events::Announcements,
 };
 use diesel::{
     PgConnection, QueryResult, RunQueryDsl,
@@ -24,7 +26,7 @@ use std::{
 const RELAY_LOCK: &str =
     "pg_try_advisory_lock(1886349684, ('points_outbox'::regclass::oid::bigint - 2147483648)::integer)";
 
-pub(super) struct PostgresOutbox {
+pub(in crate::ledger) struct PostgresOutbox {
     server: Server,
     /// The relay's one connection, which has the turn or waits for it.
     session: Mutex<Option<Session>>,
@@ -42,7 +44,7 @@ struct Locked {
 }
 
 impl PostgresOutbox {
-    pub(super) fn new(uri: &PostgresUri, timeout: Duration) -> Self {
+    pub(in crate::ledger) fn new(uri: &PostgresUri, timeout: Duration) -> Self {
         Self { server: Server::new(uri, timeout), session: Mutex::default() }
     }
 

@@ -8,7 +8,7 @@ use crate::{
     database::{DatabaseError, Guarded},
     domain::failure::{Dependency, Outage},
     ledger::{Outbox, Row, Trouble},
-    observe::{events, pulse::Pulse},
+    observe::{events, heartbeat::Pulse},
 };
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},

@@ -1,13 +1,15 @@
 //! The outbox in a SQLite file. One daemon writes a file (its lock says so), so its relay always has the turn.
 
-use super::{AT_A_TIME, Chosen, Id, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trouble, bit_by_bit};
+use crate::ledger::outbox::{
+    AT_A_TIME, Chosen, Id, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trouble, bit_by_bit,
+};
 use crate::{
     database::{
         DatabaseError,
         sqlite::{Database, Pool, SameFile},
     },
     ledger::{
-        announce::Announcements,
+        outbox_events::Announcements,
         sqlite::{TURN, statements},
     },
 };
@@ -20,14 +22,14 @@ use diesel::{
 use jiff::Timestamp;
 use std::{path::Path, sync::PoisonError, time::Duration};
 
-pub(super) struct SqliteOutbox {
+pub(in crate::ledger) struct SqliteOutbox {
     pool: Pool,
     file: SameFile,
     database: Database,
 }
 
 impl SqliteOutbox {
-    pub(super) fn new(file: &Path, timeout: Duration) -> Self {
+    pub(in crate::ledger) fn new(file: &Path, timeout: Duration) -> Self {
         let database = Database::new(file, timeout);
         Self { pool: database.pool(1), file: SameFile::new(file), database }
     }

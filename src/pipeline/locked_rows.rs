@@ -1,12 +1,10 @@
 //! Locked rows: found once, remembered, and tried again by one message a second, so that no other message waits for them.
 
-use super::{
-    ports::{LedgerRow, RowLocks},
-    stages::{Fate, Work},
-};
+use super::ports::{LedgerRow, RowLocks};
 use crate::{
     domain::failure::{BatchError, Outage},
     observe::events,
+    pipeline::batch::{Fate, Work},
 };
 use std::{
     collections::HashMap,

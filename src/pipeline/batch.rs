@@ -1,17 +1,15 @@
 //! What every pipeline shares: the immediate stage of a batch that fails, and the log lines of copies.
 
-use super::{
-    locked::{self, LockedRows, Looked},
-    ports::{Decided, Forward, LedgerRow, Message, RowLocks},
-};
+use super::ports::{Decided, Forward, LedgerRow, Message, RowLocks};
 use crate::{
-    backoff,
     domain::{
         failure::{BatchError, Outage},
         retry::RetryPolicy,
         settlement::Destination,
     },
-    observe::{events, pulse::Pulse},
+    observe::{events, heartbeat::Pulse},
+    pauses,
+    pipeline::locked_rows::{self, LockedRows, Looked},
 };
 use async_trait::async_trait;
 use std::{
@@ -118,7 +116,7 @@ pub(super) async fn through<W: Work>(
     let mut fates: Vec<_> = items.iter().map(|_| Fate::Open).collect();
     let free = match work.locked_rows() {
         None => Ok((0..items.len()).collect()),
-        Some(locked) => locked::set_aside(work, locked, items, &mut fates).await,
+        Some(locked) => locked_rows::set_aside(work, locked, items, &mut fates).await,
     };
     let outage = match free {
         Ok(free) => parts(work, items, free, attempts, turn, &mut fates).await.err(),
@@ -221,7 +219,7 @@ async fn after_lock_wait<W: Work>(
     reason: &str,
 ) -> Result<AfterLockWait, Outage> {
     let looked = match work.locked_rows() {
-        Some(locked) => locked::look(work, locked, batch).await?,
+        Some(locked) => locked_rows::look(work, locked, batch).await?,
         None => Looked::Nothing,
     };
     match looked {
@@ -243,7 +241,7 @@ async fn after_lock_wait<W: Work>(
     }
     work.probe().await?;
     Ok(AfterLockWait::Fail(match work.locked_rows() {
-        Some(locked) => locked::remember_unseen(work, locked, &batch[0]),
+        Some(locked) => locked_rows::remember_unseen(work, locked, &batch[0]),
         None => reason.to_owned(),
     }))
 }
@@ -272,7 +270,7 @@ async fn attempt<W: Work>(
     attempts: u32,
     turn: &Turn<'_>,
 ) -> Result<Vec<W::Done>, BatchError> {
-    let mut pauses = backoff::immediate(attempts);
+    let mut pauses = pauses::immediate(attempts);
     loop {
         turn.pulse.beat();
         match work.attempt(Arc::clone(batch)).await {
