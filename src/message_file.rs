@@ -1,4 +1,4 @@
-//! Recorded messages: JSON Lines, one message a line, bare or in an envelope (`docs/messages.md`).
+//! RecordedMessage messages: JSON Lines, one message a line, bare or in an envelope (`docs/messages.md`).
 
 use crate::domain::{check_message::CONTENT_TYPE as CHECKS, message::BYTE_ORDER_MARK};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -17,7 +17,7 @@ const MAX_LINE_BYTES: u64 = 192 * 1024 * 1024;
 
 /// A message as it was recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recorded {
+pub struct RecordedMessage {
     /// The body to send or to process, byte for byte.
     pub body: Vec<u8>,
     /// Its message id.
@@ -30,7 +30,7 @@ pub struct Recorded {
     pub content_type: Option<String>,
 }
 
-impl Recorded {
+impl RecordedMessage {
     /// Whether its body is a check message.
     pub fn is_check_message(&self) -> bool {
         self.content_type.as_deref() == Some(CHECKS)
@@ -58,13 +58,13 @@ pub enum RecordedError {
 
 /// One line that is not blank.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Line {
+pub struct MessageLine {
     /// Counted from 1.
     pub number: u64,
     /// How many bytes of the input it took, with its end.
     pub bytes: u64,
     /// What it says.
-    pub message: Result<Recorded, RecordedError>,
+    pub message: Result<RecordedMessage, RecordedError>,
 }
 
 /// Reads lines one at a time; blank ones are passed over.
@@ -80,7 +80,7 @@ impl<R: BufRead> Lines<R> {
     }
 
     /// The next line, or `None` at the end. An error is one of reading.
-    pub fn next_line(&mut self) -> io::Result<Option<Line>> {
+    pub fn next_line(&mut self) -> io::Result<Option<MessageLine>> {
         loop {
             let mut line = Vec::new();
             let read = Read::take(&mut self.input, MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
@@ -100,7 +100,7 @@ impl<R: BufRead> Lines<R> {
                 }
                 parse(line)
             };
-            return Ok(Some(Line { number: self.number, bytes, message }));
+            return Ok(Some(MessageLine { number: self.number, bytes, message }));
         }
     }
 
@@ -124,7 +124,7 @@ impl<R: BufRead> Lines<R> {
 ///
 /// The body stands there as JSON where that keeps every byte of it, as a string where it is some other text, and as
 /// base64 where it is no text.
-pub fn to_line(message: &Recorded) -> String {
+pub fn to_line(message: &RecordedMessage) -> String {
     let text = std::str::from_utf8(&message.body);
     let verbatim = text.ok().filter(|text| stands_verbatim(text));
     let (name, body) = match (verbatim, text) {
@@ -182,11 +182,11 @@ pub fn harmless(json: &str) -> String {
 }
 
 /// An envelope has a `body` and nothing but the members of an envelope; any other line is a body itself.
-fn parse(line: Vec<u8>) -> Result<Recorded, RecordedError> {
+fn parse(line: Vec<u8>) -> Result<RecordedMessage, RecordedError> {
     let json = line.strip_prefix(BYTE_ORDER_MARK.encode_utf8(&mut [0; 4]).as_bytes()).unwrap_or(&line);
     match serde_json::from_slice::<Members<'_>>(json) {
         Ok(members) if members.are_an_envelope() => members.into_recorded(),
-        _ => Ok(Recorded {
+        _ => Ok(RecordedMessage {
             body: line,
             message_id: None,
             headers: serde_json::Map::new(),
@@ -213,7 +213,7 @@ impl<'a> Members<'a> {
             && members().all(|name| [BODY, BODY_BASE64, MESSAGE_ID, HEADERS, ROUTING_KEY, CONTENT_TYPE].contains(&name))
     }
 
-    fn into_recorded(self) -> Result<Recorded, RecordedError> {
+    fn into_recorded(self) -> Result<RecordedMessage, RecordedError> {
         let base64: Option<String> = self.typed(BODY_BASE64, "a string")?;
         let body = match (self.one(BODY)?, base64) {
             (Some(_), Some(_)) => return Err(RecordedError::GivenTwice(BODY.to_owned())),
@@ -227,7 +227,7 @@ impl<'a> Members<'a> {
             },
             (None, None) => return Err(RecordedError::WrongType { member: BODY, wanted: "given" }),
         };
-        Ok(Recorded {
+        Ok(RecordedMessage {
             body,
             message_id: self.typed(MESSAGE_ID, "a string")?,
             headers: self.typed(HEADERS, "an object")?.unwrap_or_default(),
@@ -278,14 +278,14 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
 mod tests {
     use super::*;
 
-    fn lines(text: &[u8]) -> Vec<(u64, Result<Recorded, RecordedError>)> {
+    fn lines(text: &[u8]) -> Vec<(u64, Result<RecordedMessage, RecordedError>)> {
         let mut lines = Lines::new(text);
         std::iter::from_fn(|| lines.next_line().unwrap()).map(|line| (line.number, line.message)).collect()
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "compared with what is read")]
-    fn bare(body: &[u8]) -> Result<Recorded, RecordedError> {
-        Ok(Recorded {
+    fn bare(body: &[u8]) -> Result<RecordedMessage, RecordedError> {
+        Ok(RecordedMessage {
             body: body.to_vec(),
             message_id: None,
             headers: serde_json::Map::new(),
@@ -315,7 +315,7 @@ mod tests {
             br#"{"body":{"paymentId": 12345678901234567890},"message_id":"m","headers":{"a":1},"routing_key":"k"}"#;
         let mut headers = serde_json::Map::new();
         headers.insert("a".into(), 1.into());
-        let recorded = Recorded {
+        let recorded = RecordedMessage {
             body: br#"{"paymentId": 12345678901234567890}"#.to_vec(),
             message_id: Some("m".into()),
             headers,
@@ -367,7 +367,7 @@ mod tests {
             for (message_id, headers, routing_key) in
                 [(None, serde_json::Map::new(), None), (Some("m\"1"), headers.clone(), Some("k"))]
             {
-                let message = Recorded {
+                let message = RecordedMessage {
                     body: body.to_vec(),
                     message_id: message_id.map(str::to_owned),
                     headers,

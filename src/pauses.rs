@@ -47,15 +47,15 @@ pub fn between_probes() -> Duration {
 /// The pauses between sessions that settle nothing although their probes succeed: each of them gives deliveries back, which
 /// counts against these. The pauses grow to a cap and never end.
 #[derive(Debug)]
-pub struct Pace(ExponentialBackoff);
+pub struct OutageBackoff(ExponentialBackoff);
 
-impl Default for Pace {
+impl Default for OutageBackoff {
     fn default() -> Self {
         Self(exponential(FRUITLESS_FIRST, FRUITLESS_LONGEST, None))
     }
 }
 
-impl Pace {
+impl OutageBackoff {
     /// How long to wait before the next session.
     pub fn next_pause(&mut self) -> Duration {
         self.0.next_backoff().unwrap_or(FRUITLESS_LONGEST)
@@ -86,13 +86,13 @@ mod tests {
 
     #[test]
     fn pauses_between_fruitless_sessions_grow_to_a_cap_and_never_end() {
-        let mut pace = Pace::default();
-        let first = pace.next_pause();
+        let mut backoff = OutageBackoff::default();
+        let first = backoff.next_pause();
         assert!(first < Duration::from_millis(300), "{first:?}");
-        let late: Vec<_> = (0..1000).map(|_| pace.next_pause()).skip(20).collect();
+        let late: Vec<_> = (0..1000).map(|_| backoff.next_pause()).skip(20).collect();
         let range = FRUITLESS_LONGEST.mul_f64(0.7)..=FRUITLESS_LONGEST.mul_f64(1.3);
         assert!(late.iter().all(|pause| range.contains(pause)));
-        pace.reset();
-        assert!(pace.next_pause() < Duration::from_millis(300));
+        backoff.reset();
+        assert!(backoff.next_pause() < Duration::from_millis(300));
     }
 }

@@ -4,11 +4,11 @@
 //! message id. No transaction is open while publishing.
 
 use crate::{
-    broker::{EventPublisher, Sending},
-    database::{DatabaseError, Guarded},
+    broker::{EventPublisher, OutboxMessage},
+    database::{DatabaseError, WithDeadline},
     domain::failure::{Dependency, Outage},
-    ledger::{Outbox, Row, Trouble},
-    observe::{events, heartbeat::Pulse},
+    ledger::{FailedDelivery, Outbox, OutboxRow},
+    observe::{events, heartbeat::Heartbeat},
 };
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -28,7 +28,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// One relay's way through the outbox, in one session with the broker.
 pub struct Relay<'a> {
-    outbox: Arc<Guarded<dyn Outbox>>,
+    outbox: Arc<WithDeadline<dyn Outbox>>,
     publisher: &'a EventPublisher,
     /// When cancelled, no further window is begun.
     stop: &'a CancellationToken,
@@ -36,7 +36,11 @@ pub struct Relay<'a> {
 
 impl<'a> Relay<'a> {
     /// Over this publisher.
-    pub fn new(outbox: Arc<Guarded<dyn Outbox>>, publisher: &'a EventPublisher, stop: &'a CancellationToken) -> Self {
+    pub fn new(
+        outbox: Arc<WithDeadline<dyn Outbox>>,
+        publisher: &'a EventPublisher,
+        stop: &'a CancellationToken,
+    ) -> Self {
         Self { outbox, publisher, stop }
     }
 
@@ -44,15 +48,15 @@ impl<'a> Relay<'a> {
     ///
     /// New rows are read from the beginning each time: what was read before is deleted or held by then, and a transaction that
     /// took its ids early may commit them late.
-    pub async fn step(&self, pulse: &Pulse) -> Result<bool, Outage> {
-        pulse.beat();
+    pub async fn step(&self, heartbeat: &Heartbeat) -> Result<bool, Outage> {
+        heartbeat.beat();
         let due = self.call(|outbox| outbox.due(READ)).await?;
         let tried_again = !due.is_empty();
-        self.relay(due, pulse).await?;
-        pulse.beat();
+        self.relay(due, heartbeat).await?;
+        heartbeat.beat();
         let fresh = self.call(|outbox| outbox.fresh(READ)).await?;
         let came = !fresh.is_empty();
-        self.relay(fresh, pulse).await?;
+        self.relay(fresh, heartbeat).await?;
         Ok(tried_again || came)
     }
 
@@ -64,28 +68,28 @@ impl<'a> Relay<'a> {
     }
 
     /// Window by window: publish, confirm, delete. What could not be delivered is held, and with it the later rows of its key.
-    async fn relay(&self, rows: Vec<Row>, pulse: &Pulse) -> Result<(), Outage> {
+    async fn relay(&self, rows: Vec<OutboxRow>, heartbeat: &Heartbeat) -> Result<(), Outage> {
         let mut held = Held::default();
         for row in &rows {
             if let Some(problem) = &row.problem {
                 held.count(row, problem);
             }
         }
-        let mut way = Way::of(rows);
+        let mut way = KeyedWindows::of(rows);
         let mut lost = None;
         while let Some(window) = way.next_window().filter(|_| !self.stop.is_cancelled()) {
-            pulse.beat();
-            let sendings: Vec<Sending<'_>> = window.iter().map(sending).collect();
-            let fates = match self.publisher.send(&sendings, pulse).await {
-                Ok(fates) => fates,
+            heartbeat.beat();
+            let messages: Vec<OutboxMessage<'_>> = window.iter().map(message).collect();
+            let results = match self.publisher.send(&messages, heartbeat).await {
+                Ok(results) => results,
                 Err(error) => {
                     lost = Some(error.into_outage());
                     break;
                 }
             };
             let mut delivered = Vec::with_capacity(window.len());
-            for (row, fate) in window.iter().zip(fates) {
-                match fate {
+            for (row, result) in window.iter().zip(results) {
+                match result {
                     Ok(()) => delivered.push(row.id),
                     Err(error) => {
                         let pause = pause_after(row.attempts);
@@ -94,21 +98,21 @@ impl<'a> Relay<'a> {
                     }
                 }
             }
-            pulse.beat();
+            heartbeat.beat();
             self.call(move |outbox| outbox.delete(&delivered)).await?;
         }
         held.tell();
-        let troubles = way.troubles;
-        if !troubles.is_empty() {
-            pulse.beat();
-            self.call(move |outbox| outbox.hold(&troubles)).await?;
+        let failures = way.failures;
+        if !failures.is_empty() {
+            heartbeat.beat();
+            self.call(move |outbox| outbox.hold(&failures)).await?;
         }
         lost.map_or(Ok(()), Err)
     }
 }
 
-fn sending(row: &Row) -> Sending<'_> {
-    Sending {
+fn message(row: &OutboxRow) -> OutboxMessage<'_> {
+    OutboxMessage {
         exchange: &row.exchange,
         routing_key: &row.routing_key,
         message_id: &row.message_id,
@@ -122,7 +126,7 @@ fn sending(row: &Row) -> Sending<'_> {
 struct Held(BTreeMap<String, (i64, u64, bool, String)>);
 
 impl Held {
-    fn count(&mut self, row: &Row, error: &str) {
+    fn count(&mut self, row: &OutboxRow, error: &str) {
         let first = || (row.id, 0, false, error.to_owned());
         let (_, rows, anew, _) = self.0.entry(row.exchange.clone()).or_insert_with(first);
         *rows += 1;
@@ -145,15 +149,15 @@ fn pause_after(attempts: i32) -> Duration {
 /// Rows on their way: windows in which no two rows have one key, because the second must not be delivered when the first
 /// is not.
 #[derive(Debug, Default)]
-struct Way {
-    rows: VecDeque<Row>,
+struct KeyedWindows {
+    rows: VecDeque<OutboxRow>,
     /// The keys of rows that are held, and for how long.
     held: HashMap<String, Duration>,
-    troubles: Vec<Trouble>,
+    failures: Vec<FailedDelivery>,
 }
 
-impl Way {
-    fn of(rows: Vec<Row>) -> Self {
+impl KeyedWindows {
+    fn of(rows: Vec<OutboxRow>) -> Self {
         let mut way = Self::default();
         let here: HashSet<i64> = rows.iter().map(|row| row.id).collect();
         for row in rows {
@@ -175,7 +179,7 @@ impl Way {
     }
 
     /// The next rows that can go together; none when all are done.
-    fn next_window(&mut self) -> Option<Vec<Row>> {
+    fn next_window(&mut self) -> Option<Vec<OutboxRow>> {
         let mut window = Vec::new();
         let mut keys: HashSet<String> = HashSet::new();
         let mut later = VecDeque::new();
@@ -195,14 +199,14 @@ impl Way {
         (!window.is_empty()).then_some(window)
     }
 
-    fn hold(&mut self, row: &Row, error: String, again_in: Duration) {
-        self.troubles.push(Trouble { id: row.id, error: Some(error), again_in });
+    fn hold(&mut self, row: &OutboxRow, error: String, again_in: Duration) {
+        self.failures.push(FailedDelivery { id: row.id, error: Some(error), again_in });
         self.held.extend(row.key.clone().map(|key| (key, again_in)));
     }
 
     /// Behind another one of its key.
-    fn wait(&mut self, row: &Row, again_in: Duration) {
-        self.troubles.push(Trouble { id: row.id, error: None, again_in });
+    fn wait(&mut self, row: &OutboxRow, again_in: Duration) {
+        self.failures.push(FailedDelivery { id: row.id, error: None, again_in });
         self.held.extend(row.key.clone().map(|key| (key, again_in)));
     }
 }
@@ -211,8 +215,8 @@ impl Way {
 mod tests {
     use super::*;
 
-    fn row(id: i64, key: Option<&str>) -> Row {
-        Row {
+    fn row(id: i64, key: Option<&str>) -> OutboxRow {
+        OutboxRow {
             id,
             message_id: id.to_string(),
             exchange: String::new(),
@@ -227,37 +231,42 @@ mod tests {
         }
     }
 
-    fn ids(window: Option<Vec<Row>>) -> Vec<i64> {
+    fn ids(window: Option<Vec<OutboxRow>>) -> Vec<i64> {
         window.into_iter().flatten().map(|row| row.id).collect()
     }
 
     #[test]
     fn a_window_has_one_row_of_a_key_and_a_row_that_fails_holds_back_its_own_key_only() {
         let (a, b) = (Some("a"), Some("b"));
-        let mut way = Way::of(vec![row(1, a), row(2, a), row(3, b), row(4, None), row(5, None), row(6, b), row(7, a)]);
+        let mut way =
+            KeyedWindows::of(vec![row(1, a), row(2, a), row(3, b), row(4, None), row(5, None), row(6, b), row(7, a)]);
         assert_eq!(ids(way.next_window()), [1, 3, 4, 5]);
         way.hold(&row(3, b), "no".into(), Duration::from_secs(1));
         assert_eq!(ids(way.next_window()), [2], "6 waits behind 3, and 7 behind 2");
         assert_eq!(ids(way.next_window()), [7]);
         assert_eq!(way.next_window(), None);
-        let held: Vec<(i64, bool)> = way.troubles.iter().map(|it| (it.id, it.error.is_some())).collect();
+        let held: Vec<(i64, bool)> = way.failures.iter().map(|it| (it.id, it.error.is_some())).collect();
         assert_eq!(held, [(3, true), (6, false)]);
     }
 
     #[test]
     fn rows_behind_a_held_one_wait_as_long_as_it_does() {
-        let behind = |id, key, seconds| Row { behind_id: Some(1), behind_seconds: Some(seconds), ..row(id, key) };
-        let mut way =
-            Way::of(vec![behind(5, Some("a"), 2.0), row(6, Some("a")), behind(7, Some("b"), -1.0), row(8, None)]);
+        let behind = |id, key, seconds| OutboxRow { behind_id: Some(1), behind_seconds: Some(seconds), ..row(id, key) };
+        let mut way = KeyedWindows::of(vec![
+            behind(5, Some("a"), 2.0),
+            row(6, Some("a")),
+            behind(7, Some("b"), -1.0),
+            row(8, None),
+        ]);
         assert_eq!(ids(way.next_window()), [8]);
         assert_eq!(way.next_window(), None);
-        let waits: Vec<(i64, u64)> = way.troubles.iter().map(|it| (it.id, it.again_in.as_secs())).collect();
+        let waits: Vec<(i64, u64)> = way.failures.iter().map(|it| (it.id, it.again_in.as_secs())).collect();
         assert_eq!(waits, [(5, 2), (7, 0), (6, 2)]);
     }
 
     #[test]
     fn windows_are_bounded_and_pauses_grow_to_their_bound() {
-        let mut way = Way::of((0..1200).map(|id| row(id, None)).collect());
+        let mut way = KeyedWindows::of((0..1200).map(|id| row(id, None)).collect());
         let sizes: Vec<usize> = std::iter::from_fn(|| way.next_window()).map(|window| window.len()).collect();
         assert_eq!(sizes, [500, 500, 200]);
         let seconds: Vec<u64> = [0, 1, 2, 8, 9, 1000, -5].map(|attempts| pause_after(attempts).as_secs()).to_vec();

@@ -3,13 +3,13 @@
 
 use super::{App, worker::Worker};
 use crate::{
-    app::queue_consumer::Line,
+    app::queue_consumer::QueueConsumer,
     broker::{BrokerError, Consumer, Delivered},
     domain::{
         component::Component,
         failure::{Dependency, Outage},
     },
-    observe::{events, heartbeat::Pulse, status::Status},
+    observe::{events, heartbeat::Heartbeat, status::Status},
     pipeline::batch::Interrupted,
 };
 use std::{
@@ -108,16 +108,16 @@ impl Findings {
 
 impl App {
     /// Consumes until something fails or the daemon is told to stop.
-    pub(super) async fn consume(&self, line: &Line, opening: Opening) -> Ended {
-        let pulse = self.pulses.begin("connect", OPENING_TIME);
+    pub(super) async fn consume(&self, queue: &QueueConsumer, opening: Opening) -> Ended {
+        let heartbeat = self.heartbeats.begin("connect", OPENING_TIME);
         let prefetch = match opening {
-            Opening::Full => line.prefetch,
+            Opening::Full => queue.prefetch,
             Opening::Slow => 1,
-            Opening::Limited(deliveries) | Opening::Trial(deliveries) => deliveries.min(line.prefetch),
+            Opening::Limited(deliveries) | Opening::Trial(deliveries) => deliveries.min(queue.prefetch),
         };
         let limited = matches!(opening, Opening::Limited(_));
-        let opened = self.until_stopped(line.sessions.open(prefetch, limited)).await;
-        drop(pulse);
+        let opened = self.until_stopped(queue.sessions.open(prefetch, limited)).await;
+        drop(heartbeat);
         let consumer = match opened {
             None => return Ended::InOrder,
             Some(Ok(consumer)) => Arc::new(consumer),
@@ -126,14 +126,14 @@ impl App {
             }
         };
         let begun = Instant::now();
-        let component = line.component();
+        let component = queue.component();
         events::BrokerConnected { component, connected: true }.emit();
         self.status.resume(component, Dependency::Broker);
-        self.status.consuming(component, line.sessions.queue(), &consumer.node().to_string());
+        self.status.consuming(component, queue.sessions.queue(), &consumer.node().to_string());
 
         let stop = self.stop.child_token();
         let findings = Arc::new(Findings::default());
-        let left = self.work_together(line, opening, &consumer, &findings, &stop).await;
+        let left = self.work_together(queue, opening, &consumer, &findings, &stop).await;
         if let Some(outage) = &left.outage {
             // Told before the deliveries go back: from here on nothing is consumed.
             self.status.pause(component, outage);
@@ -154,39 +154,39 @@ impl App {
     /// after the part of a batch that they are at; what all of them leave unsettled comes together.
     async fn work_together(
         &self,
-        line: &Line,
+        queue: &QueueConsumer,
         opening: Opening,
         consumer: &Arc<Consumer>,
         findings: &Arc<Findings>,
         stop: &CancellationToken,
     ) -> Interrupted<Delivered> {
         let mut workers = JoinSet::new();
-        for number in 0..line.workers {
+        for number in 0..queue.workers {
             let worker = Worker {
                 consumer: Arc::clone(consumer),
-                pulse: self.pulses.begin(line.component().label(), line.step),
+                heartbeat: self.heartbeats.begin(queue.component().label(), queue.step),
                 stop: stop.clone(),
                 status: Arc::clone(&self.status),
-                component: line.component(),
-                batch: line.batch,
+                component: queue.component(),
+                batch: queue.batch,
                 opening,
                 findings: Arc::clone(findings),
                 probes: number == 0,
             };
-            workers.spawn(worker.run(line.pipeline.clone()));
+            workers.spawn(worker.run(queue.pipeline.clone()));
         }
-        let pulse = self.pulses.begin("proof", OPENING_TIME);
+        let heartbeat = self.heartbeats.begin("proof", OPENING_TIME);
         workers.spawn(watch_progress(Progressing {
-            component: line.component(),
-            stalled_after: line.is_credits().then_some(self.settings.health.stalled_after),
+            component: queue.component(),
+            stalled_after: queue.is_credits().then_some(self.settings.health.stalled_after),
             consumer: Arc::clone(consumer),
             findings: Arc::clone(findings),
             status: Arc::clone(&self.status),
             stop: stop.clone(),
         }));
-        workers.spawn(watch_broker(Arc::clone(consumer), pulse, stop.clone()));
+        workers.spawn(watch_broker(Arc::clone(consumer), heartbeat, stop.clone()));
         let mut left = Interrupted { outage: None, unsettled: Vec::new() };
-        let mut working = line.workers;
+        let mut working = queue.workers;
         while let Some(ended) = workers.join_next().await {
             match ended {
                 // A worker that leaves ends the session. In one with a limit it leaves when nothing more will come, and the
@@ -218,10 +218,10 @@ fn outage(outage: Outage, lived: Duration, progress: Progress) -> Ended {
 /// delivered must be able to go on.
 async fn watch_broker(
     consumer: Arc<Consumer>,
-    pulse: Pulse,
+    heartbeat: Heartbeat,
     stop: CancellationToken,
 ) -> Result<(), Interrupted<Delivered>> {
-    consumer.watch(&pulse, &stop).await.map_err(broker_lost)
+    consumer.watch(&heartbeat, &stop).await.map_err(broker_lost)
 }
 
 pub(super) fn broker_lost(error: BrokerError) -> Interrupted<Delivered> {

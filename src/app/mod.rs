@@ -14,10 +14,10 @@ mod worker;
 use crate::{
     broker::SourceKind,
     config::Settings,
-    database::{DatabaseUrl, Guarded},
+    database::{DatabaseUrl, WithDeadline},
     domain::{check::CheckOutcome, component::Component, credit::Outcome},
     ledger::{self, Access, Ledger, UnverifiedCount, WriterLock, settings::LedgerSettings},
-    observe::{events, heartbeat::Pulses, metrics, status::Status},
+    observe::{events, heartbeat::Heartbeats, metrics, status::Status},
     pay_status,
     pipeline::{
         check::{CheckPipeline, brake::SharedBrake},
@@ -28,7 +28,7 @@ use crate::{
 };
 use anyhow::Context as _;
 use futures_util::future::join_all;
-use queue_consumer::{Line, Pipeline};
+use queue_consumer::{Pipeline, QueueConsumer};
 pub use ready::{NewerSchema, prepare, refuse_unless_current};
 use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
@@ -40,9 +40,9 @@ use tokio_util::sync::CancellationToken;
 /// What the daemon's parts share.
 struct App {
     settings: Settings,
-    ledger: Arc<Guarded<dyn Ledger>>,
+    ledger: Arc<WithDeadline<dyn Ledger>>,
     status: Arc<Status>,
-    pulses: Pulses,
+    heartbeats: Heartbeats,
     stop: CancellationToken,
     /// Those of the payment service, whichever queue asks it.
     limits: pay_status::Limits,
@@ -67,12 +67,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     stop_on_signals(stop.clone())?;
     let ledger = open(&settings, settings.ledger.pool_size);
-    let pulses = Pulses::default();
-    watchdog::start(pulses.clone());
+    let heartbeats = Heartbeats::default();
+    watchdog::start(heartbeats.clone());
     let shutdown_timeout = settings.shutdown_timeout;
     let limits = pay_status::Limits::default();
     let (status_of_app, locked) = (Arc::clone(&status), Arc::default());
-    let app = App { settings, ledger, status: status_of_app, pulses, stop: stop.clone(), limits, locked };
+    let app = App { settings, ledger, status: status_of_app, heartbeats, stop: stop.clone(), limits, locked };
 
     let overdue = async {
         stop.cancelled().await;
@@ -94,11 +94,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 }
 
 /// A ledger with connections of its own: what goes wrong for one user of them must not cost the others theirs.
-fn open(settings: &Settings, pool_size: u32) -> Arc<Guarded<dyn Ledger>> {
+fn open(settings: &Settings, pool_size: u32) -> Arc<WithDeadline<dyn Ledger>> {
     let LedgerSettings { url, timeout, .. } = settings.ledger.clone();
     let events = settings.events.exchange.clone();
     let options = ledger::Options { pool_size, timeout, access: Access::Write, events };
-    Arc::new(Guarded::new(move || -> Arc<dyn Ledger> { ledger::open(&url, &options) }, timeout))
+    Arc::new(WithDeadline::new(move || -> Arc<dyn Ledger> { ledger::open(&url, &options) }, timeout))
 }
 
 /// A SQLite ledger takes one writing program at a time.
@@ -138,7 +138,7 @@ impl App {
             return Ok(());
         }
         tokio::join!(
-            join_all(lines.iter().map(|line| self.keep_consuming(line))),
+            join_all(lines.iter().map(|consumer| self.keep_consuming(consumer))),
             self.until_stopped(self.count_unverified()),
             self.until_stopped(self.watch_clock()),
             self.keep_relaying(),
@@ -147,28 +147,29 @@ impl App {
     }
 
     /// Every queue with its pipeline: the credit queue first, then the check queue, then those of the sources.
-    fn lines(&self) -> anyhow::Result<Vec<Line>> {
+    fn lines(&self) -> anyhow::Result<Vec<QueueConsumer>> {
         let settings = &self.settings;
-        let mut lines = vec![Line::credits(settings, self.credits(Component::Credits, Arc::clone(&self.ledger)))];
-        lines.extend(self.checks(Component::Checks)?.map(|checks| Line::checks(settings, checks)));
+        let mut lines =
+            vec![QueueConsumer::credits(settings, self.credits(Component::Credits, Arc::clone(&self.ledger)))];
+        lines.extend(self.checks(Component::Checks)?.map(|checks| QueueConsumer::checks(settings, checks)));
         for source in &settings.sources {
             let component = Component::source(&source.name);
             match &source.kind {
                 SourceKind::Credit => {
                     metrics::begin_source_at_zero(component.label(), &Outcome::LABELS);
                     let credits = self.credits(component, open(settings, settings.ledger.pool_size));
-                    lines.push(Line::credits(settings, credits));
+                    lines.push(QueueConsumer::credits(settings, credits));
                 }
                 SourceKind::Notification(_) => {
                     metrics::begin_source_at_zero(component.label(), &CheckOutcome::LABELS_ON_ARRIVAL);
-                    lines.extend(self.checks(component)?.map(|checks| Line::checks(settings, checks)));
+                    lines.extend(self.checks(component)?.map(|checks| QueueConsumer::checks(settings, checks)));
                 }
             }
         }
         Ok(lines)
     }
 
-    fn credits(&self, component: Component, ledger: Arc<Guarded<dyn Ledger>>) -> CreditPipeline {
+    fn credits(&self, component: Component, ledger: Arc<WithDeadline<dyn Ledger>>) -> CreditPipeline {
         CreditPipeline {
             component,
             format: self.settings.message.clone(),
@@ -231,8 +232,8 @@ impl App {
 }
 
 /// SIGHUP (`systemctl reload`) releases the brake. Without checks it changes nothing, and ends nothing.
-fn release_on_hangup(mut hangup: Signal, lines: &[Line]) {
-    let pipelines: Vec<Pipeline> = lines.iter().map(|line| line.pipeline.clone()).collect();
+fn release_on_hangup(mut hangup: Signal, lines: &[QueueConsumer]) {
+    let pipelines: Vec<Pipeline> = lines.iter().map(|consumer| consumer.pipeline.clone()).collect();
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
             let engaged = pipelines.iter().filter(|pipeline| pipeline.release_brake()).count() > 0;

@@ -13,7 +13,7 @@ use crate::{
 use std::{sync::Arc, time::Duration};
 
 /// A queue and its pipeline, from which sessions are made one after the other.
-pub(super) struct Line {
+pub(super) struct QueueConsumer {
     pub(super) sessions: Sessions,
     pub(super) pipeline: Pipeline,
     /// Batches that are worked on at a time.
@@ -67,7 +67,7 @@ impl Pipeline {
     }
 }
 
-impl Line {
+impl QueueConsumer {
     /// Points messages: as many workers as there are ledger writers.
     pub(super) fn credits(settings: &Settings, pipeline: CreditPipeline) -> Self {
         Self {

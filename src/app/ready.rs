@@ -2,7 +2,7 @@
 
 use super::{App, writer_lock};
 use crate::{
-    database::{DatabaseError, Guarded},
+    database::{DatabaseError, WithDeadline},
     domain::{
         component::Component,
         failure::{Dependency, Outage},
@@ -85,7 +85,7 @@ fn usable(state: &SchemaState) -> Result<(), NotReady> {
 }
 
 /// Asks for the schema, brings it up to date where that is wanted, and proves that the ledger takes writes.
-pub async fn prepare(ledger: &Guarded<dyn Ledger>, auto_migrate: bool) -> Result<SchemaState, DatabaseError> {
+pub async fn prepare(ledger: &WithDeadline<dyn Ledger>, auto_migrate: bool) -> Result<SchemaState, DatabaseError> {
     let mut state = ledger.call(Ledger::schema).await?;
     if auto_migrate && matches!(state, SchemaState::Missing | SchemaState::Outdated(_)) {
         let versions = ledger.call_at_leisure(Ledger::migrate).await?;

@@ -6,10 +6,10 @@ use super::{
     consume::{Ended, Opening, Progress},
 };
 use crate::{
-    app::queue_consumer::Line,
+    app::queue_consumer::QueueConsumer,
     domain::failure::{Dependency, Outage},
     observe::events,
-    pauses::{self, Pace},
+    pauses::{self, OutageBackoff},
 };
 use std::time::{Duration, Instant};
 
@@ -21,19 +21,19 @@ const LONG_SESSION: Duration = Duration::from_secs(60);
 
 impl App {
     /// One session after the other, until the daemon is told to stop.
-    pub(super) async fn keep_consuming(&self, line: &Line) {
-        let (mut opening, mut slow, mut pace) = (Opening::Full, false, Pace::default());
+    pub(super) async fn keep_consuming(&self, queue: &QueueConsumer) {
+        let (mut opening, mut slow, mut backoff) = (Opening::Full, false, OutageBackoff::default());
         let mut trials = Trials::default();
         while !self.stop.is_cancelled() {
-            match self.consume(line, opening).await {
+            match self.consume(queue, opening).await {
                 Ended::InOrder => {
                     slow &= opening != Opening::Slow;
-                    opening = if slow { Opening::Slow } else { opening.widened(line.prefetch) };
+                    opening = if slow { Opening::Slow } else { opening.widened(queue.prefetch) };
                     trials = Trials::default();
-                    pace.reset();
+                    backoff.reset();
                 }
                 Ended::HeldTooLong => {
-                    events::HeldTooLong { queue: line.sessions.queue() }.emit();
+                    events::HeldTooLong { queue: queue.sessions.queue() }.emit();
                     slow = true;
                     opening = Opening::Slow;
                 }
@@ -44,13 +44,13 @@ impl App {
                     }
                     let pause = match progress {
                         Progress::Settled => {
-                            pace.reset();
+                            backoff.reset();
                             Duration::ZERO
                         }
-                        Progress::SettledNothing => pace.next_pause(),
+                        Progress::SettledNothing => backoff.next_pause(),
                         Progress::TookNothing => pauses::between_probes(),
                     };
-                    let recovered = self.recovered(line, outage, pause, &mut trials);
+                    let recovered = self.recovered(queue, outage, pause, &mut trials);
                     let Some(next) = self.until_stopped(recovered).await else { break };
                     opening = match next {
                         Opening::Limited(_) if slow => Opening::Slow,
@@ -63,10 +63,10 @@ impl App {
 
     /// Waits after an outage: `pause`, and then until a probe is answered. The broker is probed by consuming again, and
     /// a brake waits for a person. Returns how the next session begins.
-    async fn recovered(&self, line: &Line, outage: Outage, pause: Duration, trials: &mut Trials) -> Opening {
-        let (component, mut outage, mut pause) = (line.component(), outage, pause);
+    async fn recovered(&self, queue: &QueueConsumer, outage: Outage, pause: Duration, trials: &mut Trials) -> Opening {
+        let (component, mut outage, mut pause) = (queue.component(), outage, pause);
         loop {
-            if let Some((brake, released)) = line.brake() {
+            if let Some((brake, released)) = queue.brake() {
                 // It is what is waited for, whatever else has ended the session.
                 if outage.dependency != brake.dependency {
                     self.status.resume(component, outage.dependency);
@@ -79,7 +79,7 @@ impl App {
             self.status.pause(component, &outage);
             self.pause(pause).await;
             pause = pauses::between_probes();
-            let Some(probed) = self.probe(line, outage.dependency).await else { return Opening::ONE };
+            let Some(probed) = self.probe(queue, outage.dependency).await else { return Opening::ONE };
             match probed {
                 Ok(()) => {
                     *trials = Trials::default();
@@ -103,16 +103,16 @@ impl App {
     }
 
     /// Whether a dependency works again for this queue; `None` where only a session can tell.
-    async fn probe(&self, line: &Line, dependency: Dependency) -> Option<Result<(), Outage>> {
-        let pulse = |step| self.pulses.begin("probe", step + SLACK);
-        match (dependency, line.pipeline.longest_probe()) {
+    async fn probe(&self, queue: &QueueConsumer, dependency: Dependency) -> Option<Result<(), Outage>> {
+        let heartbeat = |step| self.heartbeats.begin("probe", step + SLACK);
+        match (dependency, queue.pipeline.longest_probe()) {
             (Dependency::Ledger, _) => {
-                let _pulse = pulse(self.settings.ledger.timeout);
-                Some(line.pipeline.probe_ledger().await)
+                let _heartbeat = heartbeat(self.settings.ledger.timeout);
+                Some(queue.pipeline.probe_ledger().await)
             }
             (Dependency::PayStatus, Some(longest)) => {
-                let _pulse = pulse(longest);
-                Some(line.pipeline.probe_source().await)
+                let _heartbeat = heartbeat(longest);
+                Some(queue.pipeline.probe_source().await)
             }
             (Dependency::Broker, _) | (Dependency::PayStatus, None) => None,
         }
@@ -120,7 +120,7 @@ impl App {
 
     /// Waits, and shows meanwhile that the loop turns.
     pub(super) async fn pause(&self, pause: Duration) {
-        let _pulse = self.pulses.begin("outage", pause + SLACK);
+        let _heartbeat = self.heartbeats.begin("outage", pause + SLACK);
         tokio::time::sleep(pause).await;
     }
 }

@@ -3,13 +3,13 @@
 use super::{App, SLACK};
 use crate::{
     broker::{BrokerError, CONFIRM_TIMEOUT, EventPublisher},
-    database::Guarded,
+    database::WithDeadline,
     domain::{
         component::Component,
         failure::{Dependency, Outage},
     },
     ledger::{self, Outbox},
-    observe::{events, heartbeat::Pulse},
+    observe::{events, heartbeat::Heartbeat},
     pauses,
     relay::Relay,
 };
@@ -43,19 +43,20 @@ impl App {
     }
 
     /// With connections of its own.
-    fn outbox(&self) -> Arc<Guarded<dyn Outbox>> {
+    fn outbox(&self) -> Arc<WithDeadline<dyn Outbox>> {
         let (url, timeout) = (self.settings.ledger.url.clone(), self.settings.ledger.timeout);
-        Arc::new(Guarded::new(move || -> Arc<dyn Outbox> { ledger::open_outbox(&url, timeout) }, timeout))
+        Arc::new(WithDeadline::new(move || -> Arc<dyn Outbox> { ledger::open_outbox(&url, timeout) }, timeout))
     }
 
     async fn relay(&self) {
         let outbox = self.outbox();
-        let pulse = self.pulses.begin("relay", self.settings.ledger.timeout + CONFIRM_TIMEOUT + OPENING_TIME + SLACK);
+        let heartbeat =
+            self.heartbeats.begin("relay", self.settings.ledger.timeout + CONFIRM_TIMEOUT + OPENING_TIME + SLACK);
         let mut blocked = None;
         while !self.stop.is_cancelled() {
-            pulse.beat();
+            heartbeat.beat();
             let outage = match outbox.call(Outbox::take_turn).await {
-                Ok(true) => self.relay_in_turn(&outbox, &pulse, &mut blocked).await,
+                Ok(true) => self.relay_in_turn(&outbox, &heartbeat, &mut blocked).await,
                 Ok(false) => {
                     // Whatever was told of an outage is the other relay's to find out now.
                     self.status.resume(Component::Relay, Dependency::Ledger);
@@ -69,7 +70,7 @@ impl App {
             give_turn_up(&outbox).await;
             if let Err(outage) = outage {
                 self.status.pause(Component::Relay, &outage);
-                pulse.beat();
+                heartbeat.beat();
                 self.until_stopped(tokio::time::sleep(pauses::between_probes())).await;
             }
         }
@@ -79,8 +80,8 @@ impl App {
     /// blocked is kept, because it will hear when the alarm is over, and never more than one.
     async fn relay_in_turn(
         &self,
-        outbox: &Arc<Guarded<dyn Outbox>>,
-        pulse: &Pulse,
+        outbox: &Arc<WithDeadline<dyn Outbox>>,
+        heartbeat: &Heartbeat,
         blocked: &mut Option<EventPublisher>,
     ) -> Result<(), Outage> {
         if let Some(alarm) = blocked.as_ref().and_then(EventPublisher::is_blocked) {
@@ -91,8 +92,8 @@ impl App {
         }
         let opened = self.until_stopped(EventPublisher::open(&self.settings.plan())).await;
         let Some(publisher) = opened.transpose().map_err(BrokerError::into_outage)? else { return Ok(()) };
-        pulse.beat();
-        let relayed = self.relay_with(outbox, &publisher, pulse).await;
+        heartbeat.beat();
+        let relayed = self.relay_with(outbox, &publisher, heartbeat).await;
         if publisher.is_blocked().is_some() {
             *blocked = Some(publisher);
         } else {
@@ -103,9 +104,9 @@ impl App {
 
     async fn relay_with(
         &self,
-        outbox: &Arc<Guarded<dyn Outbox>>,
+        outbox: &Arc<WithDeadline<dyn Outbox>>,
         publisher: &EventPublisher,
-        pulse: &Pulse,
+        heartbeat: &Heartbeat,
     ) -> Result<(), Outage> {
         publisher.prove().await.map_err(BrokerError::into_outage)?;
         self.status.resume(Component::Relay, Dependency::Broker);
@@ -113,8 +114,8 @@ impl App {
         let relay = Relay::new(Arc::clone(outbox), publisher, &self.stop);
         let mut idle = 0;
         while !self.stop.is_cancelled() {
-            pulse.beat();
-            let moved = relay.step(pulse).await?;
+            heartbeat.beat();
+            let moved = relay.step(heartbeat).await?;
             self.status.resume(Component::Relay, Dependency::Ledger);
             if moved {
                 idle = 0;
@@ -122,7 +123,7 @@ impl App {
             }
             idle += 1;
             if idle % LOOKS_BEFORE_PROOF == 0 {
-                pulse.beat();
+                heartbeat.beat();
                 publisher.prove().await.map_err(BrokerError::into_outage)?;
             }
             self.until_stopped(tokio::time::sleep(IDLE)).await;
@@ -144,7 +145,7 @@ impl App {
     }
 }
 
-async fn give_turn_up(outbox: &Guarded<dyn Outbox>) {
+async fn give_turn_up(outbox: &WithDeadline<dyn Outbox>) {
     let given_up = outbox.call(|outbox| {
         outbox.give_turn_up();
         Ok(())

@@ -8,9 +8,9 @@ use crate::{
         component::Component,
         failure::{Dependency, Outage},
     },
-    observe::{events, heartbeat::Pulse, status::Status},
+    observe::{events, heartbeat::Heartbeat, status::Status},
     pipeline::{
-        batch::{Interrupted, Turn},
+        batch::{BatchContext, Interrupted},
         check::CheckPipeline,
         credit::{Committed, CreditPipeline},
     },
@@ -37,7 +37,7 @@ const QUICK: Duration = Duration::from_secs(10);
 
 pub(super) struct Worker {
     pub(super) consumer: Arc<Consumer>,
-    pub(super) pulse: Pulse,
+    pub(super) heartbeat: Heartbeat,
     pub(super) stop: CancellationToken,
     pub(super) status: Arc<Status>,
     pub(super) component: Component,
@@ -90,8 +90,8 @@ impl Worker {
         }
     }
 
-    fn turn(&self) -> Turn<'_> {
-        Turn { pulse: &self.pulse, stop: &self.stop }
+    fn context(&self) -> BatchContext<'_> {
+        BatchContext { heartbeat: &self.heartbeat, stop: &self.stop }
     }
 
     /// Credits: further batches are taken and committed while the checks of those before are being confirmed. What is
@@ -101,7 +101,7 @@ impl Worker {
         let mut finishing: Finishing<'_> = None;
         let mut committed: Committed<Delivered> = Committed::default();
         let ended: Finished = loop {
-            self.pulse.beat();
+            self.heartbeat.beat();
             if finishing.is_none() && !committed.is_empty() {
                 finishing = Some(self.finish(pipeline, std::mem::take(&mut committed)));
             }
@@ -133,8 +133,8 @@ impl Worker {
             };
             idle_turns = 0;
             self.findings.taken.store(true, Ordering::Relaxed);
-            let turn = self.turn();
-            let (batch, finished) = meanwhile(pipeline.commit(batch, &turn), &mut finishing).await;
+            let context = self.context();
+            let (batch, finished) = meanwhile(pipeline.commit(batch, &context), &mut finishing).await;
             if batch.reached_the_ledger() {
                 *self.findings.committed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
             }
@@ -149,10 +149,10 @@ impl Worker {
 
     fn finish<'a>(&'a self, pipeline: &'a CreditPipeline, committed: Committed<Delivered>) -> BoxFuture<'a, Finished> {
         Box::pin(async move {
-            let turn = self.turn();
+            let context = self.context();
             // A message from which nothing can be read says nothing about the ledger.
             let committed_some = committed.reached_the_ledger();
-            let finished = pipeline.finish(&*self.consumer, committed, &turn).await;
+            let finished = pipeline.finish(&*self.consumer, committed, &context).await;
             if finished.is_ok() && committed_some {
                 self.findings.settled.store(true, Ordering::Relaxed);
             }
@@ -210,7 +210,7 @@ impl Worker {
     /// Checks and notifications, a batch at a time.
     async fn check(&self, pipeline: &CheckPipeline) -> Finished {
         loop {
-            self.pulse.beat();
+            self.heartbeat.beat();
             let taken = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Ok(()),
@@ -233,7 +233,7 @@ impl Worker {
                 return Err(Interrupted { outage: None, unsettled: batch });
             }
             let begun = Instant::now();
-            let processed = pipeline.process(&*self.consumer, batch, &self.turn()).await;
+            let processed = pipeline.process(&*self.consumer, batch, &self.context()).await;
             // A source that was only tried, after many failed probes, may work.
             let answered = pipeline.answered.swap(false, Ordering::Relaxed);
             if answered {

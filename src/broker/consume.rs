@@ -4,7 +4,7 @@ use super::{
     BrokerError, STEP_TIMEOUT,
     batch::{BatchSize, Delivered, Stream, StreamEnd, Taken},
     connect::BrokerUrl,
-    copy::{self, Marks},
+    copy::{self, CopyHeaders},
     lenient,
     outgoing::Outgoing,
     publish::Publisher,
@@ -19,7 +19,7 @@ use crate::{
         failure::Outage,
         settlement::{Destination, Token, Tracker},
     },
-    observe::{events, heartbeat::Pulse},
+    observe::{events, heartbeat::Heartbeat},
     pipeline::ports::{Confirmed, CopyBody, Deliveries, FirstChecks, Forward, Message, Origin},
 };
 use async_trait::async_trait;
@@ -86,16 +86,16 @@ impl Consumer {
     /// An error when the broker takes no messages any more, because of an alarm or because the publishing connection is
     /// not sound, or when a queue is gone; `Ok` when told to stop. It must be asked: it tells of an alarm only who publishes.
     /// Parks what lapin cannot decode, as it arrives.
-    pub async fn watch(&self, pulse: &Pulse, stop: &CancellationToken) -> Result<(), BrokerError> {
+    pub async fn watch(&self, heartbeat: &Heartbeat, stop: &CancellationToken) -> Result<(), BrokerError> {
         let mut proofs = 0_u32;
         let mut next_proof = Instant::now() + PROOF_INTERVAL;
         loop {
-            pulse.beat();
+            heartbeat.beat();
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 alarm = self.publisher.alarm() => return Err(alarm),
                 () = self.unreadable.arrived() => {
-                    self.park_unreadable(pulse).await?;
+                    self.park_unreadable(heartbeat).await?;
                     continue;
                 }
                 () = tokio::time::sleep_until(next_proof.into()) => next_proof = Instant::now() + PROOF_INTERVAL,
@@ -293,7 +293,7 @@ impl Consumer {
     pub(super) async fn publish_copies(
         &self,
         copies: &[Forward<'_, Delivered>],
-        pulse: &Pulse,
+        heartbeat: &Heartbeat,
     ) -> Result<Confirmed, BrokerError> {
         let now = jiff::Timestamp::now().to_string();
         let mut frame = self.publisher.header_frame();
@@ -301,8 +301,8 @@ impl Consumer {
             .iter()
             .map(|copy| {
                 let original = &copy.message.delivery;
-                let marks = Marks::of(copy, &self.queue, copy.message.source(), &now);
-                let mut properties = copy::copied(&original.properties, &marks, &copy.body, &mut frame);
+                let marks = CopyHeaders::of(copy, &self.queue, copy.message.source(), &now);
+                let mut properties = copy::forwarded_properties(&original.properties, &marks, &copy.body, &mut frame);
                 if let Some(unreadable) = &copy.message.unreadable {
                     properties = lenient::with_raw(&properties, unreadable, &mut frame);
                 }
@@ -313,7 +313,7 @@ impl Consumer {
                 Outgoing::to_queue(self.queue_of(copy.to), body, properties)
             })
             .collect();
-        self.publisher.publish_all(&copies, pulse).await
+        self.publisher.publish_all(&copies, heartbeat).await
     }
 }
 
@@ -321,11 +321,11 @@ impl Consumer {
 impl Deliveries for Consumer {
     type Message = Delivered;
 
-    async fn forward(&self, copies: &[Forward<'_, Delivered>], pulse: &Pulse) -> Result<Confirmed, Outage> {
-        self.publish_copies(copies, pulse).await.map_err(BrokerError::into_outage)
+    async fn forward(&self, copies: &[Forward<'_, Delivered>], heartbeat: &Heartbeat) -> Result<Confirmed, Outage> {
+        self.publish_copies(copies, heartbeat).await.map_err(BrokerError::into_outage)
     }
 
-    async fn schedule(&self, checks: &[FirstChecks], pulse: &Pulse) -> Result<Confirmed, Outage> {
+    async fn schedule(&self, checks: &[FirstChecks], heartbeat: &Heartbeat) -> Result<Confirmed, Outage> {
         let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let messages: Vec<Outgoing<'_>> = checks
             .iter()
@@ -334,7 +334,7 @@ impl Deliveries for Consumer {
                 Outgoing::to_queue(queue, body, copy::first_checks(&self.queue, seconds))
             })
             .collect();
-        self.publisher.publish_all(&messages, pulse).await.map_err(BrokerError::into_outage)
+        self.publisher.publish_all(&messages, heartbeat).await.map_err(BrokerError::into_outage)
     }
 
     async fn settle(&self, done: Vec<Delivered>) {

@@ -135,7 +135,7 @@ pub(super) fn is_of_one_stay(name: &str) -> bool {
 }
 
 /// What a copy says of the failure.
-pub(super) struct Marks<'a> {
+pub(super) struct CopyHeaders<'a> {
     pub(super) source_queue: &'a str,
     /// The source of notifications whose format the body has: what we know of it, never what somebody has written.
     pub(super) source: Option<&'a str>,
@@ -147,7 +147,7 @@ pub(super) struct Marks<'a> {
     pub(super) ledger: Option<(&'a str, i64)>,
 }
 
-impl<'a> Marks<'a> {
+impl<'a> CopyHeaders<'a> {
     pub(super) fn of<M>(
         copy: &'a Forward<'a, M>,
         source_queue: &'a str,
@@ -160,7 +160,7 @@ impl<'a> Marks<'a> {
             to: copy.to,
             error: copy.error.as_deref(),
             now,
-            ledger: copy.standing.map(|standing| (standing.user_id.as_str(), standing.points)),
+            ledger: copy.recorded.map(|recorded| (recorded.user_id.as_str(), recorded.points)),
         }
     }
 
@@ -269,9 +269,9 @@ pub(super) fn at_most(text: &str, bytes: usize) -> &str {
 
 /// The properties of a copy. Where its content header would not fit into a `frame` (the broker closes the connection
 /// over one), foreign headers are left out and the copy says so. After [`distrust_producers`].
-pub(super) fn copied(
+pub(super) fn forwarded_properties(
     original: &BasicProperties,
-    marks: &Marks<'_>,
+    marks: &CopyHeaders<'_>,
     body: &CopyBody<'_>,
     frame: &mut HeaderFrame,
 ) -> BasicProperties {
@@ -303,7 +303,7 @@ fn new_message_id() -> ShortString {
     uuid::Uuid::new_v4().to_string().as_str().into()
 }
 
-fn with_marks(original: &BasicProperties, marks: &Marks<'_>, frame: &mut HeaderFrame) -> BasicProperties {
+fn with_marks(original: &BasicProperties, marks: &CopyHeaders<'_>, frame: &mut HeaderFrame) -> BasicProperties {
     let given = original.headers().as_ref().map(FieldTable::inner);
     let mut carried = FieldTable::default();
     for (name, value) in given.into_iter().flatten() {
@@ -347,7 +347,7 @@ fn is_time(value: &AMQPValue) -> bool {
 /// of its failure, with the id of the run that sends it.
 pub(super) fn requeued(original: &BasicProperties, requeue_id: &str, frame: &mut HeaderFrame) -> BasicProperties {
     let given = original.headers().as_ref().map(FieldTable::inner);
-    // On a message that was never copied by us it is not ours.
+    // On a message that was never forwarded_properties by us it is not ours.
     let source = given.filter(|given| given.contains_key(SOURCE_QUEUE)).and_then(|given| given.get(SOURCE));
     let mut headers = FieldTable::default();
     for (name, value) in given.into_iter().flatten() {
@@ -422,8 +422,8 @@ mod tests {
 
     const FRAME_MAX: usize = 131_072;
 
-    fn marks() -> Marks<'static> {
-        Marks {
+    fn marks() -> CopyHeaders<'static> {
+        CopyHeaders {
             source_queue: "q",
             source: None,
             to: Destination::Dead(Reason::Conflict),
@@ -475,7 +475,7 @@ mod tests {
                 ("trace", text("t-1")),
                 ("n", AMQPValue::LongLongInt(5)),
             ]));
-        let copy = copied(&original, &marks(), &CopyBody::Original, &mut HeaderFrame::of(FRAME_MAX));
+        let copy = forwarded_properties(&original, &marks(), &CopyBody::Original, &mut HeaderFrame::of(FRAME_MAX));
         let expected = BasicProperties::default()
             .with_content_type("application/json".into())
             .with_content_encoding("utf-8".into())
@@ -514,8 +514,8 @@ mod tests {
         ]));
         assert_eq!(retries_taken(&foreign), 1);
         let step = policy.next(retries_taken(&foreign)).unwrap();
-        let marks = Marks { to: Destination::Retry(step), source: Some("orders"), ledger: None, ..marks() };
-        let copy = copied(&foreign, &marks, &CopyBody::Original, &mut HeaderFrame::of(FRAME_MAX));
+        let marks = CopyHeaders { to: Destination::Retry(step), source: Some("orders"), ledger: None, ..marks() };
+        let copy = forwarded_properties(&foreign, &marks, &CopyBody::Original, &mut HeaderFrame::of(FRAME_MAX));
         let expected = table(&[
             ("trace", text("t-1")),
             ("x-pointsd-made-up", text("foreign, too")),
@@ -541,7 +541,7 @@ mod tests {
         ]);
         assert_eq!(again, BasicProperties::default().with_headers(expected).with_delivery_mode(2));
         assert_eq!(retries_taken(&again), 0);
-        // What was never copied by us says nothing of its source.
+        // What was never forwarded_properties by us says nothing of its source.
         let never_ours = requeued(&foreign, "r-3", &mut HeaderFrame::of(FRAME_MAX));
         assert_eq!(source(&never_ours), None);
     }
@@ -567,7 +567,7 @@ mod tests {
             ("trace", text(&long)),
             ("x-pointsd-first-failed-at", text("2025-01-01T00:00:00Z")),
         ]));
-        let copy = copied(&original, &marks(), &CopyBody::Original, &mut HeaderFrame::of(FRAME_MAX));
+        let copy = forwarded_properties(&original, &marks(), &CopyBody::Original, &mut HeaderFrame::of(FRAME_MAX));
         let headers = copy.headers().as_ref().unwrap();
         assert!(!headers.contains_key("trace"));
         assert_eq!(headers.inner().get("x-pointsd-truncated"), Some(&AMQPValue::Boolean(true)));
@@ -580,7 +580,7 @@ mod tests {
     fn a_time_that_somebody_else_made_up_is_not_kept() {
         for made_up in [text("yesterday"), text(&"9".repeat(FRAME_MAX)), AMQPValue::LongLongInt(5)] {
             let original = BasicProperties::default().with_headers(table(&[("x-pointsd-first-failed-at", made_up)]));
-            let copy = copied(&original, &marks(), &CopyBody::Original, &mut HeaderFrame::of(FRAME_MAX));
+            let copy = forwarded_properties(&original, &marks(), &CopyBody::Original, &mut HeaderFrame::of(FRAME_MAX));
             let headers = copy.headers().as_ref().unwrap().inner();
             assert_eq!(headers.get("x-pointsd-first-failed-at"), Some(&text("2026-01-01T00:00:00Z")));
             assert!(!headers.contains_key("x-pointsd-truncated"));
@@ -599,7 +599,7 @@ mod tests {
     #[test]
     fn errors_are_cut_at_a_character() {
         let error = "支".repeat(1000);
-        let marks = Marks { error: Some(&error), ..marks() };
+        let marks = CopyHeaders { error: Some(&error), ..marks() };
         let headers = marks.headers(&FieldTable::default(), MAX_ERROR_BYTES);
         let AMQPValue::LongString(text) = &headers.inner()["x-pointsd-error"] else { panic!() };
         assert_eq!(text.to_string(), "支".repeat(341));

@@ -30,7 +30,7 @@ pub use connect::{BrokerUrl, BrokerUrlError, connections_closed};
 pub use consume::Consumer;
 pub use dead::{Closed, DeadQueue, Tag};
 pub use found::Found;
-pub use outbox_publisher::{EventPublisher, Sending, Sent};
+pub use outbox_publisher::{EventPublisher, OutboxMessage, PublishResult};
 pub use outgoing::Outgoing;
 pub use publish::Publisher;
 pub use sessions::Sessions;

@@ -1,4 +1,4 @@
-//! Publishing the rows of the outbox: each has a fate of its own.
+//! Publishing the rows of the outbox: each has a result of its own.
 
 use super::{
     BrokerError, CONFIRM_TIMEOUT, ExchangeSpec, Outgoing, Publisher, Topology,
@@ -8,14 +8,14 @@ use super::{
 use crate::{
     broker::{ExchangeType, Plan},
     domain::component::Component,
-    observe::heartbeat::Pulse,
+    observe::heartbeat::Heartbeat,
 };
 use std::collections::{HashMap, HashSet};
 use tokio::sync::Mutex;
 
 /// A message of the outbox.
 #[derive(Debug, Clone, Copy)]
-pub struct Sending<'a> {
+pub struct OutboxMessage<'a> {
     /// Where it goes; empty is the default exchange.
     pub exchange: &'a str,
     /// With which key.
@@ -29,7 +29,7 @@ pub struct Sending<'a> {
 }
 
 /// What became of one: `Ok`, the broker has it, in a queue. Otherwise why not.
-pub type Sent = Result<(), String>;
+pub type PublishResult = Result<(), String>;
 
 /// Publishes to whatever exchange a row names. One that is missing or refused concerns the rows that go there, and nobody
 /// else.
@@ -66,26 +66,30 @@ impl EventPublisher {
     }
 
     /// Sends messages in a window, and tells of each what became of it. An error: of none it is known.
-    /// `pulse` beats before each step that waits.
-    pub async fn send(&self, sendings: &[Sending<'_>], pulse: &Pulse) -> Result<Vec<Sent>, BrokerError> {
-        let mut fates: Vec<Sent> = Vec::with_capacity(sendings.len());
+    /// `heartbeat` beats before each step that waits.
+    pub async fn send(
+        &self,
+        rows: &[OutboxMessage<'_>],
+        heartbeat: &Heartbeat,
+    ) -> Result<Vec<PublishResult>, BrokerError> {
+        let mut results: Vec<PublishResult> = Vec::with_capacity(rows.len());
         let mut missing: HashMap<&str, String> = HashMap::new();
-        let mut sound = Vec::with_capacity(sendings.len());
-        for (index, sending) in sendings.iter().enumerate() {
-            match self.outgoing(sending, &mut missing, pulse).await? {
+        let mut sound = Vec::with_capacity(rows.len());
+        for (index, message) in rows.iter().enumerate() {
+            match self.outgoing(message, &mut missing, heartbeat).await? {
                 Ok(message) => {
                     sound.push((index, message));
-                    fates.push(Ok(()));
+                    results.push(Ok(()));
                 }
-                Err(error) => fates.push(Err(error)),
+                Err(error) => results.push(Err(error)),
             }
         }
         let messages: Vec<Outgoing<'_>> = sound.iter().map(|(_, message)| message.clone()).collect();
-        pulse.beat();
-        match self.publish(&messages, pulse).await {
+        heartbeat.beat();
+        match self.publish(&messages, heartbeat).await {
             Ok(sent) => {
-                for ((index, _), fate) in sound.iter().zip(sent) {
-                    fates[*index] = fate;
+                for ((index, _), result) in sound.iter().zip(sent) {
+                    results[*index] = result;
                 }
             }
             Err(Unsent::Silent) => return Err(silent()),
@@ -94,37 +98,37 @@ impl EventPublisher {
             Err(Unsent::Refused(_)) => {
                 let mut refused: HashMap<&str, String> = HashMap::new();
                 for (index, message) in &sound {
-                    let exchange = sendings[*index].exchange;
-                    pulse.beat();
+                    let exchange = rows[*index].exchange;
+                    heartbeat.beat();
                     if !refused.contains_key(exchange)
-                        && let Err(error) = self.send_alone(message, &mut fates[*index], pulse).await?
+                        && let Err(error) = self.send_alone(message, &mut results[*index], heartbeat).await?
                     {
                         if concerns_the_exchange(&error) {
                             refused.insert(exchange, error);
                         } else {
-                            fates[*index] = Err(error);
+                            results[*index] = Err(error);
                         }
                     }
                     if let Some(error) = refused.get(exchange) {
-                        fates[*index] = Err(error.clone());
+                        results[*index] = Err(error.clone());
                     }
                 }
                 self.known.lock().await.retain(|exchange| !refused.contains_key(exchange.as_str()));
             }
         }
-        Ok(fates)
+        Ok(results)
     }
 
     /// `Err` within `Ok`: the broker refuses its exchange.
     async fn send_alone(
         &self,
         message: &Outgoing<'_>,
-        fate: &mut Sent,
-        pulse: &Pulse,
+        result: &mut PublishResult,
+        heartbeat: &Heartbeat,
     ) -> Result<Result<(), String>, BrokerError> {
-        match self.publish(std::slice::from_ref(message), pulse).await {
+        match self.publish(std::slice::from_ref(message), heartbeat).await {
             Ok(sent) => {
-                *fate = sent.into_iter().next().unwrap_or(Ok(()));
+                *result = sent.into_iter().next().unwrap_or(Ok(()));
                 Ok(Ok(()))
             }
             Err(Unsent::Refused(error)) => Ok(Err(error)),
@@ -135,8 +139,8 @@ impl EventPublisher {
 
     /// One window. Where none of it was confirmed, a message of our own tells whether the broker answers anybody: then it is the
     /// trouble of these.
-    async fn publish(&self, messages: &[Outgoing<'_>], pulse: &Pulse) -> Result<Vec<Sent>, Unsent> {
-        match self.publisher.publish_each(messages, CONFIRM_TIMEOUT, pulse).await {
+    async fn publish(&self, messages: &[Outgoing<'_>], heartbeat: &Heartbeat) -> Result<Vec<PublishResult>, Unsent> {
+        match self.publisher.publish_each(messages, CONFIRM_TIMEOUT, heartbeat).await {
             Err(Unsent::Silent) => {
                 self.publisher.prove().await?;
                 Ok(vec![Err(silent().to_string()); messages.len()])
@@ -148,18 +152,18 @@ impl EventPublisher {
     /// As it is sent, or why it cannot be.
     async fn outgoing<'a>(
         &self,
-        sending: &Sending<'a>,
+        message: &OutboxMessage<'a>,
         missing: &mut HashMap<&'a str, String>,
-        pulse: &Pulse,
+        heartbeat: &Heartbeat,
     ) -> Result<Result<Outgoing<'a>, String>, BrokerError> {
-        if let Some(problem) = missing.get(sending.exchange) {
+        if let Some(problem) = missing.get(message.exchange) {
             return Ok(Err(problem.clone()));
         }
-        if let Some(problem) = self.missing(sending.exchange, pulse).await? {
-            missing.insert(sending.exchange, problem.clone());
+        if let Some(problem) = self.missing(message.exchange, heartbeat).await? {
+            missing.insert(message.exchange, problem.clone());
             return Ok(Err(problem));
         }
-        let Sending { exchange, routing_key, message_id, headers, body } = sending;
+        let OutboxMessage { exchange, routing_key, message_id, headers, body } = message;
         let Ok(headers) = serde_json::from_str(headers) else {
             return Ok(Err(
                 "its headers cannot be read: no JSON object, nested too deep, or with a number out of range".into(),
@@ -172,12 +176,12 @@ impl EventPublisher {
     }
 
     /// What is wrong with an exchange: publishing to one that is not there would end the channel.
-    async fn missing(&self, exchange: &str, pulse: &Pulse) -> Result<Option<String>, BrokerError> {
+    async fn missing(&self, exchange: &str, heartbeat: &Heartbeat) -> Result<Option<String>, BrokerError> {
         if exchange.is_empty() || self.known.lock().await.contains(exchange) {
             return Ok(None);
         }
         let ours = self.topology.exchanges.iter().find(|ours| ours.name == exchange && ours.declare);
-        pulse.beat();
+        heartbeat.beat();
         // Of one that is only looked for the type does not matter.
         let theirs = ExchangeSpec { name: exchange.to_owned(), kind: ExchangeType::Topic, declare: false };
         let item = Item::Exchange(ours.unwrap_or(&theirs));

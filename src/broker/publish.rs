@@ -5,7 +5,7 @@ use super::{
 };
 use crate::{
     broker::BrokerSettings,
-    observe::heartbeat::Pulse,
+    observe::heartbeat::Heartbeat,
     pipeline::ports::{CONFIRMING_TIME, Confirmed},
 };
 use futures_util::{Stream, StreamExt, stream::FuturesUnordered};
@@ -133,7 +133,7 @@ impl Publisher {
         &self,
         window: &[Outgoing<'_>],
         patience: Duration,
-        pulse: &Pulse,
+        heartbeat: &Heartbeat,
     ) -> Result<Confirmed, Unsent> {
         if window.is_empty() {
             return Ok(Vec::new());
@@ -160,7 +160,7 @@ impl Publisher {
                     Err(_) => {}
                 }
                 if beaten.elapsed() >= BEAT {
-                    pulse.beat();
+                    heartbeat.beat();
                     beaten = Instant::now();
                 }
             }
@@ -182,13 +182,17 @@ impl Publisher {
     /// Sends messages in windows. For each whether it stands confirmed in a queue, or why not. An error concerns all of
     /// them, and leaves open which ones stand there. What is confirmed late is waited for, as long as others were confirmed:
     /// to send it again would double it. After a window of which nothing is confirmed no other one is sent.
-    pub(super) async fn publish_all(&self, messages: &[Outgoing<'_>], pulse: &Pulse) -> Result<Confirmed, BrokerError> {
+    pub(super) async fn publish_all(
+        &self,
+        messages: &[Outgoing<'_>],
+        heartbeat: &Heartbeat,
+    ) -> Result<Confirmed, BrokerError> {
         let mut confirmed = Vec::with_capacity(messages.len());
         let mut rest = messages;
         while !rest.is_empty() {
             let (window, later) = rest.split_at(window_size(rest));
-            pulse.beat();
-            match self.publish_each(window, CONFIRMING_TIME, pulse).await {
+            heartbeat.beat();
+            match self.publish_each(window, CONFIRMING_TIME, heartbeat).await {
                 Ok(each) => {
                     let named = window.iter().zip(each).map(|(message, each)| {
                         each.map_err(|reason| format!("a message to {}: {reason}", message.target()))
@@ -352,10 +356,10 @@ fn judge(window: &[Outgoing<'_>], confirmations: Vec<Confirmation>) -> Result<()
 
 /// The same, message by message. A message that came back is told with whichever confirm comes next: it is known by its id.
 fn judge_each(window: &[Outgoing<'_>], confirmations: Vec<Option<Confirmation>>) -> Confirmed {
-    let mut fates: Confirmed = Vec::with_capacity(window.len());
+    let mut results: Confirmed = Vec::with_capacity(window.len());
     let mut returned = Vec::new();
     for confirmation in confirmations {
-        fates.push(match &confirmation {
+        results.push(match &confirmation {
             Some(confirmation) if confirmation.is_ack() => Ok(()),
             Some(_) => Err("the broker did not take it".into()),
             None => Err("the broker did not confirm it in time".into()),
@@ -365,11 +369,11 @@ fn judge_each(window: &[Outgoing<'_>], confirmations: Vec<Option<Confirmation>>)
     for message in returned {
         let delivery = &message.delivery;
         let of = (delivery.properties.message_id().as_ref(), &delivery.exchange, &delivery.routing_key);
-        for (sent, fate) in window.iter().zip(&mut fates) {
+        for (sent, result) in window.iter().zip(&mut results) {
             if (sent.properties.message_id().as_ref(), &sent.exchange, &sent.routing_key) == of {
-                *fate = Err(format!("it reached no queue: {}", message.reply_text));
+                *result = Err(format!("it reached no queue: {}", message.reply_text));
             }
         }
     }
-    fates
+    results
 }

@@ -2,7 +2,7 @@
 
 use super::BrokerUrl;
 use crate::domain::{
-    notification_source::Source,
+    notification_source::NotificationSource,
     retry::{Delay, RetryPolicy},
 };
 use serde::Serialize;
@@ -19,7 +19,7 @@ pub struct Plan {
     pub retry: RetryPolicy,
     /// Whether payments are checked. Without a payment source there are no check queues.
     pub has_checks: bool,
-    /// Every delay before a check, in the order of [`crate::domain::check::Wait::index`].
+    /// Every delay before a check, in the order of [`crate::domain::check::CheckDelay::index`].
     pub check_delays: Vec<Delay>,
     /// The exchange of events, where events are enabled.
     pub events_exchange: Option<String>,
@@ -107,7 +107,7 @@ pub enum SourceKind {
     /// Points messages, as those of the credit queue.
     Credit,
     /// Notifications, whose payments are looked up.
-    Notification(Source),
+    Notification(NotificationSource),
 }
 
 /// The type of an exchange.

@@ -3,7 +3,7 @@
 use super::{BrokerError, batch::Delivered, consume::Consumer, sessions::locked};
 use crate::{
     domain::settlement::{Destination, Reason},
-    observe::{events, heartbeat::Pulse},
+    observe::{events, heartbeat::Heartbeat},
     pipeline::ports::{CopyBody, Deliveries, Forward, Message},
 };
 use std::{
@@ -49,10 +49,10 @@ impl UnreadableOnes {
 
 impl Consumer {
     /// Parks what waits for it. What is not confirmed waits on, and goes back with the end of the session, which the error is.
-    pub(super) async fn park_unreadable(&self, pulse: &Pulse) -> Result<(), BrokerError> {
+    pub(super) async fn park_unreadable(&self, heartbeat: &Heartbeat) -> Result<(), BrokerError> {
         let waiting = self.unreadable.take();
         let copies: Vec<Forward<'_, Delivered>> = waiting.iter().map(parked_copy).collect();
-        let confirmed = self.publish_copies(&copies, pulse).await;
+        let confirmed = self.publish_copies(&copies, heartbeat).await;
         drop(copies);
         let (mut done, mut failed) = (Vec::with_capacity(waiting.len()), None);
         let mut each = confirmed.map_err(|error| failed = Some(error)).unwrap_or_default().into_iter();
@@ -88,7 +88,7 @@ fn parked_copy(message: &Delivered) -> Forward<'_, Delivered> {
         payment_id: None,
         to: Destination::Dead(Reason::Unreadable),
         error: Some(Cow::Owned(error_of(message))),
-        standing: None,
+        recorded: None,
         body: CopyBody::Original,
     }
 }

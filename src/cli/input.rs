@@ -1,6 +1,6 @@
 //! A file of recorded messages, read with a progress bar.
 
-use crate::message_file::{Line, Lines};
+use crate::message_file::{Lines, MessageLine};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
@@ -12,7 +12,7 @@ use std::{
 /// So much is read at a time, and the line that goes beyond it.
 const MOST_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Recorded messages, and how far they are read.
+/// RecordedMessage messages, and how far they are read.
 pub(super) struct Input {
     lines: Lines<Box<dyn BufRead + Send>>,
     progress: ProgressBar,
@@ -41,7 +41,7 @@ impl Input {
     }
 
     /// The next lines, at most `most`; none at the end.
-    pub(super) fn lines(&mut self, most: usize) -> anyhow::Result<Vec<Line>> {
+    pub(super) fn lines(&mut self, most: usize) -> anyhow::Result<Vec<MessageLine>> {
         let (mut lines, mut bytes) = (Vec::new(), 0);
         while lines.len() < most && bytes < MOST_BYTES {
             let Some(line) = self.lines.next_line().with_context(|| format!("{} cannot be read", self.name))? else {

@@ -19,7 +19,7 @@ use crate::{
     app,
     broker::connections_closed,
     config::{ConfigError, Settings},
-    database::{DatabaseError, Guarded},
+    database::{DatabaseError, WithDeadline},
     ledger::{
         self, Access, Ledger,
         settings::{EventsSettings, LedgerSettings},
@@ -113,7 +113,7 @@ pub fn main() -> ExitCode {
         run::with_deep_stacks();
     }
     // On a thread of its own: the first one's stack cannot be set.
-    let thread = std::thread::Builder::new().stack_size(run::DEEP_STACK).spawn(move || obey(cli, json));
+    let thread = std::thread::Builder::new().stack_size(run::DEEP_STACK).spawn(move || run_command(cli, json));
     thread.map_or(ExitCode::FAILURE, |thread| thread.join().unwrap_or(ExitCode::FAILURE))
 }
 
@@ -122,7 +122,7 @@ fn wants_json() -> bool {
     std::env::args_os().skip(1).take_while(|argument| argument != "--").any(|argument| argument == "--json")
 }
 
-fn obey(cli: Cli, json: bool) -> ExitCode {
+fn run_command(cli: Cli, json: bool) -> ExitCode {
     let mut output = Output::new(json);
     let exit = match dispatch(cli, &mut output) {
         Ok(exit) => {
@@ -190,23 +190,23 @@ fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
 }
 
 /// A ledger for a command that only reads, beside a daemon that may be writing.
-async fn reading(settings: &LedgerSettings) -> anyhow::Result<Guarded<dyn Ledger>> {
+async fn reading(settings: &LedgerSettings) -> anyhow::Result<WithDeadline<dyn Ledger>> {
     let ledger = guarded(settings, Access::Read);
     let state = ledger.call(Ledger::schema).await.map_err(ledger_error)?;
     app::refuse_unless_current(&state)?;
     Ok(ledger)
 }
 
-fn guarded(settings: &LedgerSettings, access: Access) -> Guarded<dyn Ledger> {
+fn guarded(settings: &LedgerSettings, access: Access) -> WithDeadline<dyn Ledger> {
     announcing(settings, access, &EventsSettings { exchange: None })
 }
 
 /// The same for a command that credits: what it commits is made known as the daemon does it.
-fn announcing(settings: &LedgerSettings, access: Access, events: &EventsSettings) -> Guarded<dyn Ledger> {
+fn announcing(settings: &LedgerSettings, access: Access, events: &EventsSettings) -> WithDeadline<dyn Ledger> {
     let events = events.exchange.clone();
     let options = ledger::Options { pool_size: settings.pool_size, timeout: settings.timeout, access, events };
     let url = settings.url.clone();
-    Guarded::new(move || -> Arc<dyn Ledger> { ledger::open(&url, &options) }, settings.timeout)
+    WithDeadline::new(move || -> Arc<dyn Ledger> { ledger::open(&url, &options) }, settings.timeout)
 }
 
 fn ledger_error(error: DatabaseError) -> anyhow::Error {

@@ -3,8 +3,8 @@
 use super::{Exit, Output, UsageError, dead::printable, ledger_error, reading};
 use crate::{
     config::Settings,
-    database::Guarded,
-    ledger::{self, Chosen, Listed, Outbox, Summary},
+    database::WithDeadline,
+    ledger::{self, Listed, Outbox, RowSelection, Summary},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -70,11 +70,11 @@ struct Which {
 }
 
 impl Which {
-    fn chosen(&self) -> Chosen {
+    fn selection(&self) -> RowSelection {
         match (self.held, self.all) {
-            (true, _) => Chosen::Held,
-            (_, true) => Chosen::All,
-            _ => Chosen::Ids(self.ids.clone()),
+            (true, _) => RowSelection::Held,
+            (_, true) => RowSelection::All,
+            _ => RowSelection::Ids(self.ids.clone()),
         }
     }
 }
@@ -90,7 +90,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     // That the schema is there is looked at first: it says what to do.
     reading(&settings.ledger).await?;
     let (url, timeout) = (settings.ledger.url.clone(), settings.ledger.timeout);
-    let outbox = Guarded::new(move || -> Arc<dyn Outbox> { ledger::open_outbox(&url, timeout) }, timeout);
+    let outbox = WithDeadline::new(move || -> Arc<dyn Outbox> { ledger::open_outbox(&url, timeout) }, timeout);
     match &arguments.action {
         Action::List { held, limit, json } => {
             let (held, limit) = (*held, *limit);
@@ -100,18 +100,18 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
             list(Report { summary, messages }, *json, output)
         }
         Action::Retry { which, json } => {
-            let chosen = which.chosen();
-            let tried = outbox.call_at_leisure(move |outbox| outbox.retry(&chosen)).await.map_err(ledger_error)?;
-            account("tried again", tried, which, *json, output)
+            let selection = which.selection();
+            let tried = outbox.call_at_leisure(move |outbox| outbox.retry(&selection)).await.map_err(ledger_error)?;
+            report("tried again", tried, which, *json, output)
         }
         Action::Drop { which, yes, json } => {
-            let chosen = which.chosen();
-            if !yes && !agreed(&chosen, &outbox, output).await? {
+            let selection = which.selection();
+            if !yes && !agreed(&selection, &outbox, output).await? {
                 return Ok(Exit::Failed);
             }
             let dropped =
-                outbox.call_at_leisure(move |outbox| outbox.drop_rows(&chosen)).await.map_err(ledger_error)?;
-            account("dropped", dropped, which, *json, output)
+                outbox.call_at_leisure(move |outbox| outbox.drop_rows(&selection)).await.map_err(ledger_error)?;
+            report("dropped", dropped, which, *json, output)
         }
     }
 }
@@ -144,7 +144,7 @@ fn line(message: &Listed) -> String {
 }
 
 /// [`Exit::Failed`] when one that was named is not there (any more), or not held.
-fn account(what: &str, rows: usize, which: &Which, json: bool, output: &mut Output) -> anyhow::Result<Exit> {
+fn report(what: &str, rows: usize, which: &Which, json: bool, output: &mut Output) -> anyhow::Result<Exit> {
     if json {
         output.json(&json!({ what.replace(' ', "_"): rows }))?;
     } else {
@@ -153,15 +153,19 @@ fn account(what: &str, rows: usize, which: &Which, json: bool, output: &mut Outp
     Ok(if rows < which.ids.len() { Exit::Failed } else { Exit::Done })
 }
 
-async fn agreed(chosen: &Chosen, outbox: &Guarded<dyn Outbox>, output: &mut Output) -> anyhow::Result<bool> {
+async fn agreed(
+    selection: &RowSelection,
+    outbox: &WithDeadline<dyn Outbox>,
+    output: &mut Output,
+) -> anyhow::Result<bool> {
     if !io::stdin().is_terminal() {
         return Err(UsageError("there is no terminal to ask; give --yes to drop for good".into()).into());
     }
     let summary = outbox.call(Outbox::summary).await.map_err(ledger_error)?;
-    let messages = match chosen {
-        Chosen::All => summary.rows.to_string(),
-        Chosen::Held => summary.held.to_string(),
-        Chosen::Ids(ids) => ids.len().to_string(),
+    let messages = match selection {
+        RowSelection::All => summary.rows.to_string(),
+        RowSelection::Held => summary.held.to_string(),
+        RowSelection::Ids(ids) => ids.len().to_string(),
     };
     output.ask(&format!("drop {messages} messages of the outbox for good? Type yes:"));
     let answer = tokio::task::spawn_blocking(|| {

@@ -4,7 +4,7 @@ use super::{Exit, Output, input::Input};
 use crate::{
     broker::{BrokerError, Outgoing, Publisher},
     config::Settings,
-    message_file::Line,
+    message_file::MessageLine,
 };
 use anyhow::Context as _;
 use serde::Serialize;
@@ -24,7 +24,7 @@ pub(super) struct Arguments {
 
 /// What became of the lines.
 #[derive(Debug, Default, Serialize)]
-struct Account {
+struct Report {
     published: u64,
     bad_lines: Vec<BadLine>,
 }
@@ -38,7 +38,7 @@ struct BadLine {
 pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
     let mut input = Input::open(&arguments.file)?;
     let publisher = Publisher::open(&settings.broker).await.context("broker")?;
-    let mut account = Account::default();
+    let mut report = Report::default();
     let stopped = loop {
         let lines = input.lines(CHUNK)?;
         let Some((first, last)) = lines.first().zip(lines.last()).map(|(first, last)| (first.number, last.number))
@@ -50,17 +50,17 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
             let number = line.number;
             match outgoing(settings, line).and_then(|message| publisher.check(&message).map(|()| message)) {
                 Ok(message) => messages.push(message),
-                Err(error) => account.bad_lines.push(BadLine { line: number, error: error.to_string() }),
+                Err(error) => report.bad_lines.push(BadLine { line: number, error: error.to_string() }),
             }
         }
         match publisher.publish(&messages).await {
-            Ok(()) => account.published += messages.len() as u64,
+            Ok(()) => report.published += messages.len() as u64,
             Err(error) => break Some((first, last, error)),
         }
     };
     input.finish();
     publisher.close().await;
-    account.print(arguments.json, output)?;
+    report.print(arguments.json, output)?;
     if let Some((first, last, error)) = stopped {
         let hint = match error {
             BrokerError::Unroutable { .. } => "; is no queue bound there? `pointsd topology declare` makes ours",
@@ -69,10 +69,10 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         let stopped = format!("stopped: lines {first} to {last} are not all confirmed, the lines before them are");
         return Err(anyhow::anyhow!("{error}{hint}").context(stopped));
     }
-    Ok(if account.bad_lines.is_empty() { Exit::Done } else { Exit::Failed })
+    Ok(if report.bad_lines.is_empty() { Exit::Done } else { Exit::Failed })
 }
 
-fn outgoing(settings: &Settings, line: Line) -> Result<Outgoing<'static>, BrokerError> {
+fn outgoing(settings: &Settings, line: MessageLine) -> Result<Outgoing<'static>, BrokerError> {
     let recorded = line.message.map_err(|error| BrokerError::Unsendable(error.to_string()))?;
     if recorded.is_check_message() {
         return Outgoing::checks(&settings.broker.check_queue, recorded.body);
@@ -83,7 +83,7 @@ fn outgoing(settings: &Settings, line: Line) -> Result<Outgoing<'static>, Broker
     Outgoing::new(exchange, routing_key, recorded.body, message_id, &recorded.headers)
 }
 
-impl Account {
+impl Report {
     fn print(&self, json: bool, output: &mut Output) -> anyhow::Result<()> {
         if json {
             return output.json(self);

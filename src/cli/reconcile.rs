@@ -49,7 +49,7 @@ pub(super) struct Arguments {
 
 /// What became of it.
 #[derive(Debug, Default, Serialize)]
-struct Account {
+struct Report {
     /// How many were found, up to the limit.
     found: u64,
     /// Whether there are more.
@@ -79,7 +79,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         ProgressStyle::with_template("{spinner} {pos} sent {per_sec}")
             .unwrap_or_else(|_| ProgressStyle::default_spinner()),
     );
-    let mut account = Account { listed: (!arguments.apply).then(Vec::new), ..Account::default() };
+    let mut report = Report { listed: (!arguments.apply).then(Vec::new), ..Report::default() };
     let mut limit = arguments.limit.unwrap_or(if arguments.apply { u64::MAX } else { 1000 });
     let longest = if arguments.reversed { Duration::ZERO } else { settings.compensation.overdue_after() };
     let mut page = UnverifiedPage {
@@ -99,25 +99,25 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         let Some(last) = credits.last() else { break Ok(()) };
         page.after = Some((last.since.clone(), last.payment_id.clone()));
         if credits.len() as u64 > limit {
-            account.more = true;
+            report.more = true;
             credits.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
         }
         limit -= credits.len() as u64;
-        account.found += credits.len() as u64;
+        report.found += credits.len() as u64;
         match &publisher {
             Some(publisher) => {
-                let sent = send(settings, arguments.rate, publisher, &credits, &mut account, &progress, &stop).await;
+                let sent = send(settings, arguments.rate, publisher, &credits, &mut report, &progress, &stop).await;
                 if let Err(error) = sent {
                     break Err(error);
                 }
             }
-            None => account.listed.get_or_insert_default().extend(credits),
+            None => report.listed.get_or_insert_default().extend(credits),
         }
-        if account.more {
+        if report.more {
             break Ok(());
         }
         if stop.is_cancelled() {
-            account.stopped = Some("interrupted".into());
+            report.stopped = Some("interrupted".into());
             break Ok(());
         }
     };
@@ -125,18 +125,18 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         let younger =
             UnverifiedPage { older_than: Duration::ZERO, newer_than: Some(longest), after: None, limit: 1, ..page };
         let read = ledger.call_at_leisure(move |ledger| ledger.unverified(&younger)).await;
-        account.younger_left_out = !read.map_err(ledger_error)?.is_empty();
+        report.younger_left_out = !read.map_err(ledger_error)?.is_empty();
     }
     progress.finish_and_clear();
     if let Some(publisher) = publisher {
         publisher.close().await;
     }
     if let Err(error) = &done {
-        account.stopped = Some(format!("{error:#}"));
+        report.stopped = Some(format!("{error:#}"));
     }
-    account.print(arguments, longest, output)?;
+    report.print(arguments, longest, output)?;
     done?;
-    Ok(if account.stopped.is_none() && account.not_sendable == 0 { Exit::Done } else { Exit::Failed })
+    Ok(if report.stopped.is_none() && report.not_sendable == 0 { Exit::Done } else { Exit::Failed })
 }
 
 /// Sends a page, a tenth of a second's worth at a time, in check messages made of what the ledger says. To be interrupted
@@ -146,7 +146,7 @@ async fn send(
     rate: NonZeroU32,
     publisher: &Publisher,
     credits: &[UnverifiedCredit],
-    account: &mut Account,
+    report: &mut Report,
     progress: &ProgressBar,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -159,12 +159,12 @@ async fn send(
         for check in &checks {
             writer.push(check);
         }
-        account.not_sendable += (chunk.len() - checks.len()) as u64;
+        report.not_sendable += (chunk.len() - checks.len()) as u64;
         let messages: Result<Vec<_>, _> =
             writer.finish().into_iter().map(|body| Outgoing::checks(&settings.broker.check_queue, body)).collect();
         publisher.publish(&messages?).await.context("broker")?;
-        account.sent += checks.len() as u64;
-        progress.set_position(account.sent);
+        report.sent += checks.len() as u64;
+        progress.set_position(report.sent);
         if stop.run_until_cancelled(tokio::time::sleep_until(due)).await.is_none() {
             return Ok(());
         }
@@ -179,7 +179,7 @@ fn check(credit: &UnverifiedCredit) -> Option<ScheduledCheck> {
     Some(ScheduledCheck { payment_id: PaymentId::new(&credit.payment_id).ok()?, about: About::Claim(claim) })
 }
 
-impl Account {
+impl Report {
     /// `longest`: how long all checks of a credit take.
     fn print(&self, arguments: &Arguments, longest: Duration, output: &mut Output) -> anyhow::Result<()> {
         if arguments.json {

@@ -7,10 +7,10 @@ use crate::{
     config::Settings,
     domain::{component::Component, credit::Outcome, retry::RetryPolicy},
     ledger::Access,
-    message_file::Line,
-    observe::heartbeat::Pulses,
+    message_file::MessageLine,
+    observe::heartbeat::Heartbeats,
     pipeline::{
-        batch::Turn,
+        batch::BatchContext,
         credit::{self, Committed, CreditPipeline},
         ports::{CreditLedger, Decided, Forward, Message},
     },
@@ -50,27 +50,28 @@ pub(super) async fn run(settings: Settings, arguments: &Arguments, output: &mut 
         checks: None,
     };
     // No watchdog, and no stop but the process's end: a person watches.
-    let pulse = Pulses::default().begin("replay", Duration::from_secs(60));
+    let heartbeat = Heartbeats::default().begin("replay", Duration::from_secs(60));
     let never = CancellationToken::new();
-    let mut account = Account::default();
+    let mut report = Report::default();
     loop {
         let lines = input.lines(settings.ledger.batch_max)?;
         let Some(last) = lines.last().map(|line| line.number) else { break };
-        let messages = lines.into_iter().filter_map(|line| account.message(line)).collect();
-        let Committed { decided, outage, .. } = pipeline.commit(messages, &Turn { pulse: &pulse, stop: &never }).await;
-        account.add(&decided);
-        if settings.pay_status.is_some() && account.credited + account.duplicate > 0 && !arguments.json {
-            account.next = Some("not all are checked: run `pointsd reconcile --older-than 0s --apply`");
+        let messages = lines.into_iter().filter_map(|line| report.message(line)).collect();
+        let Committed { decided, outage, .. } =
+            pipeline.commit(messages, &BatchContext { heartbeat: &heartbeat, stop: &never }).await;
+        report.add(&decided);
+        if settings.pay_status.is_some() && report.credited + report.duplicate > 0 && !arguments.json {
+            report.next = Some("not all are checked: run `pointsd reconcile --older-than 0s --apply`");
         }
         if let Some(outage) = outage {
-            account.print(arguments.json, output)?;
+            report.print(arguments.json, output)?;
             return Err(outage).with_context(|| {
                 format!("stopped at or before line {last}; replay the file again when this is mended, it changes nothing that is credited")
             });
         }
     }
     input.finish();
-    account.print(arguments.json, output)
+    report.print(arguments.json, output)
 }
 
 /// A line on its way through the pipeline.
@@ -96,7 +97,7 @@ impl Message for Replayed {
 
 /// What became of the lines.
 #[derive(Debug, Default, Serialize)]
-struct Account {
+struct Report {
     credited: u64,
     duplicate: u64,
     conflict: u64,
@@ -118,9 +119,9 @@ struct BadLine {
     error: String,
 }
 
-impl Account {
+impl Report {
     /// A line's message; a line that is none is accounted for at once.
-    fn message(&mut self, line: Line) -> Option<Replayed> {
+    fn message(&mut self, line: MessageLine) -> Option<Replayed> {
         let number = line.number;
         let error = match line.message {
             Ok(recorded) if recorded.is_check_message() => {
@@ -178,7 +179,7 @@ impl BadLine {
             line: copy.message.number,
             outcome: copy.to.label(),
             payment_id: copy.payment_id.map(ToString::to_string),
-            error: match copy.standing {
+            error: match copy.recorded {
                 Some(standing) => format!("{error}: user {}, {} points", standing.user_id, standing.points),
                 None => error.to_owned(),
             },

@@ -6,14 +6,14 @@ use crate::{
     domain::{
         check_message::{self, Limits},
         notification::Notification,
-        notification_source::{Meaning, Source},
+        notification_source::{NotificationKind, NotificationSource},
         retry::Delay,
     },
 };
 
 impl Settings {
     /// The sources of notifications.
-    pub fn notifications(&self) -> impl Iterator<Item = &Source> {
+    pub fn notifications(&self) -> impl Iterator<Item = &NotificationSource> {
         self.sources.iter().filter_map(|source| match &source.kind {
             SourceKind::Credit => None,
             SourceKind::Notification(notification) => Some(notification),
@@ -68,9 +68,9 @@ impl Settings {
         Limits { entries: self.ledger.batch_max, bytes: self.message.max_body_bytes }
     }
 
-    /// Every delay before a check, those of `[compensation]` first: [`crate::domain::check::Wait::index`] counts along.
+    /// Every delay before a check, those of `[compensation]` first: [`crate::domain::check::CheckDelay::index`] counts along.
     pub fn check_delays(&self) -> Vec<Delay> {
-        let own = self.notifications().filter(|source| source.meaning == Meaning::Created);
+        let own = self.notifications().filter(|source| source.kind == NotificationKind::OrderCreated);
         let own = own.flat_map(|source| source.policy.delays());
         self.compensation.policy.delays().iter().chain(own).cloned().collect()
     }

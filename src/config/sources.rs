@@ -12,7 +12,7 @@ use crate::{
         check::CheckPolicy,
         component::Component,
         notification::NotificationFormat,
-        notification_source::{Meaning, Source},
+        notification_source::{NotificationKind, NotificationSource},
         retry::{Delay, RetryPolicy},
     },
     pay_status::settings::PayStatusSettings,
@@ -43,8 +43,9 @@ pub(super) fn all(reader: &mut Reader, context: &Context<'_>) -> Option<Vec<Sour
             continue;
         }
         let source = one(reader, number, context, delays);
-        if let Some(SourceKind::Notification(Source { meaning: Meaning::Created, policy, .. })) =
-            source.as_ref().map(|source| &source.kind)
+        if let Some(SourceKind::Notification(NotificationSource {
+            kind: NotificationKind::OrderCreated, policy, ..
+        })) = source.as_ref().map(|source| &source.kind)
         {
             delays += policy.delays().len();
         }
@@ -101,7 +102,7 @@ fn one(reader: &mut Reader, number: usize, context: &Context<'_>, delays_before:
         None => SourceKind::Credit,
         Some(format) => {
             looks_up(reader, &key("format"), context, mark_paid, expire);
-            let meaning = match (mark_paid, expire) {
+            let kind = match (mark_paid, expire) {
                 (true, true) => {
                     reader.fault(
                         &key("expire"),
@@ -109,11 +110,11 @@ fn one(reader: &mut Reader, number: usize, context: &Context<'_>, delays_before:
                     );
                     return None;
                 }
-                (true, false) => Meaning::Paid,
-                (false, true) => Meaning::Created,
-                (false, false) => Meaning::Changed,
+                (true, false) => NotificationKind::Paid,
+                (false, true) => NotificationKind::OrderCreated,
+                (false, false) => NotificationKind::StatusChanged,
             };
-            SourceKind::Notification(Source { name: source_name.clone()?, format, meaning, policy })
+            SourceKind::Notification(NotificationSource { name: source_name.clone()?, format, kind, policy })
         }
     };
     Some(SourceSettings {

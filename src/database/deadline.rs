@@ -3,7 +3,7 @@
 //! No setting of libpq ends a query whose server has stopped, and r2d2 waits for it when it checks a connection out.
 //! So each call runs on a thread of its own that is left behind when it does not answer, together with its
 //! connection and pool. A commit of credits that lands after that is harmless: the message comes again and is a duplicate.
-//! What would not be harmless keeps its deadline itself ([`Guarded::call_until`]).
+//! What would not be harmless keeps its deadline itself ([`WithDeadline::call_until`]).
 
 use super::DatabaseError;
 use crate::{domain::failure::Class, observe::events};
@@ -28,13 +28,13 @@ fn blocking_threads() -> Result<&'static Handle, DatabaseError> {
 type Open<D> = dyn Fn() -> Arc<D> + Send + Sync;
 
 /// A ledger, or another database, whose calls answer in time or fail.
-pub struct Guarded<D: ?Sized> {
+pub struct WithDeadline<D: ?Sized> {
     open: Box<Open<D>>,
     current: Mutex<Arc<D>>,
     timeout: Duration,
 }
 
-impl<D: ?Sized + Send + Sync + 'static> Guarded<D> {
+impl<D: ?Sized + Send + Sync + 'static> WithDeadline<D> {
     /// `open` makes one with a pool of its own and without waiting: now, and whenever one is abandoned.
     pub fn new(open: impl Fn() -> Arc<D> + Send + Sync + 'static, timeout: Duration) -> Self {
         let current = Mutex::new(open());

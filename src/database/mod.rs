@@ -17,6 +17,6 @@ fn connecting_thread() -> Arc<ScheduledThreadPool> {
     Arc::new(ScheduledThreadPool::builder().num_threads(1).thread_name_pattern("r2d2-worker-{}").build())
 }
 
-pub use deadline::Guarded;
+pub use deadline::WithDeadline;
 pub use error::DatabaseError;
 pub use url::{DatabaseUrl, DatabaseUrlError, PostgresUri};

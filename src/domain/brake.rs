@@ -1,7 +1,7 @@
 //! The brake: many reversals in a row, without a paid payment between them, look like a wrong table, URL or value list
 //! rather than like many unpaid payments (`compensation.brake_after`).
 
-use super::check::{CheckStep, Finding};
+use super::check::{CheckStep, Resolution};
 
 /// Counts reversals in a row.
 #[derive(Debug)]
@@ -18,12 +18,12 @@ impl Brake {
 
     /// How many of these may be done, in this order, so that the limit is not passed even if each that is not paid is
     /// reversed. At least one as long as the brake is not engaged.
-    pub fn room(&self, findings: impl Iterator<Item = Finding>) -> usize {
+    pub fn room(&self, resolutions: impl Iterator<Item = Resolution>) -> usize {
         let (mut in_a_row, mut room) = (self.in_a_row, 0);
-        for finding in findings {
-            if finding == Finding::Paid {
+        for resolution in resolutions {
+            if resolution == Resolution::Paid {
                 in_a_row = 0;
-            } else if finding.may_reverse() {
+            } else if resolution.may_reverse() {
                 in_a_row += 1;
             }
             room += 1;
@@ -36,13 +36,13 @@ impl Brake {
     }
 
     /// What was done.
-    pub fn count(&mut self, finding: Finding, step: CheckStep) {
+    pub fn count(&mut self, resolution: Resolution, step: CheckStep) {
         if self.is_engaged() {
             return;
         }
-        if finding == Finding::Paid {
+        if resolution == Resolution::Paid {
             self.in_a_row = 0;
-        } else if finding.may_reverse() {
+        } else if resolution.may_reverse() {
             self.in_a_row += u32::from(step.is_reversal());
         }
     }
@@ -70,7 +70,7 @@ impl Brake {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Finding::{Closed, Paid, Pending as Expired};
+    use Resolution::{Closed, Paid, Pending as Expired};
 
     #[test]
     fn the_limit_is_kept_whatever_comes_in_whatever_parts() {

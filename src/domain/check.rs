@@ -6,7 +6,7 @@ use super::{
     ids::{PaymentId, UserId},
     settlement::Reason,
 };
-pub use crate::domain::check_schedule::{CheckPolicy, Turn, Wait};
+pub use crate::domain::check_schedule::{CheckAttempt, CheckDelay, CheckPolicy};
 use std::borrow::Cow;
 
 /// How a payment stands in the ledger.
@@ -108,8 +108,8 @@ impl CheckStep {
 /// The table: what is done, given what the source says, how the payment stands in the ledger, and whether this check is
 /// the last one (`used_up`). Nothing else decides.
 pub fn decide(status: PaymentStatus, state: LedgerState, used_up: bool, on_unpaid: OnUnpaid) -> CheckStep {
-    match Finding::of(status, used_up) {
-        Some(finding) => finding.decide(state, on_unpaid),
+    match Resolution::of(status, used_up) {
+        Some(resolution) => resolution.decide(state, on_unpaid),
         None => CheckStep::Recheck,
     }
 }
@@ -118,13 +118,13 @@ pub fn decide(status: PaymentStatus, state: LedgerState, used_up: bool, on_unpai
 pub fn possible() -> Vec<(PaymentStatus, CheckStep)> {
     let mut possible: Vec<(PaymentStatus, CheckStep)> = Vec::new();
     for status in PaymentStatus::ALL {
-        let findings = [false, true].map(|used_up| Finding::of(status, used_up));
+        let resolutions = [false, true].map(|used_up| Resolution::of(status, used_up));
         // A payment without a record has no other spelling.
-        let misspelt = (status != PaymentStatus::Unknown).then_some(Some(Finding::Misspelt));
-        for finding in findings.into_iter().chain(misspelt) {
+        let misspelt = (status != PaymentStatus::Unknown).then_some(Some(Resolution::Misspelt));
+        for resolution in resolutions.into_iter().chain(misspelt) {
             for state in LedgerState::ALL {
                 for on_unpaid in [OnUnpaid::Reverse, OnUnpaid::Dead] {
-                    let step = finding.map_or(CheckStep::Recheck, |finding| finding.decide(state, on_unpaid));
+                    let step = resolution.map_or(CheckStep::Recheck, |resolution| resolution.decide(state, on_unpaid));
                     if !possible.contains(&(status, step)) {
                         possible.push((status, step));
                     }
@@ -138,7 +138,7 @@ pub fn possible() -> Vec<(PaymentStatus, CheckStep)> {
 /// What a check has found out about a payment, as far as the ledger must know it. Anything else that the source may say
 /// leaves the ledger alone. In the order in which they win over one another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Finding {
+pub enum Resolution {
     /// It is paid.
     Paid,
     /// It is closed.
@@ -153,7 +153,7 @@ pub enum Finding {
     ForPerson(Reason),
 }
 
-impl Finding {
+impl Resolution {
     /// `None` when the ledger does not matter to the decision: it is checked again.
     pub fn of(status: PaymentStatus, used_up: bool) -> Option<Self> {
         match (status, used_up) {
@@ -210,7 +210,7 @@ pub struct Check {
     /// `None`: then the ledger goes on having nothing.
     pub claim: Option<Claim>,
     /// What is certain of it.
-    pub finding: Finding,
+    pub resolution: Resolution,
     /// How the payment's own record writes its id, where the message wrote it in another way.
     pub spelling: Option<String>,
     /// The payment was closed because it was not paid in time: that is made known.
@@ -241,11 +241,11 @@ impl From<Credit> for Claim {
 
 impl Check {
     /// That of a message which says itself whose points they are, and how many.
-    pub fn of(credit: Credit, finding: Finding) -> Self {
+    pub fn of(credit: Credit, resolution: Resolution) -> Self {
         Self {
             payment_id: credit.payment_id.clone(),
             claim: Some(credit.into()),
-            finding,
+            resolution,
             spelling: None,
             closing: None,
         }
@@ -253,21 +253,23 @@ impl Check {
 
     /// The reason that an adjustment of the ledger carries, when `step` makes one.
     pub fn reason(&self, step: CheckStep) -> Cow<'static, str> {
-        match (self.finding, step) {
-            (Finding::Paid, _) => "paid after all".into(),
-            (Finding::Closed, CheckStep::Void) => "closed before it was credited".into(),
-            (Finding::Closed, _) => "closed".into(),
-            (Finding::Misspelt, _) => format!("another spelling of {}", self.spelling.as_deref().unwrap_or("?")).into(),
-            (Finding::Pending | Finding::Unknown, CheckStep::Void) => "expired before it was credited".into(),
-            (Finding::Pending | Finding::Unknown, _) => "expired".into(),
-            (Finding::ForPerson(reason), _) => reason.label().into(),
+        match (self.resolution, step) {
+            (Resolution::Paid, _) => "paid after all".into(),
+            (Resolution::Closed, CheckStep::Void) => "closed before it was credited".into(),
+            (Resolution::Closed, _) => "closed".into(),
+            (Resolution::Misspelt, _) => {
+                format!("another spelling of {}", self.spelling.as_deref().unwrap_or("?")).into()
+            }
+            (Resolution::Pending | Resolution::Unknown, CheckStep::Void) => "expired before it was credited".into(),
+            (Resolution::Pending | Resolution::Unknown, _) => "expired".into(),
+            (Resolution::ForPerson(reason), _) => reason.label().into(),
         }
     }
 
     /// Of another message of the same payment, what this one does not say itself. What was found last is not known: that it is
     /// paid wins, then that it is closed.
     pub fn take_over(&mut self, other: &Self) {
-        self.finding = self.finding.min(other.finding);
+        self.resolution = self.resolution.min(other.resolution);
         self.claim = self.claim.take().or_else(|| other.claim.clone());
         self.spelling = self.spelling.take().or_else(|| other.spelling.clone());
         self.closing = self.closing.take().or_else(|| other.closing.clone());
@@ -277,8 +279,8 @@ impl Check {
     /// is to.
     pub fn decide(&self, state: LedgerState, on_unpaid: OnUnpaid) -> CheckStep {
         match (state, &self.claim) {
-            (LedgerState::Absent, None) if !matches!(self.finding, Finding::ForPerson(_)) => CheckStep::None,
-            _ => self.finding.decide(state, on_unpaid),
+            (LedgerState::Absent, None) if !matches!(self.resolution, Resolution::ForPerson(_)) => CheckStep::None,
+            _ => self.resolution.decide(state, on_unpaid),
         }
     }
 }

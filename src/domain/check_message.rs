@@ -11,7 +11,7 @@ use super::{
     ids::{PaymentId, UserId},
     message::BYTE_ORDER_MARK,
 };
-use crate::domain::{field_paths::Shape, notification_source::Meaning};
+use crate::domain::{field_paths::Shape, notification_source::NotificationKind};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::fmt::Write as _;
@@ -47,7 +47,7 @@ pub enum About {
         /// The source's name.
         source: String,
         /// What the notification meant.
-        meaning: Option<Meaning>,
+        kind: Option<NotificationKind>,
     },
     /// Nothing: the payment's own record says whom to credit.
     Record,
@@ -143,10 +143,11 @@ fn read(json: &str) -> Result<ScheduledCheck, BadCheck> {
             About::Claim(Claim { user_id, points })
         }
         (None, None, Some(source), kind) => {
-            let meaning = kind.map(|kind| {
-                Meaning::of_label(&kind).ok_or_else(|| bad("kind must be \"changed\", \"paid\" or \"created\"".into()))
+            let kind = kind.map(|kind| {
+                NotificationKind::of_label(&kind)
+                    .ok_or_else(|| bad("kind must be \"changed\", \"paid\" or \"created\"".into()))
             });
-            About::Notification { source, meaning: meaning.transpose()? }
+            About::Notification { source, kind: kind.transpose()? }
         }
         (None, None, None, None) => About::Record,
         _ => return Err(bad("must have user_id and points, or source and kind, or none of them".into())),
@@ -213,12 +214,12 @@ impl Writer {
     pub fn push(&mut self, check: &ScheduledCheck) {
         match &check.about {
             About::Claim(Claim { user_id, points }) => self.push_claim(&check.payment_id, user_id, *points),
-            About::Notification { source, meaning } => self.push_entry(&Entry {
+            About::Notification { source, kind } => self.push_entry(&Entry {
                 payment_id: check.payment_id.as_str(),
                 user_id: None,
                 points: None,
                 source: Some(source),
-                kind: meaning.map(Meaning::label),
+                kind: kind.map(NotificationKind::label),
             }),
             About::Record => self.push_entry(&Entry {
                 payment_id: check.payment_id.as_str(),
@@ -296,8 +297,8 @@ mod tests {
         ScheduledCheck { payment_id: id(payment), about: About::Claim(Claim { user_id, points }) }
     }
 
-    fn notification(payment: &str, meaning: Option<Meaning>) -> ScheduledCheck {
-        ScheduledCheck { payment_id: id(payment), about: About::Notification { source: "trade".into(), meaning } }
+    fn notification(payment: &str, kind: Option<NotificationKind>) -> ScheduledCheck {
+        ScheduledCheck { payment_id: id(payment), about: About::Notification { source: "trade".into(), kind } }
     }
 
     fn bodies(checks: &[ScheduledCheck], limits: Limits) -> Vec<Vec<u8>> {
@@ -312,7 +313,7 @@ mod tests {
     fn the_body_is_as_documented() {
         let checks = [
             claim("202002201101", "1101", 100),
-            notification("P-7", Some(Meaning::Changed)),
+            notification("P-7", Some(NotificationKind::StatusChanged)),
             ScheduledCheck { payment_id: id("8"), about: About::Record },
         ];
         let text = r#"{"version":1,"checks":[{"payment_id":"202002201101","user_id":"1101","points":100},{"payment_id":"P-7","source":"trade","kind":"changed"},{"payment_id":"8"}]}"#;

@@ -1,7 +1,7 @@
 //! What becomes of a check, or of a notification, and how it is settled.
 
 use super::{
-    check::{CheckStep, PaymentStatus, Wait},
+    check::{CheckDelay, CheckStep, PaymentStatus},
     retry::{RetryPolicy, Step},
     settlement::{Destination, Reason, Settlement},
 };
@@ -16,7 +16,7 @@ pub enum CheckOutcome {
         /// What was done.
         step: CheckStep,
         /// When it is checked again, if it is.
-        next: Option<Wait>,
+        next: Option<CheckDelay>,
     },
     /// The message wrote the payment's id in another spelling than its record does, and the credit does not count (any
     /// more).
@@ -27,7 +27,7 @@ pub enum CheckOutcome {
         step: CheckStep,
     },
     /// Nothing was looked up yet: its checks begin with this wait.
-    Begins(Wait),
+    Begins(CheckDelay),
     /// A person decides.
     Parked {
         /// What the source said.

@@ -19,27 +19,27 @@ pub struct CheckPolicy {
 
 /// Which check it is, by the number of those that were done before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Turn {
+pub struct CheckAttempt {
     /// Whether no further check is configured: the payment has had its time.
     pub used_up: bool,
     /// Whether it confirms a check that was the last one.
     pub confirming: bool,
     /// The wait for the next check.
-    next: Wait,
+    next: CheckDelay,
     /// The wait for the check that confirms the last one.
-    last: Wait,
+    last: CheckDelay,
     /// The wait for the check that confirms a credit or a reinstatement; `None` for a check beyond all of those.
-    confirming_paid: Option<Wait>,
+    confirming_paid: Option<CheckDelay>,
 }
 
 /// A wait for a check. Only [`CheckPolicy::turn`] makes one, so there is a delay for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Wait {
+pub struct CheckDelay {
     pub(super) checks_done: u32,
     pub(super) delay: usize,
 }
 
-impl Wait {
+impl CheckDelay {
     /// Checks that are done when it begins: the value of `x-pointsd-check` on its copy.
     pub fn checks_done(self) -> u32 {
         self.checks_done
@@ -83,12 +83,12 @@ impl CheckPolicy {
     }
 
     /// Which check it is that comes after `done` others.
-    pub fn turn(&self, done: u32) -> Turn {
+    pub fn attempt(&self, done: u32) -> CheckAttempt {
         // Bounded by the configuration: a list of delays has at most `retry::MAX_STEPS`.
         let all = u32::try_from(self.delays.len()).unwrap_or(u32::MAX);
         let last = self.delays.len() - 1;
-        let wait = |checks_done, delay: usize| Wait { checks_done, delay: self.offset + delay };
-        Turn {
+        let wait = |checks_done, delay: usize| CheckDelay { checks_done, delay: self.offset + delay };
+        CheckAttempt {
             used_up: done >= all - 1,
             confirming: done >= all,
             next: wait(done.saturating_add(1), (done as usize + 1).min(last)),
@@ -98,24 +98,24 @@ impl CheckPolicy {
     }
 
     /// The turn of a notification on arrival: no check of it was scheduled yet, so none is used up.
-    pub fn arrival(&self) -> Turn {
-        Turn { used_up: false, confirming: false, next: self.beginning(), ..self.turn(0) }
+    pub fn arrival(&self) -> CheckAttempt {
+        CheckAttempt { used_up: false, confirming: false, next: self.beginning(), ..self.attempt(0) }
     }
 
     /// The wait before the first check.
-    pub fn beginning(&self) -> Wait {
-        Wait { checks_done: 0, delay: self.offset }
+    pub fn beginning(&self) -> CheckDelay {
+        CheckDelay { checks_done: 0, delay: self.offset }
     }
 }
 
-impl Turn {
+impl CheckAttempt {
     /// The wait for the next check after `step`, which left the payment in `state`; `None` when it was the last one.
     ///
     /// The last check of a payment that was not paid in time is followed by a confirming one whatever the ledger said:
     /// the reversal may have been committed by a daemon that died before it sent the confirming check (ADR 10). A
     /// confirming one is followed by another only if it has reversed something itself. A credit or a reinstatement is
     /// confirmed, because the payment may have been closed between the look-up and the commit.
-    pub fn wait_after(self, status: PaymentStatus, step: CheckStep, state: LedgerState) -> Option<Wait> {
+    pub fn wait_after(self, status: PaymentStatus, step: CheckStep, state: LedgerState) -> Option<CheckDelay> {
         let in_doubt = matches!(status, PaymentStatus::Pending | PaymentStatus::Unknown);
         match step {
             CheckStep::Recheck => Some(self.next),
@@ -128,12 +128,12 @@ impl Turn {
     }
 
     /// The wait for the check that confirms a credit or a reinstatement.
-    pub fn confirming_paid(self) -> Option<Wait> {
+    pub fn confirming_paid(self) -> Option<CheckDelay> {
         self.confirming_paid
     }
 
     /// The wait for the next check, when nothing is certain.
-    pub fn next(self) -> Wait {
+    pub fn next(self) -> CheckDelay {
         self.next
     }
 }

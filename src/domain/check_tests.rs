@@ -52,10 +52,10 @@ fn the_ledger_is_asked_exactly_where_it_matters_and_decides_by_the_same_table() 
         for used_up in [false, true] {
             for on_unpaid in [OnUnpaid::Reverse, OnUnpaid::Dead] {
                 let steps = LedgerState::ALL.map(|state| decide(status, state, used_up, on_unpaid));
-                match Finding::of(status, used_up) {
+                match Resolution::of(status, used_up) {
                     Option::None => assert!(steps.iter().all(|step| *step == steps[0]), "{status:?} {used_up}"),
-                    Some(finding) => {
-                        assert_eq!(LedgerState::ALL.map(|state| finding.decide(state, on_unpaid)), steps);
+                    Some(resolution) => {
+                        assert_eq!(LedgerState::ALL.map(|state| resolution.decide(state, on_unpaid)), steps);
                     }
                 }
             }
@@ -66,13 +66,13 @@ fn the_ledger_is_asked_exactly_where_it_matters_and_decides_by_the_same_table() 
 #[test]
 fn another_spelling_of_an_id_never_counts() {
     for (on_unpaid, credited) in [(OnUnpaid::Reverse, Reverse), (OnUnpaid::Dead, Dead(Reason::Conflict))] {
-        let steps = LedgerState::ALL.map(|state| Finding::Misspelt.decide(state, on_unpaid));
+        let steps = LedgerState::ALL.map(|state| Resolution::Misspelt.decide(state, on_unpaid));
         assert_eq!(steps, [Void, credited, credited, None]);
     }
     let check = Check {
         payment_id: PaymentId::new("007").unwrap(),
         claim: Option::None,
-        finding: Finding::Misspelt,
+        resolution: Resolution::Misspelt,
         spelling: Some("7".into()),
         closing: Option::None,
     };
@@ -113,15 +113,15 @@ fn a_step_done_twice_leaves_the_ledger_as_once() {
 #[test]
 fn checks_are_numbered_and_wait_for_their_own_delay() {
     let policy = policy(&["2s", "3s"]);
-    let turns: Vec<_> = (0..5)
+    let attempts: Vec<_> = (0..5)
         .map(|done| {
-            let turn = policy.turn(done);
-            let next = turn.next();
-            (turn.used_up, turn.confirming, policy.delays()[next.index()].as_str(), next.checks_done())
+            let attempt = policy.attempt(done);
+            let next = attempt.next();
+            (attempt.used_up, attempt.confirming, policy.delays()[next.index()].as_str(), next.checks_done())
         })
         .collect();
     assert_eq!(
-        turns,
+        attempts,
         [
             (false, false, "2s", 1),
             (false, false, "3s", 2),
@@ -131,19 +131,19 @@ fn checks_are_numbered_and_wait_for_their_own_delay() {
             (true, true, "3s", 5),
         ]
     );
-    assert_eq!(policy.beginning(), Wait { checks_done: 0, delay: 0 });
-    let single = self::policy(&[]).turn(0);
+    assert_eq!(policy.beginning(), CheckDelay { checks_done: 0, delay: 0 });
+    let single = self::policy(&[]).attempt(0);
     assert!(single.used_up && !single.confirming && single.next().index() == 0);
-    assert_eq!(self::policy(&[]).turn(u32::MAX).next().checks_done(), u32::MAX);
+    assert_eq!(self::policy(&[]).attempt(u32::MAX).next().checks_done(), u32::MAX);
 }
 
 #[test]
 fn what_was_not_paid_in_time_is_confirmed_even_when_the_daemon_died_in_between() {
     let policy = policy(&["2s"]);
-    let (last, confirming) = (policy.turn(1), policy.turn(2));
-    let confirmation = Some(Wait { checks_done: 2, delay: 1 });
-    for (turn, status, step, state, wait) in [
-        (policy.turn(0), Pending, Recheck, Credited, Some(Wait { checks_done: 1, delay: 1 })),
+    let (last, confirming) = (policy.attempt(1), policy.attempt(2));
+    let confirmation = Some(CheckDelay { checks_done: 2, delay: 1 });
+    for (attempt, status, step, state, wait) in [
+        (policy.attempt(0), Pending, Recheck, Credited, Some(CheckDelay { checks_done: 1, delay: 1 })),
         (last, Pending, Expire, Reversed, confirmation),
         (last, Unknown, Void, Reversed, confirmation),
         // Reversed already: by this very message, delivered before.
@@ -158,7 +158,7 @@ fn what_was_not_paid_in_time_is_confirmed_even_when_the_daemon_died_in_between()
         (last, Paid, Verify, Verified, Option::None),
         (last, Unrecognised, Dead(Reason::Unrecognised), Credited, Option::None),
     ] {
-        assert_eq!(turn.wait_after(status, step, state), wait, "{turn:?} {status:?} {step:?}");
+        assert_eq!(attempt.wait_after(status, step, state), wait, "{attempt:?} {status:?} {step:?}");
     }
 }
 
@@ -168,11 +168,11 @@ fn a_credit_or_a_reinstatement_by_a_check_is_confirmed_after_the_first_delay_and
     let policy = policy(&["2s"]);
     for (done, wait) in [(0, Some(1)), (1, Some(2)), (2, Some(3)), (3, Option::None), (9, Option::None)] {
         for step in [LateCredit, Reinstate] {
-            let next = policy.turn(done).wait_after(Paid, step, Verified);
-            assert_eq!(next, wait.map(|checks_done| Wait { checks_done, delay: 0 }), "{done} {step:?}");
+            let next = policy.attempt(done).wait_after(Paid, step, Verified);
+            assert_eq!(next, wait.map(|checks_done| CheckDelay { checks_done, delay: 0 }), "{done} {step:?}");
         }
     }
-    assert_eq!(policy.arrival().confirming_paid(), Some(Wait { checks_done: 1, delay: 0 }));
+    assert_eq!(policy.arrival().confirming_paid(), Some(CheckDelay { checks_done: 1, delay: 0 }));
     assert_eq!(policy.arrival().next(), policy.beginning());
 }
 
@@ -190,10 +190,10 @@ proptest! {
         let (mut done, mut checks) = (0, 0);
         for status in said {
             checks += 1;
-            let turn = policy.turn(done);
-            let step = decide(status, state, turn.used_up, policy.on_unpaid);
+            let attempt = policy.attempt(done);
+            let step = decide(status, state, attempt.used_up, policy.on_unpaid);
             state = step.leaves(state);
-            match turn.wait_after(status, step, state) {
+            match attempt.wait_after(status, step, state) {
                 Some(wait) => done = wait.checks_done(),
                 Option::None => break,
             }
@@ -205,7 +205,7 @@ proptest! {
 #[test]
 fn each_outcome_of_a_check_has_its_label_and_its_settlement() {
     let (status, retry) = (Pending, RetryPolicy::new(vec![Delay::parse("5s").unwrap()]));
-    let wait = policy(&["2s"]).turn(0).next();
+    let wait = policy(&["2s"]).attempt(0).next();
     let dead = |reason| Settlement::Forward(Destination::Dead(reason));
     let parked = |reason| CheckOutcome::Parked { status, reason, error: "why".into() };
     let malformed = || "why".to_owned();

@@ -51,7 +51,7 @@ pub struct Credit {
 
 /// The version of a payment that stands in the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
+pub struct RecordedCredit {
     /// Whose credit it is.
     pub user_id: String,
     /// How many points it gave.
@@ -67,17 +67,17 @@ pub enum Verdict {
     Credited,
     /// The same payment, user and points stand there already.
     Duplicate {
-        /// As in [`Standing::checked`].
+        /// As in [`RecordedCredit::checked`].
         checked: bool,
     },
     /// The payment stands there with another user or other points.
-    Conflict(Standing),
+    Conflict(RecordedCredit),
 }
 
 impl Verdict {
     /// Compares a credit with what stands in the ledger under its payment id: a duplicate is found by comparing,
     /// never assumed from a key that exists.
-    pub fn of_existing(given: &Credit, standing: &Standing) -> Self {
+    pub fn of_existing(given: &Credit, standing: &RecordedCredit) -> Self {
         if given.user_id.as_str() == standing.user_id && given.points.get() == standing.points {
             Self::Duplicate { checked: standing.checked }
         } else {
@@ -93,11 +93,11 @@ pub enum Outcome {
     Credited,
     /// Same payment id, user and points as in the ledger.
     Duplicate {
-        /// As in [`Standing::checked`].
+        /// As in [`RecordedCredit::checked`].
         checked: bool,
     },
     /// Same payment id, another user or other points: both versions are kept.
-    Conflict(Standing),
+    Conflict(RecordedCredit),
     /// No credit can be read from the body.
     Malformed(Malformed),
     /// The ledger refuses this one message, now and later; why.
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn an_existing_payment_is_compared_field_by_field() {
-        let standing = Standing { user_id: "u".into(), points: 5, checked: true };
+        let standing = RecordedCredit { user_id: "u".into(), points: 5, checked: true };
         let conflict = Verdict::Conflict(standing.clone());
         for (given, expected) in [
             (credit("u", 5), Verdict::Duplicate { checked: true }),
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn each_outcome_has_its_label_and_its_settlement() {
-        let standing = Standing { user_id: "u".into(), points: 5, checked: false };
+        let standing = RecordedCredit { user_id: "u".into(), points: 5, checked: false };
         let malformed = Malformed { field: Field::Body, problem: Problem::NotAnObject };
         let policy = RetryPolicy::new(vec![Delay::parse("5s").unwrap()]);
         let step = policy.next(0).unwrap();

@@ -4,43 +4,43 @@ use super::{check::CheckPolicy, notification::NotificationFormat};
 
 /// A `[[source]]` whose messages name a payment that is looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
+pub struct NotificationSource {
     /// Its name: the metrics' `queue` label, and the value of `x-pointsd-source`.
     pub name: String,
     /// How its bodies look.
     pub format: NotificationFormat,
     /// What the messages say of the payment.
-    pub meaning: Meaning,
+    pub kind: NotificationKind,
     /// How often and when a payment is checked that is not paid yet.
     pub policy: CheckPolicy,
 }
 
 /// What it means that a message has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Meaning {
+pub enum NotificationKind {
     /// The payment may have changed: it is looked up.
-    Changed,
+    StatusChanged,
     /// It is paid, and its row is to say so (`mark_paid`).
     Paid,
     /// It was created just now, and is closed when it is not paid in time (`expire`).
-    Created,
+    OrderCreated,
 }
 
-impl Meaning {
+impl NotificationKind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Changed, Self::Paid, Self::Created];
+    pub const ALL: [Self; 3] = [Self::StatusChanged, Self::Paid, Self::OrderCreated];
 
     /// The value of `kind` in a check message.
     pub fn label(self) -> &'static str {
         match self {
-            Self::Changed => "changed",
+            Self::StatusChanged => "changed",
             Self::Paid => "paid",
-            Self::Created => "created",
+            Self::OrderCreated => "created",
         }
     }
 
     /// From the value of `kind`.
     pub fn of_label(label: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|meaning| meaning.label() == label)
+        Self::ALL.into_iter().find(|kind| kind.label() == label)
     }
 }

@@ -86,7 +86,7 @@ impl RetryPolicy {
 mod tests {
     use super::*;
     use crate::domain::{
-        credit::{Outcome, Standing},
+        credit::{Outcome, RecordedCredit},
         message::{Field, Malformed, Problem},
         settlement::{Destination, Reason, Settlement},
     };
@@ -130,7 +130,7 @@ mod tests {
         [
             Outcome::Credited,
             Outcome::Duplicate { checked: false },
-            Outcome::Conflict(Standing { user_id: "u".into(), points: 5, checked: false }),
+            Outcome::Conflict(RecordedCredit { user_id: "u".into(), points: 5, checked: false }),
             Outcome::Malformed(Malformed { field: Field::Body, problem: Problem::NotAnObject }),
             Outcome::Rejected("no".into()),
             Outcome::after_failure("perhaps".into(), taken, policy),

@@ -3,7 +3,7 @@
 //! [`Tracker`] turns deliveries that finish in any order into few acknowledgements of whole prefixes
 //! (`basic.ack` with `multiple`), and never acknowledges past one that is not settled.
 
-use super::{check::Wait, retry::Step};
+use super::{check::CheckDelay, retry::Step};
 use std::collections::VecDeque;
 
 /// How a message leaves the queue it was consumed from.
@@ -21,7 +21,7 @@ pub enum Destination {
     /// The delay queue of this step: it comes back by itself.
     Retry(Step),
     /// The delay queue of the next check: the same.
-    Check(Wait),
+    Check(CheckDelay),
     /// The end of the check queue: what there was no time for.
     CheckQueue,
     /// The dead queue: parked for a person.

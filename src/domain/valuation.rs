@@ -98,7 +98,7 @@ pub enum Rule {
 
 /// What a payment is worth.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Worth {
+pub enum PaymentValue {
     /// These points, for this user.
     Points(UserId, Points),
     /// No points.
@@ -129,17 +129,17 @@ impl Valuation {
         }
     }
 
-    fn invalid_value(&self, problem: impl fmt::Display) -> Worth {
-        Worth::Invalid(format!("{} \"{}\" {problem}", self.value_key(), self.value_column))
+    fn invalid_value(&self, problem: impl fmt::Display) -> PaymentValue {
+        PaymentValue::Invalid(format!("{} \"{}\" {problem}", self.value_key(), self.value_column))
     }
 
     /// Of a table that has no such column.
-    pub fn without_column(&self) -> Worth {
+    pub fn without_column(&self) -> PaymentValue {
         self.invalid_value("is not in the payment table")
     }
 
     /// What the record's user and value are worth; `None` is a NULL.
-    pub fn of(&self, user: Option<&str>, value: Option<&str>) -> Worth {
+    pub fn of(&self, user: Option<&str>, value: Option<&str>) -> PaymentValue {
         let points = match value.map(Decimal::amount) {
             None => return self.invalid_value("is NULL"),
             Some(Err(error)) => return self.invalid_value(error),
@@ -153,18 +153,19 @@ impl Valuation {
             },
         };
         if points == 0 {
-            return Worth::Nothing;
+            return PaymentValue::Nothing;
         }
         let points = i64::try_from(points).ok().and_then(|points| Points::new(points, self.max_points));
         let Some(points) = points else {
             return self.invalid_value(format!("gives more than {} points (message.max_points)", self.max_points));
         };
-        let user_problem =
-            |problem: &dyn fmt::Display| Worth::Invalid(format!("user_column \"{}\" {problem}", self.user_column));
+        let user_problem = |problem: &dyn fmt::Display| {
+            PaymentValue::Invalid(format!("user_column \"{}\" {problem}", self.user_column))
+        };
         match user.map(UserId::new) {
             None => user_problem(&"is NULL"),
             Some(Err(error)) => user_problem(&error),
-            Some(Ok(user)) => Worth::Points(user, points),
+            Some(Ok(user)) => PaymentValue::Points(user, points),
         }
     }
 }
@@ -184,11 +185,11 @@ mod tests {
         }
     }
 
-    fn points(worth: &Worth) -> i64 {
-        match worth {
-            Worth::Points(_, points) => points.get(),
-            Worth::Nothing => 0,
-            Worth::Invalid(_) => -1,
+    fn points(value: &PaymentValue) -> i64 {
+        match value {
+            PaymentValue::Points(_, points) => points.get(),
+            PaymentValue::Nothing => 0,
+            PaymentValue::Invalid(_) => -1,
         }
     }
 
@@ -226,8 +227,8 @@ mod tests {
             ("1000001", "1", 0, None, -1),
             ("12.3400000000", "1", 0, None, 12),
         ] {
-            let worth = per_unit(rate, min, max).of(Some("u"), Some(amount));
-            assert_eq!(points(&worth), expected, "{amount} at {rate}: {worth:?}");
+            let value = per_unit(rate, min, max).of(Some("u"), Some(amount));
+            assert_eq!(points(&value), expected, "{amount} at {rate}: {value:?}");
         }
     }
 
@@ -256,12 +257,12 @@ mod tests {
             (&rule, Some(""), Some("5"), "user_column \"buyer\" is empty"),
             (&rule, Some(&long), Some("5"), "user_column \"buyer\" is too long"),
         ] {
-            let Worth::Invalid(told) = valuation.of(user, value) else { panic!("{value:?} is taken") };
+            let PaymentValue::Invalid(told) = valuation.of(user, value) else { panic!("{value:?} is taken") };
             assert!(told.starts_with(error), "{told}");
         }
         assert_eq!(points(&whole.of(Some("u"), Some("7"))), 7);
         assert_eq!(points(&whole.of(Some("u"), Some("7.00"))), 7);
-        assert_eq!(whole.of(None, Some("0")), Worth::Nothing);
+        assert_eq!(whole.of(None, Some("0")), PaymentValue::Nothing);
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! What both databases need of a batch: each payment id once, in key order, and the way back to one verdict a message.
 
 use crate::database::DatabaseError;
-use crate::domain::credit::{Credit, Standing, Verdict};
+use crate::domain::credit::{Credit, RecordedCredit, Verdict};
 use std::collections::HashMap;
 
 /// A batch in the order in which its rows are written.
@@ -39,7 +39,7 @@ impl<'a> Sorted<'a> {
     pub(super) fn verdicts(
         &self,
         mut inserted: impl FnMut(&str) -> bool,
-        standing: &HashMap<String, Standing>,
+        standing: &HashMap<String, RecordedCredit>,
     ) -> Result<Vec<Verdict>, DatabaseError> {
         let mut verdicts = vec![Verdict::Credited; self.batch.len()];
         let same_payment = |a: &usize, b: &usize| self.batch[*a].payment_id == self.batch[*b].payment_id;
@@ -53,7 +53,7 @@ impl<'a> Sorted<'a> {
                 continue;
             }
             // The first message schedules the check.
-            let own = Standing { user_id: first.user_id.to_string(), points: first.points.get(), checked: true };
+            let own = RecordedCredit { user_id: first.user_id.to_string(), points: first.points.get(), checked: true };
             let standing = if new { Some(&own) } else { standing.get(payment) };
             // No entry is ever deleted, so a payment id that was not new must be there.
             let standing = standing

@@ -74,15 +74,17 @@ pub(super) fn change<'a>(check: &'a Check, checked: &'a Checked) -> Option<Chang
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::check::Finding;
+    use crate::domain::check::Resolution;
 
     #[test]
     fn a_payment_that_was_absent_always_gets_its_row() {
         // PostgreSQL inserts the row before it is decided what to do with it.
-        for finding in [Finding::Paid, Finding::Closed, Finding::Misspelt, Finding::Pending, Finding::Unknown] {
+        for resolution in
+            [Resolution::Paid, Resolution::Closed, Resolution::Misspelt, Resolution::Pending, Resolution::Unknown]
+        {
             for on_unpaid in [OnUnpaid::Reverse, OnUnpaid::Dead] {
-                let step = finding.decide(LedgerState::Absent, on_unpaid);
-                assert!(matches!(step, CheckStep::LateCredit | CheckStep::Void), "{finding:?} {on_unpaid:?}");
+                let step = resolution.decide(LedgerState::Absent, on_unpaid);
+                assert!(matches!(step, CheckStep::LateCredit | CheckStep::Void), "{resolution:?} {on_unpaid:?}");
             }
         }
     }

@@ -22,9 +22,9 @@ mod verify;
 pub use lock::{LockError, WriterLock};
 pub use migrations::SchemaState;
 pub use open::{Access, Options, open, open_outbox};
-pub use outbox::{Chosen, Listed, Outbox, Row, Summary, Trouble};
+pub use outbox::{FailedDelivery, Listed, Outbox, OutboxRow, RowSelection, Summary};
 pub use records::{Adjustment, PaymentRecord, UnverifiedCount, UnverifiedCredit, UnverifiedPage};
-pub use verify::{Finding, Verification};
+pub use verify::{Verification, Violation};
 
 use crate::{
     database::DatabaseError,
@@ -96,7 +96,7 @@ fn probed(rows: usize) -> Result<(), DatabaseError> {
     ))
 }
 
-/// A ledger. Its calls block the thread; [`crate::database::Guarded`] gives them a deadline.
+/// A ledger. Its calls block the thread; [`crate::database::WithDeadline`] gives them a deadline.
 pub trait Ledger: Send + Sync {
     /// Credits a batch in one transaction: all or nothing. Answers for each credit, in order, the same as if it had
     /// come alone; of two with one payment id the first is credited and the second compared with it. An error may come
@@ -104,7 +104,7 @@ pub trait Ledger: Send + Sync {
     fn credit(&self, batch: &[Credit], patience: Patience) -> Result<Vec<Verdict>, DatabaseError>;
 
     /// Brings each payment to agree with what was found of it, in one transaction: all or nothing. Finds its row as it is
-    /// at that moment and decides by [`Finding::decide`](crate::domain::check::Finding::decide). `checks`: in the order of
+    /// at that moment and decides by [`Resolution::decide`](crate::domain::check::Resolution::decide). `checks`: in the order of
     /// the payment ids, each once. Answers in that order. Rolls back when `deadline` has passed before the commit: what was
     /// found out then may no longer be true, and somebody else may have been told meanwhile.
     fn check(

@@ -40,7 +40,7 @@ pub(super) fn bit_by_bit(
 
 /// Which rows a person means.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Chosen {
+pub enum RowSelection {
     /// All of them.
     All,
     /// Those that are held.
@@ -49,7 +49,7 @@ pub enum Chosen {
     Ids(Vec<i64>),
 }
 
-/// The outbox. Its calls block the thread; [`crate::database::Guarded`] gives them a deadline.
+/// The outbox. Its calls block the thread; [`crate::database::WithDeadline`] gives them a deadline.
 pub trait Outbox: Send + Sync {
     /// Takes the turn, or finds that it still has it. `false`: another relay works.
     fn take_turn(&self) -> Result<bool, DatabaseError>;
@@ -58,16 +58,16 @@ pub trait Outbox: Send + Sync {
     fn give_turn_up(&self);
 
     /// The next rows that were never tried, in order. Only with the turn.
-    fn fresh(&self, most: i64) -> Result<Vec<Row>, DatabaseError>;
+    fn fresh(&self, most: i64) -> Result<Vec<OutboxRow>, DatabaseError>;
 
     /// Held rows that are to be tried again now, in order. Only with the turn.
-    fn due(&self, most: i64) -> Result<Vec<Row>, DatabaseError>;
+    fn due(&self, most: i64) -> Result<Vec<OutboxRow>, DatabaseError>;
 
     /// Deletes rows that are confirmed. Only with the turn.
     fn delete(&self, ids: &[i64]) -> Result<(), DatabaseError>;
 
     /// Holds rows. Only with the turn.
-    fn hold(&self, troubles: &[Trouble]) -> Result<(), DatabaseError>;
+    fn hold(&self, failures: &[FailedDelivery]) -> Result<(), DatabaseError>;
 
     /// How many rows there are, and since when.
     fn summary(&self) -> Result<Summary, DatabaseError>;
@@ -76,15 +76,15 @@ pub trait Outbox: Send + Sync {
     fn list(&self, held: bool, most: i64) -> Result<Vec<Listed>, DatabaseError>;
 
     /// Has held rows tried again at once; how many. Of chosen ids their whole keys.
-    fn retry(&self, chosen: &Chosen) -> Result<usize, DatabaseError>;
+    fn retry(&self, selection: &RowSelection) -> Result<usize, DatabaseError>;
 
     /// Deletes rows that nobody has published; how many.
-    fn drop_rows(&self, chosen: &Chosen) -> Result<usize, DatabaseError>;
+    fn drop_rows(&self, selection: &RowSelection) -> Result<usize, DatabaseError>;
 }
 
 /// A row that is to be published.
 #[derive(Debug, Clone, PartialEq, diesel::QueryableByName)]
-pub struct Row {
+pub struct OutboxRow {
     /// Its place in the order.
     #[diesel(sql_type = BigInt)]
     pub id: i64,
@@ -122,7 +122,7 @@ pub struct Row {
 
 /// A row that is not delivered now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Trouble {
+pub struct FailedDelivery {
     /// Which.
     pub id: i64,
     /// What the broker said; `None` when it only waits for an earlier one of its key.

@@ -11,13 +11,13 @@ use uuid::Uuid;
 
 /// Makes the rows, for one exchange (`events.exchange`).
 #[derive(Debug, Clone)]
-pub(super) struct Announcer {
+pub(super) struct EventWriter {
     exchange: String,
 }
 
 /// Rows that are about to be written, column by column.
 #[derive(Debug, Default)]
-pub(super) struct Announcements {
+pub(super) struct OutboxEvents {
     pub(super) exchange: String,
     pub(super) message_ids: Vec<String>,
     pub(super) routing_keys: Vec<&'static str>,
@@ -38,13 +38,13 @@ struct News<'a> {
 /// tells of the same closing. Everything else happens in the transaction that tells of it, once.
 const CLOSINGS: Uuid = Uuid::from_u128(0x2f6d_0c4e_8b1a_4f6e_9d53_70a4_c1e8_b2f7);
 
-impl Announcer {
+impl EventWriter {
     pub(super) fn new(exchange: &str) -> Self {
         Self { exchange: exchange.to_owned() }
     }
 
     /// Of these credits, which are new.
-    pub(super) fn credited<'a>(&self, credits: impl Iterator<Item = &'a Credit>) -> Announcements {
+    pub(super) fn credited<'a>(&self, credits: impl Iterator<Item = &'a Credit>) -> OutboxEvents {
         self.announce(credits.map(|credit| News {
             kind: EventKind::Credited,
             payment_id: credit.payment_id.as_str(),
@@ -55,7 +55,7 @@ impl Announcer {
     }
 
     /// Of these checks, and what was done about each.
-    pub(super) fn checked(&self, checks: &[Check], checked: &[Checked]) -> Announcements {
+    pub(super) fn checked(&self, checks: &[Check], checked: &[Checked]) -> OutboxEvents {
         let of_points = checks.iter().zip(checked).filter_map(|(check, Checked { step, user_id, points, .. })| {
             Some(News {
                 kind: EventKind::of_step(*step)?,
@@ -77,9 +77,9 @@ impl Announcer {
         self.announce(of_points.chain(of_payments))
     }
 
-    fn announce<'a>(&self, news: impl Iterator<Item = News<'a>>) -> Announcements {
+    fn announce<'a>(&self, news: impl Iterator<Item = News<'a>>) -> OutboxEvents {
         let at = jiff::Timestamp::now().to_string();
-        let mut rows = Announcements { exchange: self.exchange.clone(), ..Announcements::default() };
+        let mut rows = OutboxEvents { exchange: self.exchange.clone(), ..OutboxEvents::default() };
         for News { kind, payment_id, user_id, points, reason } in news {
             let id = match kind {
                 EventKind::Closed => Uuid::new_v5(&CLOSINGS, payment_id.as_bytes()),
@@ -97,7 +97,7 @@ impl Announcer {
     }
 }
 
-impl Announcements {
+impl OutboxEvents {
     pub(super) fn is_empty(&self) -> bool {
         self.bodies.is_empty()
     }

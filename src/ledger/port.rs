@@ -2,7 +2,7 @@
 
 use super::{Ledger, Probe};
 use crate::{
-    database::{DatabaseError, Guarded},
+    database::{DatabaseError, WithDeadline},
     domain::{
         check::{Check, Checked, OnUnpaid},
         credit::{Credit, Verdict},
@@ -27,7 +27,7 @@ fn outage(error: DatabaseError) -> Outage {
 }
 
 #[async_trait]
-impl CreditLedger for Guarded<dyn Ledger> {
+impl CreditLedger for WithDeadline<dyn Ledger> {
     async fn credit(&self, batch: Arc<[Credit]>, patience: Patience) -> Result<Vec<Verdict>, BatchError> {
         self.call(move |ledger| ledger.credit(&batch, patience)).await.map_err(commit_error)
     }
@@ -42,7 +42,7 @@ impl CreditLedger for Guarded<dyn Ledger> {
 }
 
 #[async_trait]
-impl CheckLedger for Guarded<dyn Ledger> {
+impl CheckLedger for WithDeadline<dyn Ledger> {
     async fn check(
         &self,
         batch: Arc<[Check]>,

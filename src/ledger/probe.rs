@@ -1,7 +1,7 @@
 //! What a probe writes and rolls back: a credit, and a check that reverses it, under an id that no payment can have.
 
 use crate::domain::{
-    check::{Check, Claim, Finding},
+    check::{Check, Claim, Resolution},
     credit::Credit,
     credit::Points,
     ids::{PaymentId, UserId},
@@ -18,5 +18,5 @@ pub(super) fn credit() -> Credit {
 pub(super) fn check(credit: &Credit) -> Check {
     let Credit { payment_id, user_id, points } = credit.clone();
     let claim = Some(Claim { user_id, points });
-    Check { payment_id, claim, finding: Finding::Closed, spelling: None, closing: None }
+    Check { payment_id, claim, resolution: Resolution::Closed, spelling: None, closing: None }
 }

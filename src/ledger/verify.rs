@@ -24,12 +24,12 @@ pub struct Verification {
     /// How often an invariant is violated: 0 when the ledger is right. At most 1000 are looked for, each invariant.
     pub violations: usize,
     /// The first ones of them.
-    pub findings: Vec<Finding>,
+    pub findings: Vec<Violation>,
 }
 
 /// One violation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, diesel::QueryableByName)]
-pub struct Finding {
+pub struct Violation {
     /// Which rule, and of whom.
     #[diesel(sql_type = diesel::sql_types::Text)]
     pub subject: String,
@@ -100,7 +100,7 @@ const RULES: [&str; 3] = [
 /// Runs every rule through `find`.
 pub(super) fn report(
     totals: Totals,
-    mut find: impl FnMut(String) -> QueryResult<Vec<Finding>>,
+    mut find: impl FnMut(String) -> QueryResult<Vec<Violation>>,
 ) -> QueryResult<Verification> {
     let mut violations = 0;
     let mut findings = Vec::new();

@@ -12,20 +12,20 @@ type Loops = BTreeMap<u64, (&'static str, Instant)>;
 
 /// All loops that are turning.
 #[derive(Debug, Clone, Default)]
-pub struct Pulses(Arc<Mutex<Loops>>);
+pub struct Heartbeats(Arc<Mutex<Loops>>);
 
-impl Pulses {
+impl Heartbeats {
     fn lock(&self) -> MutexGuard<'_, Loops> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A new loop, whose steps take at most `step`. It counts until its pulse is dropped.
-    pub fn begin(&self, name: &'static str, step: Duration) -> Pulse {
+    /// A new loop, whose steps take at most `step`. It counts until its heartbeat is dropped.
+    pub fn begin(&self, name: &'static str, step: Duration) -> Heartbeat {
         let mut loops = self.lock();
         let number = loops.last_key_value().map_or(0, |(number, _)| number + 1);
         loops.insert(number, (name, Instant::now() + step));
         drop(loops);
-        Pulse { pulses: self.clone(), number, step }
+        Heartbeat { heartbeats: self.clone(), number, step }
     }
 
     /// The loop that is most late, and by how much.
@@ -39,24 +39,24 @@ impl Pulses {
 
 /// One loop's.
 #[derive(Debug)]
-pub struct Pulse {
-    pulses: Pulses,
+pub struct Heartbeat {
+    heartbeats: Heartbeats,
     number: u64,
     step: Duration,
 }
 
-impl Pulse {
+impl Heartbeat {
     /// A step begins.
     pub fn beat(&self) {
-        if let Some((_, due)) = self.pulses.lock().get_mut(&self.number) {
+        if let Some((_, due)) = self.heartbeats.lock().get_mut(&self.number) {
             *due = Instant::now() + self.step;
         }
     }
 }
 
-impl Drop for Pulse {
+impl Drop for Heartbeat {
     fn drop(&mut self) {
-        self.pulses.lock().remove(&self.number);
+        self.heartbeats.lock().remove(&self.number);
     }
 }
 
@@ -66,13 +66,13 @@ mod tests {
 
     #[test]
     fn a_loop_is_stuck_when_a_step_is_late_and_only_while_it_lives() {
-        let pulses = Pulses::default();
-        let turning = pulses.begin("turning", Duration::from_secs(60));
-        assert_eq!(pulses.stuck(), None);
-        let stuck = pulses.begin("stuck", Duration::ZERO);
-        assert_eq!(pulses.stuck().map(|(name, _)| name), Some("stuck"));
+        let heartbeats = Heartbeats::default();
+        let turning = heartbeats.begin("turning", Duration::from_secs(60));
+        assert_eq!(heartbeats.stuck(), None);
+        let stuck = heartbeats.begin("stuck", Duration::ZERO);
+        assert_eq!(heartbeats.stuck().map(|(name, _)| name), Some("stuck"));
         turning.beat();
         drop(stuck);
-        assert_eq!(pulses.stuck(), None);
+        assert_eq!(heartbeats.stuck(), None);
     }
 }

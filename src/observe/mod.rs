@@ -1,5 +1,5 @@
 //! What operators see: every metric's name ([`metrics`]), every event ([`events`]), the daemon's state ([`status`]),
-//! whether its loops turn ([`pulse`]), what systemd is told ([`systemd`]), and the log ([`logging`], [`limit`]).
+//! whether its loops turn ([`heartbeat`]), what systemd is told ([`systemd`]), and the log ([`logging`], [`limit`]).
 
 pub mod events;
 pub mod heartbeat;

@@ -7,9 +7,9 @@ use crate::{
         retry::RetryPolicy,
         settlement::Destination,
     },
-    observe::{events, heartbeat::Pulse},
+    observe::{events, heartbeat::Heartbeat},
     pauses,
-    pipeline::locked_rows::{self, LockedRows, Looked},
+    pipeline::locked_rows::{self, LockedBy, LockedRows},
 };
 use async_trait::async_trait;
 use std::{
@@ -26,9 +26,9 @@ const SPLITTING_TIME: Duration = Duration::from_secs(60);
 const LOCK_WAITS: u32 = 4;
 
 /// Who works on a batch.
-pub struct Turn<'a> {
+pub struct BatchContext<'a> {
     /// Beats before each step that waits.
-    pub pulse: &'a Pulse,
+    pub heartbeat: &'a Heartbeat,
     /// When cancelled, no further attempt is begun.
     pub stop: &'a CancellationToken,
 }
@@ -91,13 +91,13 @@ pub(super) trait Work: Sync {
 
 /// What became of an item.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Fate<T> {
+pub(super) enum ItemResult<T> {
     /// Nothing that is certain.
-    Open,
+    Undecided,
     /// It is done.
     Done(T),
     /// It is refused, alone, now and later.
-    Refused(String),
+    Rejected(String),
     /// It failed alone for a reason that may pass, while something else was done.
     Failed(String),
 }
@@ -107,22 +107,22 @@ pub(super) enum Fate<T> {
 /// Items whose rows are known to be locked by others fail at once, and one of them tries the row. A batch that fails for a
 /// reason of its own is split until the item that fails is alone; the parts are done in order, so that of two items with one
 /// id still the first one counts.
-pub(super) async fn through<W: Work>(
+pub(super) async fn run_bisecting<W: Work>(
     work: &W,
     items: &Arc<[W::Item]>,
     attempts: u32,
-    turn: &Turn<'_>,
-) -> (Vec<Fate<W::Done>>, Option<Outage>) {
-    let mut fates: Vec<_> = items.iter().map(|_| Fate::Open).collect();
+    context: &BatchContext<'_>,
+) -> (Vec<ItemResult<W::Done>>, Option<Outage>) {
+    let mut results: Vec<_> = items.iter().map(|_| ItemResult::Undecided).collect();
     let free = match work.locked_rows() {
         None => Ok((0..items.len()).collect()),
-        Some(locked) => locked_rows::set_aside(work, locked, items, &mut fates).await,
+        Some(locked) => locked_rows::set_aside(work, locked, items, &mut results).await,
     };
     let outage = match free {
-        Ok(free) => parts(work, items, free, attempts, turn, &mut fates).await.err(),
+        Ok(free) => parts(work, items, free, attempts, context, &mut results).await.err(),
         Err(outage) => Some(outage),
     };
-    (fates, outage)
+    (results, outage)
 }
 
 /// Does the work for the items with these indices: as a whole, and in parts when that does not help.
@@ -131,8 +131,8 @@ async fn parts<W: Work>(
     items: &Arc<[W::Item]>,
     indices: Vec<usize>,
     attempts: u32,
-    turn: &Turn<'_>,
-    fates: &mut [Fate<W::Done>],
+    context: &BatchContext<'_>,
+    results: &mut [ItemResult<W::Done>],
 ) -> Result<(), Outage> {
     let begun = Instant::now();
     let (mut parts, mut is_split, mut lock_waits) = (vec![indices], false, 0);
@@ -141,39 +141,39 @@ async fn parts<W: Work>(
             continue;
         }
         let alone = part.len() == 1;
-        if (is_split || lock_waits > 0) && (turn.stop.is_cancelled() || begun.elapsed() > SPLITTING_TIME) {
+        if (is_split || lock_waits > 0) && (context.stop.is_cancelled() || begun.elapsed() > SPLITTING_TIME) {
             break;
         }
-        // A part that is only looked through for the item that fails has failed often enough.
+        // A part that is only searched for the item that fails has failed often enough.
         let attempts = if !is_split || alone { attempts } else { 1 };
         let batch: Arc<[W::Item]> = if part.len() == items.len() {
             Arc::clone(items)
         } else {
             part.iter().map(|index| items[*index].clone()).collect()
         };
-        let tried = match attempt(work, &batch, attempts, turn).await {
-            Err(BatchError::Transient(reason)) => blame(work, &batch, reason, turn).await,
+        let tried = match attempt(work, &batch, attempts, context).await {
+            Err(BatchError::Transient(reason)) => confirm_item_failure(work, &batch, reason, context).await,
             tried => tried,
         };
         match tried {
             Ok(done) => {
                 for (index, done) in part.into_iter().zip(done) {
-                    fates[index] = Fate::Done(done);
+                    results[index] = ItemResult::Done(done);
                 }
             }
             Err(BatchError::Outage(outage)) => return Err(outage),
             Err(BatchError::Locked(reason)) => {
-                turn.pulse.beat();
+                context.heartbeat.beat();
                 match after_lock_wait(work, &batch, &mut lock_waits, &reason).await? {
                     AfterLockWait::SetAside(held) => {
                         let mut rest = part.clone();
                         for (position, reason) in held.into_iter().rev() {
-                            fates[rest.remove(position)] = Fate::Failed(reason);
+                            results[rest.remove(position)] = ItemResult::Failed(reason);
                         }
                         parts.push(rest);
                     }
                     AfterLockWait::Again => parts.push(part),
-                    AfterLockWait::Fail(reason) => fates[part[0]] = Fate::Failed(reason),
+                    AfterLockWait::Fail(reason) => results[part[0]] = ItemResult::Failed(reason),
                     AfterLockWait::Split => {
                         is_split = true;
                         split(part, &mut parts);
@@ -181,9 +181,9 @@ async fn parts<W: Work>(
                 }
             }
             // Told to stop: no attempt is spent on a message that has not had all of its own.
-            Err(BatchError::Transient(_)) if alone && turn.stop.is_cancelled() => break,
-            Err(BatchError::Refused(reason)) if alone => fates[part[0]] = Fate::Refused(reason),
-            Err(BatchError::Transient(reason)) if alone => fates[part[0]] = Fate::Failed(reason),
+            Err(BatchError::Transient(_)) if alone && context.stop.is_cancelled() => break,
+            Err(BatchError::Refused(reason)) if alone => results[part[0]] = ItemResult::Rejected(reason),
+            Err(BatchError::Transient(reason)) if alone => results[part[0]] = ItemResult::Failed(reason),
             Err(BatchError::Refused(_) | BatchError::Transient(_)) => {
                 is_split = true;
                 split(part, &mut parts);
@@ -218,20 +218,20 @@ async fn after_lock_wait<W: Work>(
     lock_waits: &mut u32,
     reason: &str,
 ) -> Result<AfterLockWait, Outage> {
-    let looked = match work.locked_rows() {
+    let locked_by = match work.locked_rows() {
         Some(locked) => locked_rows::look(work, locked, batch).await?,
-        None => Looked::Nothing,
+        None => LockedBy::Nothing,
     };
-    match looked {
-        Looked::Held(held) => {
+    match locked_by {
+        LockedBy::Held(held) => {
             *lock_waits = 1;
             return Ok(AfterLockWait::SetAside(held));
         }
-        Looked::OwnWriters => {
+        LockedBy::OwnWriters => {
             *lock_waits = (*lock_waits).max(1);
             return Ok(AfterLockWait::Again);
         }
-        Looked::Nothing => *lock_waits += 1,
+        LockedBy::Nothing => *lock_waits += 1,
     }
     if *lock_waits < LOCK_WAITS {
         return Ok(AfterLockWait::Again);
@@ -249,18 +249,18 @@ async fn after_lock_wait<W: Work>(
 /// Whether a failure that may pass is the part's own: something else must be done meanwhile, or nobody's message is to
 /// blame. An item alone is tried once more after that, so that what was in everybody's way when it failed, and has just
 /// gone, is not charged to it.
-async fn blame<W: Work>(
+async fn confirm_item_failure<W: Work>(
     work: &W,
     batch: &Arc<[W::Item]>,
     reason: String,
-    turn: &Turn<'_>,
+    context: &BatchContext<'_>,
 ) -> Result<Vec<W::Done>, BatchError> {
-    turn.pulse.beat();
+    context.heartbeat.beat();
     work.probe().await?;
     if batch.len() > 1 {
         return Err(BatchError::Transient(reason));
     }
-    attempt(work, batch, 1, turn).await
+    attempt(work, batch, 1, context).await
 }
 
 /// The immediate stage: a few attempts at one part, as long as the reason may pass.
@@ -268,13 +268,13 @@ async fn attempt<W: Work>(
     work: &W,
     batch: &Arc<[W::Item]>,
     attempts: u32,
-    turn: &Turn<'_>,
+    context: &BatchContext<'_>,
 ) -> Result<Vec<W::Done>, BatchError> {
     let mut pauses = pauses::immediate(attempts);
     loop {
-        turn.pulse.beat();
+        context.heartbeat.beat();
         match work.attempt(Arc::clone(batch)).await {
-            Err(BatchError::Transient(reason)) => match pauses.next().filter(|_| !turn.stop.is_cancelled()) {
+            Err(BatchError::Transient(reason)) => match pauses.next().filter(|_| !context.stop.is_cancelled()) {
                 Some(pause) => {
                     events::BatchRetried { size: batch.len(), reason: &reason, pause }.emit();
                     tokio::time::sleep(pause).await;

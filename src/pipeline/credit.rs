@@ -11,7 +11,7 @@ use super::ports::{
 };
 use crate::{
     domain::{
-        check::Wait,
+        check::CheckDelay,
         check_message::{Limits, Writer},
         component::Component,
         credit::{Credit, Outcome, Verdict},
@@ -22,7 +22,7 @@ use crate::{
     },
     observe::events,
     pipeline::{
-        batch::{Fate, Interrupted, Progress, Turn, Work, log_copies, through},
+        batch::{BatchContext, Interrupted, ItemResult, Progress, Work, log_copies, run_bisecting},
         forward,
         locked_rows::LockedRows,
     },
@@ -57,7 +57,7 @@ pub struct CreditPipeline {
 #[derive(Debug, Clone, Copy)]
 pub struct CheckScheduling {
     /// The wait before the first check.
-    pub wait: Wait,
+    pub wait: CheckDelay,
     /// How large a check message may be.
     pub limits: Limits,
 }
@@ -127,30 +127,30 @@ impl CreditPipeline {
         &self,
         deliveries: &D,
         batch: Vec<D::Message>,
-        turn: &Turn<'_>,
+        context: &BatchContext<'_>,
     ) -> Result<(), Interrupted<D::Message>> {
-        let committed = self.commit(batch, turn).await;
-        self.finish(deliveries, committed, turn).await
+        let committed = self.commit(batch, context).await;
+        self.finish(deliveries, committed, context).await
     }
 
     /// The first half: parse and commit.
-    pub async fn commit<M: Message>(&self, batch: Vec<M>, turn: &Turn<'_>) -> Committed<M> {
+    pub async fn commit<M: Message>(&self, batch: Vec<M>, context: &BatchContext<'_>) -> Committed<M> {
         let (messages, credits, malformed) = self.parse(batch);
         let is_last = messages.iter().map(|message| self.retry.next(message.retries_taken()).is_none()).collect();
         let work = Commit { component: self.component, ledger: &*self.ledger, locked: &self.locked, is_last };
-        let (fates, outage) = through(&work, &credits, self.immediate_attempts, turn).await;
+        let (results, outage) = run_bisecting(&work, &credits, self.immediate_attempts, context).await;
         let mut committed = Committed { outage, ..Committed::default() };
         committed.decided.reserve(messages.len());
         let mut to_be_checked = Vec::new();
-        for (index, (message, fate)) in messages.into_iter().zip(fates).enumerate() {
-            let outcome = match fate {
-                Fate::Open => {
+        for (index, (message, result)) in messages.into_iter().zip(results).enumerate() {
+            let outcome = match result {
+                ItemResult::Undecided => {
                     committed.undecided.push(message);
                     continue;
                 }
-                Fate::Done(verdict) => verdict.into(),
-                Fate::Refused(reason) => Outcome::Rejected(reason),
-                Fate::Failed(error) => Outcome::after_failure(error, message.retries_taken(), &self.retry),
+                ItemResult::Done(verdict) => verdict.into(),
+                ItemResult::Rejected(reason) => Outcome::Rejected(reason),
+                ItemResult::Failed(error) => Outcome::after_failure(error, message.retries_taken(), &self.retry),
             };
             if outcome.schedules_check() {
                 to_be_checked.push(index);
@@ -169,16 +169,16 @@ impl CreditPipeline {
         &self,
         deliveries: &D,
         committed: Committed<D::Message>,
-        turn: &Turn<'_>,
+        context: &BatchContext<'_>,
     ) -> Result<(), Interrupted<D::Message>> {
         let Committed { decided, undecided: mut unsettled, outage, to_be_checked } = committed;
         let first_checks = self.first_checks(&to_be_checked);
-        if let Err(broker) = forward::schedule(deliveries, &first_checks, turn).await {
+        if let Err(broker) = forward::schedule(deliveries, &first_checks, context).await {
             unsettled.extend(decided.into_iter().map(|decided| decided.message));
             return Interrupted::unless_done(outage.or(Some(broker)), unsettled);
         }
-        let forwarded = forward(deliveries, decided, turn).await;
-        turn.pulse.beat();
+        let forwarded = forward(deliveries, decided, context).await;
+        context.heartbeat.beat();
         self.report(&forwarded.decided);
         deliveries.settle(forwarded.decided.into_iter().map(|decided| decided.message).collect()).await;
         unsettled.extend(forwarded.undecided);
@@ -237,7 +237,7 @@ impl CreditPipeline {
 async fn forward<D: Deliveries>(
     deliveries: &D,
     decided: Vec<Decided<D::Message, Outcome>>,
-    turn: &Turn<'_>,
+    context: &BatchContext<'_>,
 ) -> Progress<D::Message, Outcome> {
     let mut progress = Progress { decided: Vec::new(), undecided: Vec::new(), outage: None };
     let (copied, done): (Vec<_>, Vec<_>) = decided.into_iter().partition(|decided| copy(decided).is_some());
@@ -248,7 +248,7 @@ async fn forward<D: Deliveries>(
     }
     let confirmed = {
         let copies: Vec<Forward<'_, D::Message>> = copied.iter().filter_map(copy).collect();
-        forward::forward(deliveries, &copies, turn).await
+        forward::forward(deliveries, &copies, context).await
     };
     match confirmed {
         Err(outage) => {
@@ -332,11 +332,11 @@ impl Work for Commit<'_> {
 /// The copy for another queue, for outcomes that ask for one.
 pub fn copy<M>(decided: &Decided<M, Outcome>) -> Option<Forward<'_, M>> {
     let Settlement::Forward(to) = decided.outcome.settlement() else { return None };
-    let mut standing = None;
+    let mut recorded = None;
     let error = match &decided.outcome {
         Outcome::Credited | Outcome::Duplicate { .. } => return None,
         Outcome::Conflict(version) => {
-            standing = Some(version);
+            recorded = Some(version);
             Cow::Borrowed("the payment is in the ledger with another user or other points")
         }
         Outcome::Malformed(malformed) => Cow::Owned(malformed.to_string()),
@@ -345,7 +345,7 @@ pub fn copy<M>(decided: &Decided<M, Outcome>) -> Option<Forward<'_, M>> {
         }
     };
     let (payment_id, error) = (decided.payment_id.as_ref(), Some(error));
-    Some(Forward { message: &decided.message, payment_id, to, error, standing, body: CopyBody::Original })
+    Some(Forward { message: &decided.message, payment_id, to, error, recorded, body: CopyBody::Original })
 }
 
 #[cfg(test)]

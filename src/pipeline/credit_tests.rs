@@ -3,14 +3,14 @@ use crate::{
     domain::{
         check::CheckPolicy,
         check_message,
-        credit::{Standing, Verdict},
+        credit::{RecordedCredit, Verdict},
         failure::{Dependency, Outage},
         field_paths::Shape,
         id_rule::IdRule,
         message::Format,
         retry::Delay,
     },
-    observe::heartbeat::{Pulse, Pulses},
+    observe::heartbeat::{Heartbeat, Heartbeats},
     pipeline::ports::Confirmed,
 };
 use async_trait::async_trait;
@@ -46,7 +46,7 @@ const TAKEN: u32 = 1;
 /// Logic only: a ledger in memory that fails as it is told by the payment's id.
 #[derive(Default)]
 struct Script {
-    rows: Mutex<HashMap<String, Standing>>,
+    rows: Mutex<HashMap<String, RecordedCredit>>,
     calls: Mutex<Vec<usize>>,
     probe_fails: bool,
 }
@@ -74,9 +74,10 @@ impl CreditLedger for Script {
         }
         let mut rows = self.rows.lock().unwrap();
         let verdict = |credit: &Credit| {
-            let new = Standing { user_id: credit.user_id.to_string(), points: credit.points.get(), checked: false };
-            if let Some(standing) = rows.get(credit.payment_id.as_str()) {
-                return Verdict::of_existing(credit, standing);
+            let new =
+                RecordedCredit { user_id: credit.user_id.to_string(), points: credit.points.get(), checked: false };
+            if let Some(recorded) = rows.get(credit.payment_id.as_str()) {
+                return Verdict::of_existing(credit, recorded);
             }
             rows.insert(credit.payment_id.to_string(), new);
             Verdict::Credited
@@ -105,7 +106,7 @@ struct Queue {
 impl Deliveries for Queue {
     type Message = Text;
 
-    async fn forward(&self, copies: &[Forward<'_, Text>], _: &Pulse) -> Result<Confirmed, Outage> {
+    async fn forward(&self, copies: &[Forward<'_, Text>], _: &Heartbeat) -> Result<Confirmed, Outage> {
         assert!(self.settled.lock().unwrap().is_empty(), "nothing is settled before its copy is confirmed");
         if self.parking_fails {
             return Err(outage(Dependency::Broker));
@@ -116,7 +117,7 @@ impl Deliveries for Queue {
         Ok(vec![Ok(()); copies.len()])
     }
 
-    async fn schedule(&self, checks: &[FirstChecks], _: &Pulse) -> Result<Confirmed, Outage> {
+    async fn schedule(&self, checks: &[FirstChecks], _: &Heartbeat) -> Result<Confirmed, Outage> {
         assert!(self.settled.lock().unwrap().is_empty(), "nothing is settled before its check is scheduled");
         let mut confirmed: Confirmed = vec![Ok(()); checks.len()];
         let mut fails = self.scheduling_fails.lock().unwrap();
@@ -168,15 +169,15 @@ async fn process_with(
 ) -> (Result<(), Interrupted<Text>>, Vec<usize>) {
     let ledger = Arc::new(ledger);
     let pipeline = pipeline(&ledger, delays);
-    let pulse = Pulses::default().begin("test", Duration::from_secs(60));
+    let heartbeat = Heartbeats::default().begin("test", Duration::from_secs(60));
     let batch = bodies.iter().cloned().map(Text).collect();
     let stop = CancellationToken::new();
-    let turn = Turn { pulse: &pulse, stop: &stop };
-    let committed = pipeline.commit(batch, &turn).await;
+    let context = BatchContext { heartbeat: &heartbeat, stop: &stop };
+    let committed = pipeline.commit(batch, &context).await;
     for Decided { message, outcome, .. } in &committed.decided {
         queue.outcomes.lock().unwrap().insert(message.0.clone(), outcome.label());
     }
-    let done = pipeline.finish(queue, committed, &turn).await;
+    let done = pipeline.finish(queue, committed, &context).await;
     let calls = ledger.calls.lock().unwrap().clone();
     (done, calls)
 }
@@ -249,12 +250,13 @@ async fn what_has_just_passed_is_charged_to_nobody() {
 #[tokio::test]
 async fn no_attempt_is_spent_on_the_way_out() {
     let ledger = Arc::new(Script::default());
-    let pulse = Pulses::default().begin("test", Duration::from_secs(60));
+    let heartbeat = Heartbeats::default().begin("test", Duration::from_secs(60));
     let stop = CancellationToken::new();
     stop.cancel();
     let queue = Queue::default();
     let batch = vec![Text(body("transient", "u"))];
-    let done = pipeline(&ledger, &["1s"]).process(&queue, batch, &Turn { pulse: &pulse, stop: &stop }).await;
+    let done =
+        pipeline(&ledger, &["1s"]).process(&queue, batch, &BatchContext { heartbeat: &heartbeat, stop: &stop }).await;
     let interrupted = done.unwrap_err();
     assert_eq!((interrupted.outage, interrupted.unsettled.len()), (None, 1));
     assert!(settled(&queue).is_empty());
@@ -265,12 +267,12 @@ async fn splitting_stops_when_the_worker_is_told_to() {
     let bodies: Vec<String> = (0..6).map(|n| body(if n == 0 { "refused" } else { "p" }, "u")).collect();
     let ledger = Arc::new(Script::default());
     let pipeline = pipeline(&ledger, &["1s"]);
-    let pulse = Pulses::default().begin("test", Duration::from_secs(60));
+    let heartbeat = Heartbeats::default().begin("test", Duration::from_secs(60));
     let stop = CancellationToken::new();
     stop.cancel();
     let queue = Queue::default();
     let batch = bodies.into_iter().map(Text).collect();
-    let done = pipeline.process(&queue, batch, &Turn { pulse: &pulse, stop: &stop }).await;
+    let done = pipeline.process(&queue, batch, &BatchContext { heartbeat: &heartbeat, stop: &stop }).await;
     let interrupted = done.unwrap_err();
     assert_eq!((interrupted.outage, interrupted.unsettled.len()), (None, 6));
     assert_eq!(*ledger.calls.lock().unwrap(), [6], "the batch that was begun, and no more");
@@ -317,9 +319,9 @@ async fn an_empty_batch_asks_nothing_of_the_ledger() {
 async fn a_check_is_scheduled_for_what_may_count_once_a_payment_and_before_anything_is_settled() {
     // Credited, the same again, in conflict, refused for good, to come again, malformed, and one that was there before.
     let ledger = Script::default();
-    let standing = |checked| Standing { user_id: "u".into(), points: 1, checked };
-    ledger.rows.lock().unwrap().insert("known".into(), standing(false));
-    ledger.rows.lock().unwrap().insert("verified".into(), standing(true));
+    let recorded = |checked| RecordedCredit { user_id: "u".into(), points: 1, checked };
+    ledger.rows.lock().unwrap().insert("known".into(), recorded(false));
+    ledger.rows.lock().unwrap().insert("verified".into(), recorded(true));
     let bodies = [
         body("a", "u"),
         body("a", "u"),

@@ -3,7 +3,7 @@
 use super::ports::{CONFIRMING_TIME, Confirmed, Deliveries, FirstChecks, Forward};
 use crate::{
     domain::failure::{Dependency, Outage},
-    pipeline::batch::Turn,
+    pipeline::batch::BatchContext,
 };
 use std::time::{Duration, Instant};
 
@@ -23,14 +23,14 @@ pub(super) fn outage(reason: &str) -> Outage {
 pub(super) async fn schedule<D: Deliveries>(
     deliveries: &D,
     checks: &[FirstChecks],
-    turn: &Turn<'_>,
+    context: &BatchContext<'_>,
 ) -> Result<(), Outage> {
     let begun = Instant::now();
     let mut open: Vec<FirstChecks> = checks.to_vec();
     let mut stopped = false;
     while !open.is_empty() {
-        turn.pulse.beat();
-        let confirmed = deliveries.schedule(&open, turn.pulse).await?;
+        context.heartbeat.beat();
+        let confirmed = deliveries.schedule(&open, context.heartbeat).await?;
         let nothing_yet = open.len() == checks.len();
         let (rest, reason) = unconfirmed(&confirmed);
         let Some(reason) = reason else { return Ok(()) };
@@ -39,7 +39,7 @@ pub(super) async fn schedule<D: Deliveries>(
         }
         open = rest.into_iter().map(|index| open[index].clone()).collect();
         // Told to stop, the rest has one more attempt: what is confirmed would be scheduled twice.
-        stopped = !pause(turn).await;
+        stopped = !pause(context).await;
     }
     Ok(())
 }
@@ -52,8 +52,8 @@ pub(super) fn unconfirmed(confirmed: &Confirmed) -> (Vec<usize>, Option<Outage>)
 }
 
 /// Waits before another attempt. `false`: the worker was told to stop.
-pub(super) async fn pause(turn: &Turn<'_>) -> bool {
-    turn.stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_some()
+pub(super) async fn pause(context: &BatchContext<'_>) -> bool {
+    context.stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_some()
 }
 
 /// Publishes copies once, in windows. For each whether it is confirmed, or why not. After a window of which nothing is
@@ -61,13 +61,13 @@ pub(super) async fn pause(turn: &Turn<'_>) -> bool {
 pub(super) async fn forward<D: Deliveries>(
     deliveries: &D,
     copies: &[Forward<'_, D::Message>],
-    turn: &Turn<'_>,
+    context: &BatchContext<'_>,
 ) -> Result<Confirmed, Outage> {
     let mut all = Vec::with_capacity(copies.len());
     let begun = Instant::now();
     for window in copies.chunks(TOGETHER) {
-        turn.pulse.beat();
-        let confirmed = deliveries.forward(window, turn.pulse).await?;
+        context.heartbeat.beat();
+        let confirmed = deliveries.forward(window, context.heartbeat).await?;
         let none = confirmed.iter().all(Result::is_err);
         all.extend(confirmed);
         if none || begun.elapsed() > CONFIRMING_TIME {

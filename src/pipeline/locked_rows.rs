@@ -4,7 +4,7 @@ use super::ports::{LedgerRow, RowLocks};
 use crate::{
     domain::failure::{BatchError, Outage},
     observe::events,
-    pipeline::batch::{Fate, Work},
+    pipeline::batch::{ItemResult, Work},
 };
 use std::{
     collections::HashMap,
@@ -41,7 +41,7 @@ enum Course {
     /// It is the one that tries its rows now.
     Try(String),
     /// It takes its retry step without a try.
-    Wait(String),
+    CheckDelay(String),
 }
 
 impl LockedRows {
@@ -65,7 +65,7 @@ impl LockedRows {
         };
         let due = found().all(|row| remembered[row].next_try <= now);
         if !due && !is_last {
-            return Course::Wait(holder);
+            return Course::CheckDelay(holder);
         }
         for row in rows {
             if let Some(row) = remembered.get_mut(row) {
@@ -109,7 +109,7 @@ fn held(what: &str) -> String {
 }
 
 /// The outcome of looking who holds the rows of a batch that waited in vain.
-pub(super) enum Looked {
+pub(super) enum LockedBy {
     /// The positions within the batch of the items whose rows other sessions hold, and the reason of each.
     Held(Vec<(usize, String)>),
     /// Only pointsd's own writers wait for one another.
@@ -119,14 +119,14 @@ pub(super) enum Looked {
 }
 
 /// Finds the items whose rows other sessions hold, and remembers the rows. A probe proves that the ledger works otherwise.
-pub(super) async fn look<W: Work>(work: &W, locked: &LockedRows, batch: &[W::Item]) -> Result<Looked, Outage> {
+pub(super) async fn look<W: Work>(work: &W, locked: &LockedRows, batch: &[W::Item]) -> Result<LockedBy, Outage> {
     let rows: Vec<Vec<LedgerRow>> = batch.iter().map(|item| work.rows(item)).collect();
     let mut distinct: Vec<LedgerRow> = rows.iter().flatten().cloned().collect();
     distinct.sort_unstable();
     distinct.dedup();
     let RowLocks { by_others, by_own_writers } = work.row_locks(distinct).await?;
     if by_others.is_empty() {
-        return Ok(if by_own_writers { Looked::OwnWriters } else { Looked::Nothing });
+        return Ok(if by_own_writers { LockedBy::OwnWriters } else { LockedBy::Nothing });
     }
     work.probe().await?;
     for (row, holder) in &by_others {
@@ -134,7 +134,7 @@ pub(super) async fn look<W: Work>(work: &W, locked: &LockedRows, batch: &[W::Ite
     }
     let reason =
         |rows: &Vec<LedgerRow>| rows.iter().find_map(|row| Some(held(&format!("{row}: {}", by_others.get(row)?))));
-    Ok(Looked::Held(rows.iter().enumerate().filter_map(|(index, rows)| Some((index, reason(rows)?))).collect()))
+    Ok(LockedBy::Held(rows.iter().enumerate().filter_map(|(index, rows)| Some((index, reason(rows)?))).collect()))
 }
 
 /// Remembers the rows of an item that fails alone at a lock which cannot be seen. Returns the reason.
@@ -151,7 +151,7 @@ pub(super) async fn set_aside<W: Work>(
     work: &W,
     locked: &LockedRows,
     items: &[W::Item],
-    fates: &mut [Fate<W::Done>],
+    results: &mut [ItemResult<W::Done>],
 ) -> Result<Vec<usize>, Outage> {
     let now = Instant::now();
     if locked.is_empty_at(now) {
@@ -162,11 +162,11 @@ pub(super) async fn set_aside<W: Work>(
         match locked.course(&work.rows(item), work.is_last(index), now) {
             Course::Free => free.push(index),
             Course::Try(holder) => tries.push((index, holder)),
-            Course::Wait(holder) => fates[index] = Fate::Failed(held(&holder)),
+            Course::CheckDelay(holder) => results[index] = ItemResult::Failed(held(&holder)),
         }
     }
     if !tries.is_empty() {
-        free.extend(try_briefly(work, locked, items, tries, fates).await?);
+        free.extend(try_briefly(work, locked, items, tries, results).await?);
         // In the order of the items: of two messages of one payment the first one counts.
         free.sort_unstable();
     }
@@ -179,14 +179,14 @@ async fn try_briefly<W: Work>(
     locked: &LockedRows,
     items: &[W::Item],
     tries: Vec<(usize, String)>,
-    fates: &mut [Fate<W::Done>],
+    results: &mut [ItemResult<W::Done>],
 ) -> Result<Vec<usize>, Outage> {
     let batch: Arc<[W::Item]> = tries.iter().map(|(index, _)| items[*index].clone()).collect();
     let mut free = Vec::new();
     match work.attempt_briefly(Arc::clone(&batch)).await {
         Ok(done) => {
             for ((index, _), done) in tries.iter().zip(done) {
-                fates[*index] = Fate::Done(done);
+                results[*index] = ItemResult::Done(done);
             }
             locked.forget(batch.iter().flat_map(|item| work.rows(item)).collect::<Vec<_>>().iter());
         }
@@ -194,18 +194,18 @@ async fn try_briefly<W: Work>(
         // The usual way finds out which of them it is.
         Err(BatchError::Refused(_) | BatchError::Transient(_)) => free.extend(tries.iter().map(|(index, _)| *index)),
         Err(BatchError::Locked(_)) => {
-            let looked = look(work, locked, &batch).await?;
+            let locked_by = look(work, locked, &batch).await?;
             // Behind a writer of ours it would have had its turn.
-            let may_be_unseen = !matches!(looked, Looked::OwnWriters);
-            let mut reasons: HashMap<usize, String> = match looked {
-                Looked::Held(held) => held.into_iter().collect(),
-                Looked::OwnWriters | Looked::Nothing => HashMap::new(),
+            let may_be_unseen = !matches!(locked_by, LockedBy::OwnWriters);
+            let mut reasons: HashMap<usize, String> = match locked_by {
+                LockedBy::Held(held) => held.into_iter().collect(),
+                LockedBy::OwnWriters | LockedBy::Nothing => HashMap::new(),
             };
             for (position, (index, holder)) in tries.into_iter().enumerate() {
                 let rows = work.rows(&items[index]);
                 let unseen = || (may_be_unseen && locked.is_unseen(&rows)).then(|| held(&holder));
                 if let Some(reason) = reasons.remove(&position).or_else(unseen) {
-                    fates[index] = Fate::Failed(reason);
+                    results[index] = ItemResult::Failed(reason);
                 } else {
                     locked.forget(rows.iter());
                     free.push(index);
@@ -231,10 +231,13 @@ mod tests {
         };
         assert_eq!(course("a", false, 0.0), Course::Free);
         locked.remember(&row("a"), "psql", true);
-        let wait = Course::Wait("user a: psql".into());
+        let wait = Course::CheckDelay("user a: psql".into());
         let tries = Course::Try("user a: psql".into());
         assert_eq!((course("a", false, 0.5), course("b", false, 0.5)), (wait, Course::Free));
-        assert_eq!((course("a", false, 1.5), course("a", false, 1.6)), (tries, Course::Wait("user a: psql".into())));
+        assert_eq!(
+            (course("a", false, 1.5), course("a", false, 1.6)),
+            (tries, Course::CheckDelay("user a: psql".into()))
+        );
         assert_eq!(course("a", true, 1.7), Course::Try("user a: psql".into()), "no step is left");
         assert!(!locked.is_empty_at(begun + Duration::from_secs(59)));
         assert!(locked.is_empty_at(begun + Duration::from_secs(62)), "forgotten");

@@ -2,14 +2,14 @@
 
 use crate::{
     domain::{
-        check::{Check, Checked, OnUnpaid, PaymentStatus, Wait},
-        credit::{Credit, Standing, Verdict},
+        check::{Check, CheckDelay, Checked, OnUnpaid, PaymentStatus},
+        credit::{Credit, RecordedCredit, Verdict},
         failure::{BatchError, Outage},
         ids::{PaymentId, UserId},
         settlement::Destination,
-        valuation::Worth,
+        valuation::PaymentValue,
     },
-    observe::heartbeat::Pulse,
+    observe::heartbeat::Heartbeat,
 };
 use async_trait::async_trait;
 use std::{
@@ -78,7 +78,7 @@ pub struct RowLocks {
 #[async_trait]
 pub trait CheckLedger: Send + Sync {
     /// Brings each payment of `batch` to agree with what was found of it, in one transaction: finds its row as it is at that
-    /// moment, decides by [`crate::domain::check::Finding::decide`], and does it. `batch`: in the order of the payment
+    /// moment, decides by [`crate::domain::check::Resolution::decide`], and does it. `batch`: in the order of the payment
     /// ids, each once; at most [`crate::domain::credit::MAX_BATCH`]. Answers in that order, within a deadline of its own.
     async fn check(
         &self,
@@ -122,13 +122,13 @@ pub struct Payment {
     /// Whose payment it is, where the source is asked for that and has the payment.
     pub user: Option<String>,
     /// What it is worth, the same.
-    pub worth: Option<Worth>,
+    pub value: Option<PaymentValue>,
 }
 
 impl Payment {
     /// One of which nothing but the status matters.
     pub fn new(status: PaymentStatus) -> Self {
-        Self { id: None, status, said: None, user: None, worth: None }
+        Self { id: None, status, said: None, user: None, value: None }
     }
 }
 
@@ -253,7 +253,7 @@ pub struct Forward<'a, M> {
     /// What happened, for a person; `None` where nothing has gone wrong.
     pub error: Option<Cow<'a, str>>,
     /// The version in the ledger, on a conflict.
-    pub standing: Option<&'a Standing>,
+    pub recorded: Option<&'a RecordedCredit>,
     /// The copy's body.
     pub body: CopyBody<'a>,
 }
@@ -273,7 +273,7 @@ pub enum CopyBody<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FirstChecks {
     /// How long it waits.
-    pub wait: Wait,
+    pub wait: CheckDelay,
     /// The check message.
     pub body: Vec<u8>,
 }
@@ -292,11 +292,11 @@ pub trait Deliveries: Send + Sync {
     type Message: Message;
 
     /// Publishes copies to the queues that they go to, and waits for the confirms. An error leaves it open which of them
-    /// stand there. `pulse` beats while confirms are late.
-    async fn forward(&self, copies: &[Forward<'_, Self::Message>], pulse: &Pulse) -> Result<Confirmed, Outage>;
+    /// stand there. `heartbeat` beats while confirms are late.
+    async fn forward(&self, copies: &[Forward<'_, Self::Message>], heartbeat: &Heartbeat) -> Result<Confirmed, Outage>;
 
     /// The same for check messages that are not copies.
-    async fn schedule(&self, checks: &[FirstChecks], pulse: &Pulse) -> Result<Confirmed, Outage>;
+    async fn schedule(&self, checks: &[FirstChecks], heartbeat: &Heartbeat) -> Result<Confirmed, Outage>;
 
     /// Settles messages whose effect is durable. It cannot fail: a message whose settlement is lost comes again and
     /// is a duplicate then.

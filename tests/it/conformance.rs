@@ -7,8 +7,8 @@ use crate::support::{
 use pointsd::{
     database::DatabaseUrl,
     domain::{
-        check::{Check, CheckStep, Finding, OnUnpaid},
-        credit::{Credit, MAX_BALANCE, MAX_POINTS_LIMIT, Points, Standing, Verdict},
+        check::{Check, CheckStep, OnUnpaid, Resolution},
+        credit::{Credit, MAX_BALANCE, MAX_POINTS_LIMIT, Points, RecordedCredit, Verdict},
         failure::Class,
         ids::{PaymentId, UserId},
         settlement::Reason,
@@ -66,7 +66,7 @@ fn credit(payment: &str, user: &str, points: i64) -> Credit {
 }
 
 fn conflict(user: &str, points: i64) -> Verdict {
-    Verdict::Conflict(Standing { user_id: user.into(), points, checked: false })
+    Verdict::Conflict(RecordedCredit { user_id: user.into(), points, checked: false })
 }
 
 const DUPLICATE: Verdict = Verdict::Duplicate { checked: false };
@@ -77,7 +77,7 @@ fn verdicts(ledger: &dyn Ledger, batch: &[Credit]) -> Vec<Verdict> {
     let plain = |verdict| match verdict {
         Verdict::Credited => Verdict::Credited,
         Verdict::Duplicate { .. } => DUPLICATE,
-        Verdict::Conflict(standing) => Verdict::Conflict(Standing { checked: false, ..standing }),
+        Verdict::Conflict(standing) => Verdict::Conflict(RecordedCredit { checked: false, ..standing }),
     };
     verdicts.map(plain).collect()
 }
@@ -332,7 +332,7 @@ fn a_payment_tells_its_story(kind: Kind) {
     assert_eq!(told, [(1, "reversal", -10, "closed"), (2, "reinstatement", 10, "paid")]);
 }
 
-fn check(payment: &str, user: &str, points: i64, finding: Finding) -> Check {
+fn check(payment: &str, user: &str, points: i64, finding: Resolution) -> Check {
     Check::of(credit(payment, user, points), finding)
 }
 
@@ -348,11 +348,11 @@ fn steps(ledger: &dyn Ledger, checks: &[Check]) -> Vec<(CheckStep, i64)> {
 
 fn every_step_of_a_check_is_written(kind: Kind) {
     use CheckStep::{Dead, Expire, LateCredit, None, Reinstate, Reverse, Verify, Void};
-    use Finding::{Closed, Paid, Pending, Unknown};
+    use Resolution::{Closed, Paid, Pending, Unknown};
     let (_place, ledger) = ledger(kind);
     ledger.credit(&[credit("a", "u", 10), credit("b", "u", 20), credit("c", "v", 5)], Patience::Usual).unwrap();
     // One batch a row: the payments, what is found of each, what is done, and the balances of u, v and w after it.
-    let batches: Vec<(Vec<(&str, &str, i64, Finding, CheckStep)>, [i64; 3])> = vec![
+    let batches: Vec<(Vec<(&str, &str, i64, Resolution, CheckStep)>, [i64; 3])> = vec![
         (vec![], [30, 5, 0]),
         (
             vec![
@@ -432,10 +432,10 @@ fn a_duplicate_needs_no_check_once_it_is_verified_or_parked(kind: Kind) {
     };
     let asked_at = |payment: &str| ledger.payment(payment).unwrap().unwrap().asked_at;
     let person =
-        |payment: &str| Check { claim: None, ..check(payment, "u", 10, Finding::ForPerson(Reason::Unrecognised)) };
+        |payment: &str| Check { claim: None, ..check(payment, "u", 10, Resolution::ForPerson(Reason::Unrecognised)) };
     needs_no_check([false; 4]);
     // One that is not in the ledger gets no row by it.
-    steps(&*ledger, &[check("closed", "u", 10, Finding::Closed), check("paid", "u", 10, Finding::Paid)]);
+    steps(&*ledger, &[check("closed", "u", 10, Resolution::Closed), check("paid", "u", 10, Resolution::Paid)]);
     steps(&*ledger, &[person("absent"), person("closed"), person("parked")]);
     needs_no_check([true, true, false, false]);
     assert!(ledger.payment("absent").unwrap().is_none());
@@ -445,7 +445,7 @@ fn a_duplicate_needs_no_check_once_it_is_verified_or_parked(kind: Kind) {
     steps(&*ledger, &[person("paid"), person("parked")]);
     assert!(first.is_some() && asked_at("parked") == first && asked_at("paid").is_some(), "the first time counts");
     // Cleared when it is verified or reversed.
-    steps(&*ledger, &[check("paid", "u", 10, Finding::Closed), check("parked", "u", 10, Finding::Paid)]);
+    steps(&*ledger, &[check("paid", "u", 10, Resolution::Closed), check("parked", "u", 10, Resolution::Paid)]);
     assert_eq!((asked_at("paid"), asked_at("parked")), (None, None));
     needs_no_check([false, true, false, false]);
     assert_right(&*ledger, 4);
@@ -456,8 +456,8 @@ fn unverified_and_overdue_credits_are_counted(kind: Kind) {
     let batch = ["paid", "parked", "closed", "old", "new"].map(|payment| credit(payment, "u", 10));
     ledger.credit(&batch, Patience::Usual).unwrap();
     place.execute("UPDATE points_credits SET credited_at = '2020-01-01T00:00:00.000Z' WHERE payment_id <> 'new'");
-    let person = Check { claim: None, ..check("parked", "u", 10, Finding::ForPerson(Reason::Unrecognised)) };
-    steps(&*ledger, &[check("closed", "u", 10, Finding::Closed), check("paid", "u", 10, Finding::Paid), person]);
+    let person = Check { claim: None, ..check("parked", "u", 10, Resolution::ForPerson(Reason::Unrecognised)) };
+    steps(&*ledger, &[check("closed", "u", 10, Resolution::Closed), check("paid", "u", 10, Resolution::Paid), person]);
     let counted = ledger.count_unverified(Duration::from_secs(3600)).unwrap();
     assert_eq!((counted.unverified, counted.overdue), (3, 1));
     let counted = ledger.count_unverified(Duration::from_secs(100 * 365 * 86_400)).unwrap();
@@ -467,7 +467,7 @@ fn unverified_and_overdue_credits_are_counted(kind: Kind) {
 fn the_reason_of_another_spelling_names_it(kind: Kind) {
     let (_place, ledger) = ledger(kind);
     ledger.credit(&[credit("007", "u", 10)], Patience::Usual).unwrap();
-    let check = Check { spelling: Some("7".into()), ..check("007", "u", 10, Finding::Misspelt) };
+    let check = Check { spelling: Some("7".into()), ..check("007", "u", 10, Resolution::Misspelt) };
     assert_eq!(steps(&*ledger, &[check]), [(CheckStep::Reverse, 10)]);
     let story = ledger.payment("007").unwrap().unwrap();
     assert_eq!((story.state.as_str(), story.adjustments[0].reason.as_str()), ("reversed", "another spelling of 7"));
@@ -479,7 +479,7 @@ fn the_ledgers_own_row_counts_and_not_the_message(kind: Kind) {
     ledger.credit(&[credit("a", "u", 10), credit("b", "u", 10)], Patience::Usual).unwrap();
     let checked = ledger
         .check(
-            &[check("a", "thief", 99, Finding::Closed), check("b", "thief", 99, Finding::Paid)],
+            &[check("a", "thief", 99, Resolution::Closed), check("b", "thief", 99, Resolution::Paid)],
             OnUnpaid::Reverse,
             Patience::Usual,
             later(),
@@ -496,11 +496,11 @@ fn a_reversal_may_make_a_balance_negative(kind: Kind) {
     ledger.credit(&[credit("a", "u", 10)], Patience::Usual).unwrap();
     // The points were spent by somebody else's program, which this ledger books as a balance only: `verify` would tell.
     place.execute("UPDATE points_balances SET balance = 3 WHERE user_id = 'u'");
-    assert_eq!(steps(&*ledger, &[check("a", "u", 10, Finding::Closed)]), [(CheckStep::Reverse, 10)]);
+    assert_eq!(steps(&*ledger, &[check("a", "u", 10, Resolution::Closed)]), [(CheckStep::Reverse, 10)]);
     assert_eq!(ledger.balance("u").unwrap(), -7);
-    assert_eq!(steps(&*ledger, &[check("a", "u", 10, Finding::Closed)]), [(CheckStep::None, 10)], "once");
+    assert_eq!(steps(&*ledger, &[check("a", "u", 10, Resolution::Closed)]), [(CheckStep::None, 10)], "once");
     assert_eq!(ledger.balance("u").unwrap(), -7);
-    assert_eq!(steps(&*ledger, &[check("a", "u", 10, Finding::Paid)]), [(CheckStep::Reinstate, 10)]);
+    assert_eq!(steps(&*ledger, &[check("a", "u", 10, Resolution::Paid)]), [(CheckStep::Reinstate, 10)]);
     assert_eq!(ledger.balance("u").unwrap(), 3);
 }
 
@@ -508,7 +508,7 @@ fn a_reversal_may_make_a_balance_negative(kind: Kind) {
 /// payment ends as its finding says.
 fn checks_and_credits_of_the_same_payments_at_once(kind: Kind) {
     let (place, ledger) = ledger(kind);
-    let finding = |n: usize| [Finding::Paid, Finding::Closed, Finding::Pending][n % 3];
+    let finding = |n: usize| [Resolution::Paid, Resolution::Closed, Resolution::Pending][n % 3];
     let payment = |round: usize, n: usize| format!("{round:02}-{n:03}");
     // Which of them is the first depends on who sorts: the database's own collation is not that of the columns.
     let user = |n: usize| ["a", "B", "c", "D", "é", "Z", "z"][n % 7];
@@ -536,7 +536,7 @@ fn checks_and_credits_of_the_same_payments_at_once(kind: Kind) {
     assert_right(&*ledger, 3000);
     for n in 0..100 {
         let state = ledger.payment(&payment(7, n)).unwrap().unwrap().state;
-        assert_eq!(state, if finding(n) == Finding::Paid { "credited" } else { "reversed" }, "{n}");
+        assert_eq!(state, if finding(n) == Resolution::Paid { "credited" } else { "reversed" }, "{n}");
     }
 }
 
@@ -544,7 +544,7 @@ fn a_check_out_of_range_leaves_no_trace(kind: Kind) {
     let (place, ledger) = ledger(kind);
     ledger.credit(&[credit("a", "rich", 5)], Patience::Usual).unwrap();
     place.execute(&format!("UPDATE points_balances SET balance = {MAX_BALANCE} WHERE user_id = 'rich'"));
-    let batch = [check("b", "poor", 1, Finding::Paid), check("c", "rich", 1, Finding::Paid)];
+    let batch = [check("b", "poor", 1, Resolution::Paid), check("c", "rich", 1, Resolution::Paid)];
     let error = ledger.check(&batch, OnUnpaid::Reverse, Patience::Usual, later()).unwrap_err();
     assert_eq!(error.class(), Class::Permanent, "{error}");
     assert!(ledger.payment("b").unwrap().is_none() && ledger.balance("poor").unwrap() == 0, "nothing of it");
@@ -554,7 +554,7 @@ fn a_check_out_of_range_leaves_no_trace(kind: Kind) {
 fn a_check_that_nobody_waits_for_any_more_is_not_committed(kind: Kind) {
     let (_place, ledger) = ledger(kind);
     ledger.credit(&[credit("a", "u", 10)], Patience::Usual).unwrap();
-    let batch = [check("a", "u", 10, Finding::Closed), check("b", "u", 10, Finding::Paid)];
+    let batch = [check("a", "u", 10, Resolution::Closed), check("b", "u", 10, Resolution::Paid)];
     let error = ledger.check(&batch, OnUnpaid::Reverse, Patience::Usual, Instant::now()).unwrap_err();
     assert!(error.to_string().contains("too late"), "{error}");
     assert_eq!((ledger.balance("u").unwrap(), ledger.payment("b").unwrap()), (10, None));
@@ -576,7 +576,7 @@ fn credits_that_no_check_has_found_paid_are_counted_and_listed(kind: Kind) {
     ledger.credit(&["a", "b", "c", "d", "e"].map(|id| credit(id, "u", 1)), Patience::Usual).unwrap();
     std::thread::sleep(Duration::from_millis(5));
     assert_eq!(ledger.count_unverified(Duration::ZERO).unwrap().unverified, 5);
-    steps(&*ledger, &[check("b", "u", 1, Finding::Paid), check("e", "u", 1, Finding::Closed)]);
+    steps(&*ledger, &[check("b", "u", 1, Resolution::Paid), check("e", "u", 1, Resolution::Closed)]);
     assert_eq!(
         (ledger.count_unverified(Duration::ZERO).unwrap().unverified, ledger.verify().unwrap().unverified),
         (3, 3)
@@ -626,12 +626,12 @@ fn a_check_without_a_claim_leaves_nothing_where_nothing_stands(kind: Kind) {
     let looked_up = |payment: &str, finding| Check { claim: Option::None, ..check(payment, "nobody", 1, finding) };
     // Beside one that has a claim, in one batch and one order.
     let batch = [
-        looked_up("a", Finding::Closed),
-        looked_up("b", Finding::Closed),
-        check("c", "v", 7, Finding::Paid),
-        looked_up("d", Finding::Paid),
-        looked_up("e", Finding::Paid),
-        looked_up("f", Finding::Pending),
+        looked_up("a", Resolution::Closed),
+        looked_up("b", Resolution::Closed),
+        check("c", "v", 7, Resolution::Paid),
+        looked_up("d", Resolution::Paid),
+        looked_up("e", Resolution::Paid),
+        looked_up("f", Resolution::Pending),
     ];
     use CheckStep::{LateCredit, None, Reverse, Verify};
     let expected = [(None, 0), (Reverse, 20), (LateCredit, 7), (Verify, 5), (None, 0), (None, 0)];
@@ -656,16 +656,16 @@ fn what_is_rolled_back_is_not_made_known(kind: Kind) {
     quiet.credit(&[credit("quiet", "u", 1)], Patience::Usual).unwrap();
     place.execute(&format!("UPDATE points_balances SET balance = {} WHERE user_id = 'u'", MAX_BALANCE - 5));
     ledger.credit(&[credit("first", "v", 1), credit("too-much", "u", 10)], Patience::Usual).unwrap_err();
-    ledger.check(&[check("late", "u", 10, Finding::Paid)], OnUnpaid::Reverse, Patience::Usual, later()).unwrap_err();
+    ledger.check(&[check("late", "u", 10, Resolution::Paid)], OnUnpaid::Reverse, Patience::Usual, later()).unwrap_err();
     let past = Instant::now();
-    ledger.check(&[check("quiet", "u", 1, Finding::Closed)], OnUnpaid::Reverse, Patience::Usual, past).unwrap_err();
+    ledger.check(&[check("quiet", "u", 1, Resolution::Closed)], OnUnpaid::Reverse, Patience::Usual, past).unwrap_err();
     assert_eq!(outbox.summary().unwrap().rows, 0, "nothing of it was committed");
     // A duplicate makes nothing known either, and neither does a void.
     let verdicts = ledger
         .credit(&[credit("first", "v", 1), credit("first", "v", 1), credit("quiet", "u", 1)], Patience::Usual)
         .unwrap();
     assert_eq!(verdicts, [Verdict::Credited, Verdict::Duplicate { checked: true }, DUPLICATE]);
-    let checks = [check("first", "v", 1, Finding::Closed), check("never", "w", 3, Finding::Pending)];
+    let checks = [check("first", "v", 1, Resolution::Closed), check("never", "w", 3, Resolution::Pending)];
     assert_eq!(steps(&*ledger, &checks), [(CheckStep::Reverse, 1), (CheckStep::Void, 3)]);
     assert!(outbox.take_turn().unwrap());
     let keys: Vec<(Option<String>, String)> =
@@ -689,7 +689,7 @@ fn rows_are_found_by_their_keys_also_by_statements_that_were_planned_on_an_empty
 
     let (place, ledger) = ledger(Kind::Postgres);
     let batch: Vec<Credit> = (0..20).map(|n| credit(&format!("p{n}"), "u", 1)).collect();
-    let checks: Vec<Check> = (10..20).map(|n| check(&format!("p{n}"), "u", 1, Finding::Paid)).collect();
+    let checks: Vec<Check> = (10..20).map(|n| check(&format!("p{n}"), "u", 1, Resolution::Paid)).collect();
     let work = || {
         assert_eq!(ledger.credit(&batch, Patience::Usual).unwrap().len(), 20);
         ledger.check(&checks, OnUnpaid::Reverse, Patience::Usual, Instant::now() + Duration::from_secs(60)).unwrap();

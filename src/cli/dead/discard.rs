@@ -36,7 +36,7 @@ const AT_A_TIME: usize = 500;
 const TIME_TO_ANSWER: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Serialize)]
-struct Account {
+struct Report {
     selected: u64,
     dropped: u64,
 }
@@ -75,7 +75,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         Audit { action: "drop", selection: &selection, selected: Some(selected), removed: 0, end, requeue_id: None }
             .tell(settings);
         if arguments.json {
-            output.json(&Account { selected, dropped: 0 })?;
+            output.json(&Report { selected, dropped: 0 })?;
         }
         let ids: Vec<&str> = shared.iter().map(|id| id.as_deref().unwrap_or("(none)")).collect();
         output.complain(&format!(
@@ -87,7 +87,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     }
     // They are held while the person thinks: what is dropped is what was counted.
     let agreed = tags.is_empty() || arguments.yes || ask(settings, groups, (tags.len(), payments), output).await?;
-    let mut account = Account { selected: tags.len() as u64, dropped: 0 };
+    let mut report = Report { selected: tags.len() as u64, dropped: 0 };
     let audit = |removed, end: &str| {
         let selected = tags.len() as u64;
         Audit { action: "drop", selection: &selection, selected: Some(selected), removed, end, requeue_id: None }
@@ -98,13 +98,13 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         audit(0, BEGUN);
         let mut dropped = Ok(());
         for some in tags.chunks(AT_A_TIME).take_while(|_| !stop.is_cancelled()) {
-            dropped = walk.queue.remove(some, &mut account.dropped).await;
+            dropped = walk.queue.remove(some, &mut report.dropped).await;
             if dropped.is_err() {
                 break;
             }
         }
         let certain = || {
-            let dropped = account.dropped;
+            let dropped = report.dropped;
             format!("{dropped} messages are dropped for certain; to drop the others, run it again, which is harmless")
         };
         let ended = dropped.context("broker").and(walk.end(output).await).with_context(certain);
@@ -113,22 +113,22 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
             Ok(_) if stop.is_cancelled() => "interrupted".into(),
             Ok(_) => "done".into(),
         };
-        audit(account.dropped, &end);
+        audit(report.dropped, &end);
         ended?
     } else {
         let seen = walk.end(output).await?;
         audit(0, "not agreed to");
         seen
     };
-    if looked_at && account.dropped < account.selected {
+    if looked_at && report.dropped < report.selected {
         renew_all(settings, output).await?;
     }
     if arguments.json {
-        output.json(&account)?;
+        output.json(&report)?;
     } else {
-        output.line(&format!("dropped {} of {} selected messages", account.dropped, account.selected))?;
+        output.line(&format!("dropped {} of {} selected messages", report.dropped, report.selected))?;
     }
-    Ok(if account.dropped == account.selected { seen } else { Exit::Failed })
+    Ok(if report.dropped == report.selected { seen } else { Exit::Failed })
 }
 
 /// Whether it has checks whose payments are not known.

@@ -4,7 +4,7 @@ use super::{Audit, Exit, Filter, Output, Walk, clock};
 use crate::{
     config::Settings,
     domain::check_message::CONTENT_TYPE,
-    message_file::{self, Recorded},
+    message_file::{self, RecordedMessage},
     parked::Selection,
 };
 use anyhow::Context as _;
@@ -66,7 +66,7 @@ async fn write(
     let mut selected = 0;
     while let Some((found, parked)) = walk.next().await? {
         if selection.takes(&parked, now) {
-            let message = Recorded {
+            let message = RecordedMessage {
                 body: found.body().to_vec(),
                 message_id: found.message_id(),
                 headers: found.headers(),

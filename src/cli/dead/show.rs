@@ -5,7 +5,7 @@ use crate::{
     broker::Found,
     cli::reading,
     config::Settings,
-    database::Guarded,
+    database::WithDeadline,
     domain::{
         check::Claim,
         check_message::{self, About, ScheduledCheck},
@@ -140,7 +140,7 @@ fn version(settings: &Settings, found: &Found) -> Option<Version> {
 }
 
 /// A ledger that is down is no reason not to show a message.
-async fn ask(ledger: Result<&Guarded<dyn Ledger>, &String>, payment_id: Option<&str>) -> LedgerNow {
+async fn ask(ledger: Result<&WithDeadline<dyn Ledger>, &String>, payment_id: Option<&str>) -> LedgerNow {
     let Some(payment_id) = payment_id.map(str::to_owned) else {
         return LedgerNow::not_asked("it names no payment, or several");
     };

@@ -22,9 +22,9 @@ use crate::{
     },
     domain::{
         check::{Check, Checked, OnUnpaid},
-        credit::{Credit, Standing, Verdict},
+        credit::{Credit, RecordedCredit, Verdict},
     },
-    ledger::outbox_events::{Announcements, Announcer},
+    ledger::outbox_events::{EventWriter, OutboxEvents},
     pipeline::ports::{LedgerRow, Patience, RowLocks},
 };
 use diesel::{
@@ -62,14 +62,14 @@ pub(super) struct PostgresLedger {
     /// Connections outside the pool: for a probe, and for whatever may take longer than a credit.
     server: Server,
     /// What makes events of what is committed, where they are wanted.
-    announcer: Option<Announcer>,
+    announcer: Option<EventWriter>,
 }
 
 impl PostgresLedger {
     /// Connects to nothing yet.
     pub(super) fn new(uri: &PostgresUri, options: &Options) -> Self {
         let server = Server::new(uri, options.timeout);
-        let announcer = options.events.as_deref().map(Announcer::new);
+        let announcer = options.events.as_deref().map(EventWriter::new);
         Self { pool: server.pool(options.pool_size, Some(FOR_WRITERS)), server, announcer }
     }
 }
@@ -79,7 +79,7 @@ impl PostgresLedger {
     fn announce(
         &self,
         connection: &mut PgConnection,
-        of: impl FnOnce(&Announcer) -> Announcements,
+        of: impl FnOnce(&EventWriter) -> OutboxEvents,
     ) -> diesel::QueryResult<()> {
         let Some(rows) = self.announcer.as_ref().map(of).filter(|rows| !rows.is_empty()) else { return Ok(()) };
         outbox::InsertRows(&rows).execute(connection)?;
@@ -160,7 +160,7 @@ impl Ledger for PostgresLedger {
                 // what another writer committed while the insert waited for it.
                 let existing = sorted.firsts().map(|credit| credit.payment_id.as_str());
                 let existing = CompareExisting::new(existing.filter(|payment| !inserted.contains(*payment)));
-                let standing: HashMap<String, Standing> = existing.load(&mut connection)?;
+                let standing: HashMap<String, RecordedCredit> = existing.load(&mut connection)?;
                 sorted.verdicts(|payment| inserted.contains(payment), &standing)
             }
         };

@@ -2,11 +2,12 @@
 //! dies.
 
 use crate::ledger::outbox::{
-    AT_A_TIME, Chosen, Id, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trouble, bit_by_bit,
+    AT_A_TIME, FailedDelivery, Id, Listed, MOST_BYTES, MOST_COUNTED, Outbox, OutboxRow, RowSelection, Summary,
+    bit_by_bit,
 };
 use crate::{
     database::{DatabaseError, PostgresUri, postgres::Server},
-    ledger::outbox_events::Announcements,
+    ledger::outbox_events::OutboxEvents,
 };
 use diesel::{
     PgConnection, QueryResult, RunQueryDsl,
@@ -106,12 +107,12 @@ impl Outbox for PostgresOutbox {
         *self.session.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn fresh(&self, most: i64) -> Result<Vec<Row>, DatabaseError> {
+    fn fresh(&self, most: i64) -> Result<Vec<OutboxRow>, DatabaseError> {
         let query = rows("o.next_try_at IS NULL", "o.id");
         self.in_turn(|connection| Ok(sql_query(query).bind::<BigInt, _>(most).load(connection)?))
     }
 
-    fn due(&self, most: i64) -> Result<Vec<Row>, DatabaseError> {
+    fn due(&self, most: i64) -> Result<Vec<OutboxRow>, DatabaseError> {
         // What has waited longest comes first, so that none of many is left for ever.
         let query = rows("o.next_try_at <= now()", "o.next_try_at, o.id");
         self.in_turn(|connection| Ok(sql_query(query).bind::<BigInt, _>(most).load(connection)?))
@@ -126,10 +127,10 @@ impl Outbox for PostgresOutbox {
         })
     }
 
-    fn hold(&self, troubles: &[Trouble]) -> Result<(), DatabaseError> {
-        let ids: Vec<i64> = troubles.iter().map(|trouble| trouble.id).collect();
-        let seconds: Vec<f64> = troubles.iter().map(|trouble| trouble.again_in.as_secs_f64()).collect();
-        let errors: Vec<Option<&str>> = troubles.iter().map(|trouble| trouble.error.as_deref()).collect();
+    fn hold(&self, failures: &[FailedDelivery]) -> Result<(), DatabaseError> {
+        let ids: Vec<i64> = failures.iter().map(|trouble| trouble.id).collect();
+        let seconds: Vec<f64> = failures.iter().map(|trouble| trouble.again_in.as_secs_f64()).collect();
+        let errors: Vec<Option<&str>> = failures.iter().map(|trouble| trouble.error.as_deref()).collect();
         self.in_turn(|connection| {
             sql_query(
                 // In the order of their ids, as everybody takes them.
@@ -167,10 +168,10 @@ impl Outbox for PostgresOutbox {
         Ok(sql_query(query).bind::<Bool, _>(held).bind::<BigInt, _>(most).load(connection)?)
     }
 
-    fn retry(&self, chosen: &Chosen) -> Result<usize, DatabaseError> {
-        let (which, ids) = match chosen {
-            Chosen::All | Chosen::Held => ("TRUE OR id = ANY ($2)", &[][..]),
-            Chosen::Ids(ids) => {
+    fn retry(&self, selection: &RowSelection) -> Result<usize, DatabaseError> {
+        let (which, ids) = match selection {
+            RowSelection::All | RowSelection::Held => ("TRUE OR id = ANY ($2)", &[][..]),
+            RowSelection::Ids(ids) => {
                 ("id = ANY ($2) OR key IN (SELECT key FROM points_outbox WHERE id = ANY ($2))", &ids[..])
             }
         };
@@ -188,11 +189,11 @@ impl Outbox for PostgresOutbox {
         })
     }
 
-    fn drop_rows(&self, chosen: &Chosen) -> Result<usize, DatabaseError> {
-        let (which, ids) = match chosen {
-            Chosen::All => ("TRUE OR id = ANY ($2)", &[][..]),
-            Chosen::Held => ("next_try_at IS NOT NULL OR id = ANY ($2)", &[][..]),
-            Chosen::Ids(ids) => ("id = ANY ($2)", &ids[..]),
+    fn drop_rows(&self, selection: &RowSelection) -> Result<usize, DatabaseError> {
+        let (which, ids) = match selection {
+            RowSelection::All => ("TRUE OR id = ANY ($2)", &[][..]),
+            RowSelection::Held => ("next_try_at IS NOT NULL OR id = ANY ($2)", &[][..]),
+            RowSelection::Ids(ids) => ("id = ANY ($2)", &ids[..]),
         };
         let connection = &mut self.server.fresh_unlimited()?;
         // What comes meanwhile is not meant.
@@ -216,7 +217,7 @@ struct Now {
 }
 
 /// Writes announcements, within the transaction of what they tell.
-pub(in crate::ledger) struct InsertRows<'a>(pub(in crate::ledger) &'a Announcements);
+pub(in crate::ledger) struct InsertRows<'a>(pub(in crate::ledger) &'a OutboxEvents);
 
 impl QueryId for InsertRows<'_> {
     type QueryId = InsertRows<'static>;

@@ -1,7 +1,7 @@
 //! The SQL of a credit on PostgreSQL. Statements that run for every batch are query fragments with a static id, so
 //! that they are prepared once a connection (`sql_query` never is).
 
-use crate::domain::credit::{Credit, Standing};
+use crate::domain::credit::{Credit, RecordedCredit};
 use diesel::{
     PgConnection, QueryResult, RunQueryDsl,
     pg::Pg,
@@ -120,10 +120,12 @@ impl<'a> CompareExisting<'a> {
     }
 
     /// By payment id.
-    pub(super) fn load(&self, connection: &mut PgConnection) -> QueryResult<HashMap<String, Standing>> {
+    pub(super) fn load(&self, connection: &mut PgConnection) -> QueryResult<HashMap<String, RecordedCredit>> {
         <&Self as LoadQuery<'_, PgConnection, (String, String, i64, bool)>>::internal_load(self, connection)?
             .map(|row| {
-                row.map(|(payment_id, user_id, points, checked)| (payment_id, Standing { user_id, points, checked }))
+                row.map(|(payment_id, user_id, points, checked)| {
+                    (payment_id, RecordedCredit { user_id, points, checked })
+                })
             })
             .collect()
     }

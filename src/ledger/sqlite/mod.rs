@@ -24,7 +24,7 @@ use crate::{
         check::{Check, Checked, OnUnpaid},
         credit::{Credit, Verdict},
     },
-    ledger::outbox_events::Announcer,
+    ledger::outbox_events::EventWriter,
     pipeline::ports::Patience,
 };
 use diesel::{
@@ -57,7 +57,7 @@ pub(super) struct SqliteLedger {
     database: Database,
     access: Access,
     /// What makes events of what is committed, where they are wanted.
-    announcer: Option<Announcer>,
+    announcer: Option<EventWriter>,
 }
 
 impl SqliteLedger {
@@ -70,7 +70,7 @@ impl SqliteLedger {
             identity: OnceLock::new(),
             database,
             access: options.access,
-            announcer: options.events.as_deref().map(Announcer::new),
+            announcer: options.events.as_deref().map(EventWriter::new),
         }
     }
 

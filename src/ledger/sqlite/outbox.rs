@@ -1,7 +1,8 @@
 //! The outbox in a SQLite file. One daemon writes a file (its lock says so), so its relay always has the turn.
 
 use crate::ledger::outbox::{
-    AT_A_TIME, Chosen, Id, Listed, MOST_BYTES, MOST_COUNTED, Outbox, Row, Summary, Trouble, bit_by_bit,
+    AT_A_TIME, FailedDelivery, Id, Listed, MOST_BYTES, MOST_COUNTED, Outbox, OutboxRow, RowSelection, Summary,
+    bit_by_bit,
 };
 use crate::{
     database::{
@@ -9,7 +10,7 @@ use crate::{
         sqlite::{Database, Pool, SameFile},
     },
     ledger::{
-        outbox_events::Announcements,
+        outbox_events::OutboxEvents,
         sqlite::{TURN, statements},
     },
 };
@@ -87,7 +88,7 @@ struct Bytes {
     behind_seconds: Option<f64>,
 }
 
-impl From<Bytes> for Row {
+impl From<Bytes> for OutboxRow {
     fn from(bytes: Bytes) -> Self {
         let mut problem = None;
         let mut text = |column: &str, bytes: &[u8]| {
@@ -164,18 +165,18 @@ impl Outbox for SqliteOutbox {
 
     fn give_turn_up(&self) {}
 
-    fn fresh(&self, most: i64) -> Result<Vec<Row>, DatabaseError> {
+    fn fresh(&self, most: i64) -> Result<Vec<OutboxRow>, DatabaseError> {
         let query = rows("o.next_try_at IS NULL", "o.id");
         let connection = &mut *self.pooled()?;
         let rows: Vec<Bytes> = sql_query(query).bind::<Text, _>(now()).bind::<BigInt, _>(most).load(connection)?;
-        Ok(rows.into_iter().map(Row::from).collect())
+        Ok(rows.into_iter().map(OutboxRow::from).collect())
     }
 
-    fn due(&self, most: i64) -> Result<Vec<Row>, DatabaseError> {
+    fn due(&self, most: i64) -> Result<Vec<OutboxRow>, DatabaseError> {
         let query = rows("o.next_try_at <= ?1", "o.next_try_at, o.id");
         let connection = &mut *self.pooled()?;
         let rows: Vec<Bytes> = sql_query(query).bind::<Text, _>(now()).bind::<BigInt, _>(most).load(connection)?;
-        Ok(rows.into_iter().map(Row::from).collect())
+        Ok(rows.into_iter().map(OutboxRow::from).collect())
     }
 
     fn delete(&self, ids: &[i64]) -> Result<(), DatabaseError> {
@@ -187,12 +188,12 @@ impl Outbox for SqliteOutbox {
         Ok(())
     }
 
-    fn hold(&self, troubles: &[Trouble]) -> Result<(), DatabaseError> {
+    fn hold(&self, failures: &[FailedDelivery]) -> Result<(), DatabaseError> {
         let connection = &mut *self.pooled()?;
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Timestamp::now();
         connection.immediate_transaction(|connection| -> Result<(), DatabaseError> {
-            for trouble in troubles {
+            for trouble in failures {
                 let again = now.checked_add(trouble.again_in).unwrap_or(now);
                 sql_query(
                     "UPDATE points_outbox SET next_try_at = ?1, attempts = attempts + (?2 IS NOT NULL), \
@@ -228,11 +229,11 @@ impl Outbox for SqliteOutbox {
         Ok(rows.into_iter().map(Listed::from).collect())
     }
 
-    fn retry(&self, chosen: &Chosen) -> Result<usize, DatabaseError> {
+    fn retry(&self, selection: &RowSelection) -> Result<usize, DatabaseError> {
         let of_ids = "id IN (SELECT value FROM json_each(?2))";
-        let (which, ids) = match chosen {
-            Chosen::All | Chosen::Held => (format!("TRUE OR {of_ids}"), &[][..]),
-            Chosen::Ids(ids) => {
+        let (which, ids) = match selection {
+            RowSelection::All | RowSelection::Held => (format!("TRUE OR {of_ids}"), &[][..]),
+            RowSelection::Ids(ids) => {
                 (format!("{of_ids} OR key IN (SELECT key FROM points_outbox WHERE {of_ids})"), &ids[..])
             }
         };
@@ -248,12 +249,12 @@ impl Outbox for SqliteOutbox {
         })
     }
 
-    fn drop_rows(&self, chosen: &Chosen) -> Result<usize, DatabaseError> {
+    fn drop_rows(&self, selection: &RowSelection) -> Result<usize, DatabaseError> {
         let of_ids = "id IN (SELECT value FROM json_each(?2))";
-        let (which, ids) = match chosen {
-            Chosen::All => (format!("TRUE OR {of_ids}"), &[][..]),
-            Chosen::Held => (format!("next_try_at IS NOT NULL OR {of_ids}"), &[][..]),
-            Chosen::Ids(ids) => (of_ids.to_owned(), &ids[..]),
+        let (which, ids) = match selection {
+            RowSelection::All => (format!("TRUE OR {of_ids}"), &[][..]),
+            RowSelection::Held => (format!("next_try_at IS NOT NULL OR {of_ids}"), &[][..]),
+            RowSelection::Ids(ids) => (of_ids.to_owned(), &ids[..]),
         };
         let (connection, ids) = (&mut self.fresh_connection()?, json(ids));
         // What comes meanwhile is not meant.
@@ -270,7 +271,7 @@ impl Outbox for SqliteOutbox {
 }
 
 /// Writes announcements, within the transaction of what they tell.
-pub(in crate::ledger) fn insert_rows(connection: &mut SqliteConnection, rows: &Announcements) -> QueryResult<()> {
+pub(in crate::ledger) fn insert_rows(connection: &mut SqliteConnection, rows: &OutboxEvents) -> QueryResult<()> {
     for index in 0..rows.bodies.len() {
         statements::insert_announcement(
             connection,

@@ -2,7 +2,7 @@
 //! JSON that would carry a whole batch.
 
 use super::schema::{points_credits, points_outbox};
-use crate::domain::credit::{Credit, Standing};
+use crate::domain::credit::{Credit, RecordedCredit};
 use diesel::{
     BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, QueryResult, RunQueryDsl, SqliteConnection,
     query_builder::{AstPass, QueryFragment, QueryId},
@@ -24,7 +24,7 @@ pub(super) fn insert_credit(connection: &mut SqliteConnection, credit: &Credit) 
 }
 
 /// What stands in the ledger under a payment id.
-pub(super) fn standing(connection: &mut SqliteConnection, payment_id: &str) -> QueryResult<Option<Standing>> {
+pub(super) fn standing(connection: &mut SqliteConnection, payment_id: &str) -> QueryResult<Option<RecordedCredit>> {
     let counts_and_verified = points_credits::verified_at.is_not_null().and(points_credits::state.eq("credited"));
     let row: Option<(String, i64, bool)> = points_credits::table
         .find(payment_id)
@@ -35,7 +35,7 @@ pub(super) fn standing(connection: &mut SqliteConnection, payment_id: &str) -> Q
         ))
         .first(connection)
         .optional()?;
-    Ok(row.map(|(user_id, points, checked)| Standing { user_id, points, checked }))
+    Ok(row.map(|(user_id, points, checked)| RecordedCredit { user_id, points, checked }))
 }
 
 /// Adds to a user's balance, which begins at 0.

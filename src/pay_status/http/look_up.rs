@@ -5,7 +5,7 @@
 //! - A refusal (429, 503) costs the payment nothing: it is asked for again, at the lower rate. Only a payment that is
 //!   refused while others are answered fails.
 
-use super::{HttpSource, Miss, Seen, outage, sleep_until};
+use super::{HttpSource, LookupError, Seen, outage, sleep_until};
 use crate::{
     domain::{failure::BatchError, ids::PaymentId},
     pipeline::ports::{Answers, Lookup, Payment, PaymentSource as _},
@@ -74,7 +74,7 @@ enum Request {
 struct Ended {
     request: Request,
     begun: Instant,
-    answer: Result<Payment, Miss>,
+    answer: Result<Payment, LookupError>,
 }
 
 /// What to do next.
@@ -221,16 +221,16 @@ impl<'a> LookUp<'a> {
                     answers(index, Lookup::Known(payment));
                     self.found_working(answers);
                 }
-                Err(Miss::Refused { error, .. }) => {
+                Err(LookupError::Refused { error, .. }) => {
                     let counts = is_compared || self.has_answered_before(begun);
                     self.receive_refusal(index, refusals + u32::from(counts), error, answers);
                 }
-                Err(Miss::Own(error)) => {
+                Err(LookupError::Own(error)) => {
                     self.failed(index);
                     self.has_responded = true;
                     answers(index, failure(&error));
                 }
-                Err(Miss::Perhaps(error)) => {
+                Err(LookupError::Perhaps(error)) => {
                     self.failed(index);
                     self.withheld.push((index, error));
                     if self.works {
@@ -244,7 +244,7 @@ impl<'a> LookUp<'a> {
         Ok(())
     }
 
-    fn receive_reference(&mut self, answer: Result<Payment, Miss>, answers: Answers<'_>) {
+    fn receive_reference(&mut self, answer: Result<Payment, LookupError>, answers: Answers<'_>) {
         self.is_comparing = false;
         let front = self.refused.front_mut();
         match answer {
@@ -254,7 +254,7 @@ impl<'a> LookUp<'a> {
                 }
                 self.found_working(answers);
             }
-            Err(Miss::Refused { error, .. }) => {
+            Err(LookupError::Refused { error, .. }) => {
                 let now = Instant::now();
                 if let Some(front) = front {
                     front.again_at = now + SECOND;
@@ -262,7 +262,7 @@ impl<'a> LookUp<'a> {
                 self.note_refusal(error, now);
             }
             // It cannot serve as a reference: payments are repeated without one.
-            Err(Miss::Own(_) | Miss::Perhaps(_)) => self.reference = None,
+            Err(LookupError::Own(_) | LookupError::Perhaps(_)) => self.reference = None,
         }
     }
 

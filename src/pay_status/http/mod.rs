@@ -77,7 +77,7 @@ struct Seen {
 
 /// Why a request has no usable answer.
 #[derive(Debug)]
-enum Miss {
+enum LookupError {
     /// Perhaps because no payment gets an answer now.
     Perhaps(String),
     /// Because of this payment's own answer.
@@ -86,7 +86,7 @@ enum Miss {
     Refused { error: String, retry_after: Option<Duration> },
 }
 
-impl Miss {
+impl LookupError {
     fn into_error(self) -> String {
         match self {
             Self::Perhaps(error) | Self::Own(error) | Self::Refused { error, .. } => error,
@@ -113,59 +113,61 @@ impl HttpSource {
     }
 
     /// Asks for one payment, within the timeout. The rate has permitted it; what comes of it changes the rate.
-    async fn ask(&self, payment: &str) -> Result<Payment, Miss> {
+    async fn ask(&self, payment: &str) -> Result<Payment, LookupError> {
         let begun = Instant::now();
         let answer = match tokio::time::timeout(self.timeout, self.exchange(payment)).await {
             Ok(answer) => answer,
-            Err(_) => Err(Miss::Perhaps(format!("no answer within {:?} (pay_status.http.timeout)", self.timeout))),
+            Err(_) => {
+                Err(LookupError::Perhaps(format!("no answer within {:?} (pay_status.http.timeout)", self.timeout)))
+            }
         };
         let now = Instant::now();
         match &answer {
             Ok(_) => self.rate().answered(now),
-            Err(Miss::Refused { retry_after, .. }) => self.rate().refused(begun, now, *retry_after),
-            Err(Miss::Perhaps(_) | Miss::Own(_)) => {}
+            Err(LookupError::Refused { retry_after, .. }) => self.rate().refused(begun, now, *retry_after),
+            Err(LookupError::Perhaps(_) | LookupError::Own(_)) => {}
         }
         answer
     }
 
-    async fn exchange(&self, payment: &str) -> Result<Payment, Miss> {
+    async fn exchange(&self, payment: &str) -> Result<Payment, LookupError> {
         let live = self.access.live();
-        let url = live.url.url(payment).map_err(|error| Miss::Own(error.to_string()))?;
-        let answer = live.client.get(url).send().await.map_err(|error| Miss::Perhaps(with_causes(error)))?;
+        let url = live.url.url(payment).map_err(|error| LookupError::Own(error.to_string()))?;
+        let answer = live.client.get(url).send().await.map_err(|error| LookupError::Perhaps(with_causes(error)))?;
         let status = answer.status();
         match status {
             StatusCode::OK => self.read(answer).await,
             StatusCode::NOT_FOUND => Ok(Payment::new(PaymentStatus::Unknown)),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Err(Miss::Refused {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Err(LookupError::Refused {
                 error: format!("answered {status}"),
                 retry_after: retry_after::retry_after(answer.headers(), Timestamp::now()),
             }),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Miss::Perhaps(format!("answered {status}"))),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(LookupError::Perhaps(format!("answered {status}"))),
             _ if status.is_redirection() => {
-                Err(Miss::Perhaps(format!("answered {status}; redirects are not followed")))
+                Err(LookupError::Perhaps(format!("answered {status}; redirects are not followed")))
             }
-            _ if status.is_server_error() => Err(Miss::Perhaps(format!("answered {status}"))),
-            _ => Err(Miss::Own(format!("answered {status}"))),
+            _ if status.is_server_error() => Err(LookupError::Perhaps(format!("answered {status}"))),
+            _ => Err(LookupError::Own(format!("answered {status}"))),
         }
     }
 
-    async fn read(&self, mut answer: reqwest::Response) -> Result<Payment, Miss> {
-        let oversized = || Miss::Own(format!("the answer has more than {MAX_ANSWER_BYTES} bytes"));
+    async fn read(&self, mut answer: reqwest::Response) -> Result<Payment, LookupError> {
+        let oversized = || LookupError::Own(format!("the answer has more than {MAX_ANSWER_BYTES} bytes"));
         let mut body = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(|error| Miss::Perhaps(with_causes(error)))? {
+        while let Some(chunk) = answer.chunk().await.map_err(|error| LookupError::Perhaps(with_causes(error)))? {
             if body.len() + chunk.len() > MAX_ANSWER_BYTES {
                 return Err(oversized());
             }
             body.extend_from_slice(&chunk);
         }
         // The parser's description has a position, and nothing of the content.
-        let json: serde_json::Value =
-            serde_json::from_slice(&body).map_err(|error| Miss::Own(format!("the answer is not JSON: {error}")))?;
+        let json: serde_json::Value = serde_json::from_slice(&body)
+            .map_err(|error| LookupError::Own(format!("the answer is not JSON: {error}")))?;
         let word = match json.pointer(&self.pointer) {
             Some(serde_json::Value::String(text)) => text.clone(),
             Some(serde_json::Value::Number(number)) => number.to_string(),
             Some(serde_json::Value::Bool(flag)) => flag.to_string(),
-            Some(_) | None => return Err(Miss::Own(format!("the answer has no status at {:?}", self.pointer))),
+            Some(_) | None => return Err(LookupError::Own(format!("the answer has no status at {:?}", self.pointer))),
         };
         let status = self.values.status(&word);
         let said = (status == PaymentStatus::Unrecognised).then(|| quoted(&word));
@@ -173,12 +175,12 @@ impl HttpSource {
     }
 
     /// A request of a probe, as soon as the rate permits it.
-    async fn ask_in_turn(&self, payment: &str) -> Result<Payment, Miss> {
+    async fn ask_in_turn(&self, payment: &str) -> Result<Payment, LookupError> {
         let patience = Instant::now() + PROBE_PATIENCE;
         loop {
             let now = Instant::now();
             if let Some(Outage { reason, .. }) = self.asks_to_wait(now) {
-                return Err(Miss::Perhaps(reason));
+                return Err(LookupError::Perhaps(reason));
             }
             let permitted = self.rate().begin(now);
             match permitted {
@@ -186,7 +188,7 @@ impl HttpSource {
                 Err(at) if at <= patience => sleep_until(at).await,
                 Err(_) => {
                     let error = format!("no request was possible within {PROBE_PATIENCE:?} at the rate that it takes");
-                    return Err(Miss::Perhaps(error));
+                    return Err(LookupError::Perhaps(error));
                 }
             }
         }

@@ -5,7 +5,7 @@ mod sqlite;
 
 use super::quoted;
 use crate::{
-    database::{DatabaseError, DatabaseUrl, Guarded},
+    database::{DatabaseError, DatabaseUrl, WithDeadline},
     domain::{
         failure::{BatchError, Class, Dependency, Outage},
         ids::PaymentId,
@@ -91,7 +91,7 @@ struct Columns {
 
 /// A row that was found.
 #[derive(Debug, Clone, PartialEq, Eq, diesel::QueryableByName)]
-struct Row {
+struct PaymentRow {
     /// Which of the payments that were asked for.
     #[diesel(sql_type = diesel::sql_types::Integer)]
     n: i32,
@@ -109,7 +109,7 @@ struct Row {
 /// What was found of some payments.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Rows {
-    rows: Vec<Row>,
+    rows: Vec<PaymentRow>,
     /// Whether the table has the column with the points or the amount, where one is configured.
     has_value: bool,
 }
@@ -128,7 +128,7 @@ trait PaymentTable: Send + Sync {
 
 /// A payment source that is a table.
 pub(super) struct SqlSource {
-    table: Arc<Guarded<dyn PaymentTable>>,
+    table: Arc<WithDeadline<dyn PaymentTable>>,
     values: StatusValues,
     has_user: bool,
     valuation: Option<Valuation>,
@@ -153,7 +153,7 @@ impl SqlSource {
             }
         };
         Self {
-            table: Arc::new(Guarded::new(open, timeout)),
+            table: Arc::new(WithDeadline::new(open, timeout)),
             values: settings.values.clone(),
             has_user: settings.user_column.is_some(),
             valuation: settings.valuation.clone(),
@@ -183,7 +183,7 @@ impl SqlSource {
             *self.known() = Some(first.clone());
         }
         let Rows { rows, has_value } = rows.map_err(batch_error)?;
-        let mut of_each: Vec<Vec<Row>> = vec![Vec::new(); payments.len()];
+        let mut of_each: Vec<Vec<PaymentRow>> = vec![Vec::new(); payments.len()];
         for row in rows {
             if let Some(rows) = usize::try_from(row.n).ok().and_then(|n| of_each.get_mut(n)) {
                 rows.push(row);
@@ -201,13 +201,13 @@ impl SqlSource {
     }
 
     /// What the rows of one payment say.
-    fn payment(&self, rows: &[Row], has_value: bool) -> Payment {
+    fn payment(&self, rows: &[PaymentRow], has_value: bool) -> Payment {
         let Some((row, others)) = rows.split_first() else { return Payment::new(PaymentStatus::Unknown) };
         let unrecognised = |said: String| Payment { said: Some(said), ..Payment::new(PaymentStatus::Unrecognised) };
-        if others.iter().any(|other| Row { n: row.n, ..other.clone() } != *row) {
+        if others.iter().any(|other| PaymentRow { n: row.n, ..other.clone() } != *row) {
             return unrecognised(format!("{} rows that differ", rows.len()));
         }
-        let worth = self.valuation.as_ref().map(|valuation| {
+        let value = self.valuation.as_ref().map(|valuation| {
             if has_value {
                 valuation.of(row.user_id.as_deref(), row.value.as_deref())
             } else {
@@ -218,11 +218,11 @@ impl SqlSource {
         // A row without a user matches no message.
         let user = self.has_user.then(|| row.user_id.clone().unwrap_or_default());
         let Some(word) = &row.status else {
-            return Payment { id, user, worth, ..unrecognised("NULL".into()) };
+            return Payment { id, user, value, ..unrecognised("NULL".into()) };
         };
         let status = self.values.status(word);
         let said = (status == PaymentStatus::Unrecognised).then(|| quoted(word));
-        Payment { id, status, said, user, worth }
+        Payment { id, status, said, user, value }
     }
 }
 

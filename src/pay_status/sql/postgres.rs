@@ -1,6 +1,6 @@
 //! A payment table in PostgreSQL.
 
-use super::{Columns, Identifier, PaymentTable, Row, Rows};
+use super::{Columns, Identifier, PaymentRow, PaymentTable, Rows};
 use crate::{
     database::{
         DatabaseError, PostgresUri,
@@ -208,7 +208,7 @@ impl PaymentTable for PostgresTable {
              FROM unnest($1::text[]::{id_type}[], $2) AS i(id, n) JOIN {table} AS t ON t.{id} = i.id"
         );
         let query = sql_query(query).bind::<Array<Text>, _>(ids).bind::<Array<Integer>, _>(numbers);
-        let mut rows: Vec<Row> = query.load(connection)?;
+        let mut rows: Vec<PaymentRow> = query.load(connection)?;
         for row in &mut rows {
             row.id = row.id.take().and_then(|id| canonical(id, &id_type));
         }

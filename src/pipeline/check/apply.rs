@@ -3,21 +3,21 @@
 use super::{
     CheckPipeline,
     commit::{Applied, Apply, LOOKING_AGAIN},
-    look_up::{Found, Judged, judge, look_up_once},
+    look_up::{Found, Judged, look_up_once, validate},
     parse::{Batch, Entry},
 };
 use crate::{
     domain::{
-        check::{Check, CheckOutcome, CheckStep, Checked, Finding, LedgerState, PaymentStatus},
+        check::{Check, CheckOutcome, CheckStep, Checked, LedgerState, PaymentStatus, Resolution},
         failure::Outage,
         ids::PaymentId,
-        notification_source::Meaning,
+        notification_source::NotificationKind,
         settlement::{Destination, Reason, Settlement},
-        valuation::Worth,
+        valuation::PaymentValue,
     },
     observe::events,
     pipeline::{
-        batch::{Fate, Turn, through},
+        batch::{BatchContext, ItemResult, run_bisecting},
         ports::{Patience, Payment},
     },
 };
@@ -31,7 +31,7 @@ use std::{
 pub(super) struct Candidate {
     /// Whose it is: the entry's index.
     pub(super) entry: usize,
-    pub(super) finding: Finding,
+    pub(super) resolution: Resolution,
     pub(super) payment: Payment,
     /// When the source said so.
     pub(super) at: Instant,
@@ -57,10 +57,10 @@ impl Group<'_> {
         candidates: &mut Vec<Candidate>,
         to_be_closed: &mut Vec<usize>,
     ) {
-        match judge(&self.entries[entry], payment) {
-            Judged::Finding(finding, payment) => candidates.push(Candidate { entry, finding, payment, at }),
+        match validate(&self.entries[entry], payment) {
+            Judged::Resolution(resolution, payment) => candidates.push(Candidate { entry, resolution, payment, at }),
             Judged::Again(status) => {
-                let next = Some(self.entries[entry].turn.next());
+                let next = Some(self.entries[entry].attempt.next());
                 self.decide(entry, CheckOutcome::Checked { status, step: CheckStep::Recheck, next });
             }
             Judged::ToBeClosed => to_be_closed.push(entry),
@@ -89,22 +89,22 @@ impl CheckPipeline {
         &self,
         group: &mut Group<'_>,
         found: Vec<(usize, Found)>,
-        turn: &Turn<'_>,
+        context: &BatchContext<'_>,
     ) -> Option<Outage> {
         let (mut candidates, mut to_be_closed) = (Vec::new(), Vec::new());
         for (entry, Found { payment, at, .. }) in found {
             group.sort_in(entry, payment, at, &mut candidates, &mut to_be_closed);
         }
         if !to_be_closed.is_empty()
-            && let Some(outage) = self.close_unpaid(group, to_be_closed, &mut candidates, turn).await
+            && let Some(outage) = self.close_unpaid(group, to_be_closed, &mut candidates, context).await
         {
             return Some(outage);
         }
-        let arrived = self.commit(group, candidates, turn).await;
+        let arrived = self.commit(group, candidates, context).await;
         match arrived {
             Err(outage) => Some(outage),
             Ok(late_credits) if self.is_arrival() && !late_credits.is_empty() => {
-                self.confirm_arrivals(group, late_credits, turn).await
+                self.confirm_arrivals(group, late_credits, context).await
             }
             Ok(_) => None,
         }
@@ -115,7 +115,7 @@ impl CheckPipeline {
         &self,
         group: &mut Group<'_>,
         mut candidates: Vec<Candidate>,
-        turn: &Turn<'_>,
+        context: &BatchContext<'_>,
     ) -> Result<Vec<usize>, Outage> {
         // In the order of the entries: of two messages of one payment still the first one counts.
         candidates.sort_by_key(|candidate| candidate.entry);
@@ -125,34 +125,34 @@ impl CheckPipeline {
             if let Some(brake) = self.brake.engaged() {
                 return Err(brake);
             }
-            let room = self.brake.room(rest.as_slice().iter().map(|candidate| candidate.finding));
+            let room = self.brake.room(rest.as_slice().iter().map(|candidate| candidate.resolution));
             let part: Arc<[Candidate]> = rest.by_ref().take(room).collect();
             let work = Apply {
                 pipeline: self,
                 entries: group.entries,
                 candidates: &part,
-                pulse: turn.pulse,
+                heartbeat: context.heartbeat,
                 tried: AtomicBool::default(),
             };
-            let (fates, outage) = through(&work, &part, self.immediate_attempts, turn).await;
-            for (candidate, fate) in part.iter().zip(fates) {
+            let (results, outage) = run_bisecting(&work, &part, self.immediate_attempts, context).await;
+            for (candidate, result) in part.iter().zip(results) {
                 let entry = &group.entries[candidate.entry];
-                let outcome = match fate {
-                    Fate::Done(Applied::Done(checked)) => {
-                        self.brake.count(candidate.finding, checked.step);
+                let outcome = match result {
+                    ItemResult::Done(Applied::Done(checked)) => {
+                        self.brake.count(candidate.resolution, checked.step);
                         if checked.step == CheckStep::LateCredit {
                             late_credits.push(candidate.entry);
                         }
                         outcome(entry, candidate, &checked)
                     }
-                    Fate::Refused(reason) => CheckOutcome::Rejected(reason),
-                    Fate::Failed(error) => CheckOutcome::after_failure(error, entry.retries_taken, &self.retry),
+                    ItemResult::Rejected(reason) => CheckOutcome::Rejected(reason),
+                    ItemResult::Failed(error) => CheckOutcome::after_failure(error, entry.retries_taken, &self.retry),
                     // The source says something else by now: it is looked up again.
-                    Fate::Done(Applied::Changed) | Fate::Open => continue,
+                    ItemResult::Done(Applied::Changed) | ItemResult::Undecided => continue,
                 };
                 // That the source knows a paid payment counts, whatever the ledger makes of it.
-                if candidate.finding == Finding::Paid {
-                    self.brake.count(Finding::Paid, CheckStep::None);
+                if candidate.resolution == Resolution::Paid {
+                    self.brake.count(Resolution::Paid, CheckStep::None);
                 }
                 group.decide(candidate.entry, outcome);
             }
@@ -165,9 +165,14 @@ impl CheckPipeline {
 
     /// Looks up at once, once more, what was credited on arrival: it may have been closed between the look-up and the
     /// commit. What is not found paid again keeps the check that confirms it.
-    async fn confirm_arrivals(&self, group: &mut Group<'_>, entries: Vec<usize>, turn: &Turn<'_>) -> Option<Outage> {
+    async fn confirm_arrivals(
+        &self,
+        group: &mut Group<'_>,
+        entries: Vec<usize>,
+        context: &BatchContext<'_>,
+    ) -> Option<Outage> {
         let payments = super::look_up::distinct_payment_ids(entries.iter().map(|entry| &group.entries[*entry]));
-        turn.pulse.beat();
+        context.heartbeat.beat();
         let until = Instant::now() + LOOKING_AGAIN;
         let answers = look_up_once(&*self.source, &payments, until).await.unwrap_or_default();
         let mut changed = Vec::new();
@@ -177,16 +182,16 @@ impl CheckPipeline {
             if payment.status == PaymentStatus::Paid {
                 let (status, step) = (PaymentStatus::Paid, CheckStep::LateCredit);
                 group.decide(entry, CheckOutcome::Checked { status, step, next: None });
-            } else if let Judged::Finding(finding, payment) = judge(&group.entries[entry], payment) {
-                changed.push(Candidate { entry, finding, payment, at });
+            } else if let Judged::Resolution(resolution, payment) = validate(&group.entries[entry], payment) {
+                changed.push(Candidate { entry, resolution, payment, at });
             }
         }
-        self.commit(group, changed, turn).await.err()
+        self.commit(group, changed, context).await.err()
     }
 
     /// Notes in the ledger which credits a person must decide about, as far as that was not done in the check's own
     /// transaction. Best effort: without it a credit counts as overdue.
-    pub(super) async fn note_parked<M>(&self, batch: &Batch<M>, done: &[bool], turn: &Turn<'_>) {
+    pub(super) async fn note_parked<M>(&self, batch: &Batch<M>, done: &[bool], context: &BatchContext<'_>) {
         let mut checks: Vec<Check> = Vec::new();
         let parked = batch.deliveries.iter().zip(done).filter(|(_, done)| **done);
         for entry in parked.flat_map(|(held, _)| held.entries.clone()) {
@@ -195,14 +200,14 @@ impl CheckPipeline {
             let Some(Settlement::Forward(Destination::Dead(reason))) = settlement else { continue };
             // Not by what a malformed message names: anyone may have written that.
             if let Some(payment_id) = entry.check().map(|check| check.payment_id.clone()) {
-                let finding = Finding::ForPerson(reason);
-                checks.push(Check { payment_id, claim: None, finding, spelling: None, closing: None });
+                let resolution = Resolution::ForPerson(reason);
+                checks.push(Check { payment_id, claim: None, resolution, spelling: None, closing: None });
             }
         }
         checks.sort_by(|a, b| a.payment_id.cmp(&b.payment_id));
         checks.dedup_by(|later, first| later.payment_id == first.payment_id);
         for part in checks.chunks(crate::domain::credit::MAX_BATCH) {
-            turn.pulse.beat();
+            context.heartbeat.beat();
             if let Err(error) = self.ledger.check(part.into(), self.policy.on_unpaid, Patience::Usual).await {
                 events::ParkedNotNoted { payments: part.len(), error: &error.to_string() }.emit();
             }
@@ -212,12 +217,12 @@ impl CheckPipeline {
 
 /// What becomes of an entry after its step.
 fn outcome(entry: &Entry, candidate: &Candidate, checked: &Checked) -> CheckOutcome {
-    let Candidate { finding, payment, .. } = candidate;
+    let Candidate { resolution, payment, .. } = candidate;
     let (status, step) = (payment.status, checked.step);
-    if *finding == Finding::Paid && checked.state == LedgerState::Absent {
-        return not_creditable(payment.worth.clone());
+    if *resolution == Resolution::Paid && checked.state == LedgerState::Absent {
+        return not_creditable(payment.value.clone());
     }
-    if *finding == Finding::Closed && entry.meaning() == Some(Meaning::Paid) {
+    if *resolution == Resolution::Closed && entry.kind() == Some(NotificationKind::Paid) {
         let error = "the notification says that it is paid, its own record that it is closed".to_owned();
         return CheckOutcome::Conflict { error, decision: Some((status, step)) };
     }
@@ -234,17 +239,19 @@ fn outcome(entry: &Entry, candidate: &Candidate, checked: &Checked) -> CheckOutc
         };
         return CheckOutcome::Parked { status, reason, error };
     }
-    if *finding == Finding::Misspelt {
+    if *resolution == Resolution::Misspelt {
         return CheckOutcome::Misspelt { status, step };
     }
-    CheckOutcome::Checked { status, step, next: entry.turn.wait_after(status, step, checked.state) }
+    CheckOutcome::Checked { status, step, next: entry.attempt.wait_after(status, step, checked.state) }
 }
 
 /// What becomes of a paid payment that is not in the ledger and from whose record nothing can be credited.
-fn not_creditable(worth: Option<Worth>) -> CheckOutcome {
-    match worth {
-        Some(Worth::Invalid(error)) => CheckOutcome::Rejected(error),
-        Some(Worth::Nothing) => CheckOutcome::Ignored,
-        Some(Worth::Points(..)) | None => CheckOutcome::Rejected("the payment has no record to credit it from".into()),
+fn not_creditable(value: Option<PaymentValue>) -> CheckOutcome {
+    match value {
+        Some(PaymentValue::Invalid(error)) => CheckOutcome::Rejected(error),
+        Some(PaymentValue::Nothing) => CheckOutcome::Ignored,
+        Some(PaymentValue::Points(..)) | None => {
+            CheckOutcome::Rejected("the payment has no record to credit it from".into())
+        }
     }
 }

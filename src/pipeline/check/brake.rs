@@ -2,7 +2,7 @@
 
 use crate::domain::{
     brake::Brake,
-    check::{CheckStep, Finding},
+    check::{CheckStep, Resolution},
     failure::{Dependency, Outage},
 };
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,13 +25,13 @@ impl SharedBrake {
     }
 
     /// See [`Brake::room`].
-    pub(super) fn room(&self, findings: impl Iterator<Item = Finding>) -> usize {
-        self.lock().room(findings)
+    pub(super) fn room(&self, resolutions: impl Iterator<Item = Resolution>) -> usize {
+        self.lock().room(resolutions)
     }
 
     /// See [`Brake::count`].
-    pub(super) fn count(&self, finding: Finding, step: CheckStep) {
-        self.lock().count(finding, step);
+    pub(super) fn count(&self, resolution: Resolution, step: CheckStep) {
+        self.lock().count(resolution, step);
     }
 
     /// Why nothing is checked, while the brake is engaged.

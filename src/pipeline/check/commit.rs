@@ -3,18 +3,18 @@
 use super::{
     CheckPipeline,
     apply::Candidate,
-    look_up::{Judged, judge, ledger_id, look_up_once},
+    look_up::{Judged, ledger_id, look_up_once, validate},
     parse::Entry,
 };
 use crate::{
     domain::{
-        check::{Check, Checked, Claim, Closing, Finding},
+        check::{Check, Checked, Claim, Closing, Resolution},
         check_message::About,
         failure::{BatchError, Outage},
-        notification_source::Meaning,
-        valuation::Worth,
+        notification_source::NotificationKind,
+        valuation::PaymentValue,
     },
-    observe::{events, heartbeat::Pulse},
+    observe::{events, heartbeat::Heartbeat},
     pipeline::{
         batch::Work,
         locked_rows::LockedRows,
@@ -39,26 +39,28 @@ pub(super) const LOOKING_AGAIN: Duration = Duration::from_secs(5);
 
 /// What the ledger is told.
 fn check_of(entry: &Entry, candidate: &Candidate) -> Option<Check> {
-    let Candidate { finding, payment, .. } = candidate;
+    let Candidate { resolution, payment, .. } = candidate;
     let check = entry.check()?;
     let claim = match &check.about {
         About::Claim(claim) => Some(claim.clone()),
-        About::Notification { .. } | About::Record => match &payment.worth {
-            Some(Worth::Points(user_id, points)) if *finding == Finding::Paid => {
+        About::Notification { .. } | About::Record => match &payment.value {
+            Some(PaymentValue::Points(user_id, points)) if *resolution == Resolution::Paid => {
                 Some(Claim { user_id: user_id.clone(), points: *points })
             }
             _ => None,
         },
     };
     // What a person must decide writes no credit.
-    let claim = claim.filter(|_| !matches!(finding, Finding::ForPerson(_)));
-    let closes = entry.meaning() == Some(Meaning::Created) && entry.turn.used_up && *finding == Finding::Closed;
+    let claim = claim.filter(|_| !matches!(resolution, Resolution::ForPerson(_)));
+    let closes = entry.kind() == Some(NotificationKind::OrderCreated)
+        && entry.attempt.used_up
+        && *resolution == Resolution::Closed;
     let user_id = || payment.user.clone().filter(|user| !user.is_empty());
     Some(Check {
         payment_id: ledger_id(check, payment),
         claim,
-        finding: *finding,
-        spelling: payment.id.clone().filter(|_| *finding == Finding::Misspelt),
+        resolution: *resolution,
+        spelling: payment.id.clone().filter(|_| *resolution == Resolution::Misspelt),
         closing: closes.then(|| Closing { user_id: user_id() }),
     })
 }
@@ -76,7 +78,7 @@ pub(super) struct Apply<'a> {
     pub(super) pipeline: &'a CheckPipeline,
     pub(super) entries: &'a [Entry],
     pub(super) candidates: &'a [Candidate],
-    pub(super) pulse: &'a Pulse,
+    pub(super) heartbeat: &'a Heartbeat,
     pub(super) tried: AtomicBool,
 }
 
@@ -125,7 +127,7 @@ impl Apply<'_> {
             return self.commit(batch.iter().map(|candidate| Some(candidate.clone())).collect(), patience).await;
         }
         let again = self.look_up_again(batch).await?;
-        self.pulse.beat();
+        self.heartbeat.beat();
         self.commit(again, patience).await
     }
 
@@ -143,9 +145,9 @@ impl Apply<'_> {
                 let check = entry(candidate).check()?;
                 let index = payments.binary_search(&check.payment_id).ok()?;
                 let (payment, at) = answers.get(index)?.clone().filter(|(_, at)| at.elapsed() < FRESH)?;
-                match judge(entry(candidate), payment) {
-                    Judged::Finding(finding, payment) if finding == candidate.finding => {
-                        Some(Candidate { entry: candidate.entry, finding, payment, at })
+                match validate(entry(candidate), payment) {
+                    Judged::Resolution(resolution, payment) if resolution == candidate.resolution => {
+                        Some(Candidate { entry: candidate.entry, resolution, payment, at })
                     }
                     _ => None,
                 }

@@ -2,18 +2,18 @@
 
 use super::{
     CheckPipeline,
-    parse::{Asked, Batch, Entry, Held},
+    parse::{Batch, CheckRequest, Entry, Held},
 };
 use crate::{
     domain::{
-        check::{CheckOutcome, Wait},
+        check::{CheckDelay, CheckOutcome},
         check_message::{About, Limits, Writer},
         failure::Outage,
         ids::PaymentId,
         settlement::{Destination, Settlement},
     },
     pipeline::{
-        batch::{Turn, log_copies},
+        batch::{BatchContext, log_copies},
         forward,
         ports::{CONFIRMING_TIME, CopyBody, Deliveries, FirstChecks, Forward},
     },
@@ -49,7 +49,7 @@ impl Outgoing {
             payment_id: self.payment_id.as_ref(),
             to: self.to,
             error: self.error.as_deref().map(Cow::Borrowed),
-            standing: None,
+            recorded: None,
             body: match &self.body {
                 Body::Original => CopyBody::Original,
                 Body::Checks(body) => CopyBody::Checks(body),
@@ -129,11 +129,11 @@ impl CheckPipeline {
 
     /// One entry for a person: a points message as `[message]` configures it, otherwise a check message with that entry.
     fn parked<M>(&self, delivery: usize, held: &Held<M>, batch: &Batch<M>, entry: usize, to: Destination) -> Outgoing {
-        let Entry { asked, .. } = &batch.entries[entry];
-        let body = match asked {
+        let Entry { request, .. } = &batch.entries[entry];
+        let body = match request {
             _ if !held.is_check_message => Body::Original,
-            Asked::Message(_) => Body::Original,
-            Asked::Check(check) => match &check.about {
+            CheckRequest::Message(_) => Body::Original,
+            CheckRequest::Check(check) => match &check.about {
                 About::Claim(claim) => Body::Points(self.format.compose(
                     check.payment_id.as_str(),
                     claim.user_id.as_str(),
@@ -141,7 +141,7 @@ impl CheckPipeline {
                 )),
                 About::Notification { .. } | About::Record => Body::Checks(single(|writer| writer.push(check))),
             },
-            Asked::Bad { json, .. } => Body::Checks(single(|writer| writer.push_json(json))),
+            CheckRequest::Bad { json, .. } => Body::Checks(single(|writer| writer.push_json(json))),
         };
         Outgoing {
             delivery,
@@ -161,7 +161,7 @@ impl CheckPipeline {
         deliveries: &D,
         batch: &Batch<D::Message>,
         concluded: &[bool],
-        turn: &Turn<'_>,
+        context: &BatchContext<'_>,
     ) -> Forwarded {
         let mut forwarded = Forwarded { done: concluded.to_vec(), outage: None };
         let mut open: Vec<Outgoing> = Vec::new();
@@ -175,7 +175,7 @@ impl CheckPipeline {
         while !open.is_empty() {
             let copies: Vec<_> =
                 open.iter().map(|copy| copy.forward(&batch.deliveries[copy.delivery].message)).collect();
-            let confirmed = match forward::forward(deliveries, &copies, turn).await {
+            let confirmed = match forward::forward(deliveries, &copies, context).await {
                 Ok(confirmed) => confirmed,
                 Err(outage) => {
                     // Which of them stand there is not known: those of a delivery whose copies are open go back whole.
@@ -201,7 +201,7 @@ impl CheckPipeline {
             if open.is_empty() {
                 break;
             }
-            let in_time = begun.elapsed() < CONFIRMING_TIME && forward::pause(turn).await;
+            let in_time = begun.elapsed() < CONFIRMING_TIME && forward::pause(context).await;
             if !in_time && put_off {
                 forwarded.undo(&open);
                 forwarded.outage.get_or_insert(reason);
@@ -232,14 +232,14 @@ impl CheckPipeline {
     /// The check messages that begin the checks of notifications: those of one wait together, and of several notifications
     /// that say the same once.
     pub(super) fn first_checks<M>(&self, batch: &Batch<M>) -> Vec<FirstChecks> {
-        let mut writers: BTreeMap<Wait, Writer> = BTreeMap::new();
+        let mut writers: BTreeMap<CheckDelay, Writer> = BTreeMap::new();
         let mut begun = HashSet::new();
         for (entry, outcome) in batch.entries.iter().zip(&batch.outcomes) {
             let settlement = outcome.as_ref().map(CheckOutcome::settlement);
             let (Some(Settlement::Forward(Destination::Check(wait))), Some(check)) = (settlement, entry.check()) else {
                 continue;
             };
-            if begun.insert((wait, &check.payment_id, entry.meaning())) {
+            if begun.insert((wait, &check.payment_id, entry.kind())) {
                 writers.entry(wait).or_insert_with(|| Writer::new(self.limits)).push(check);
             }
         }
@@ -254,14 +254,14 @@ impl CheckPipeline {
         &self,
         deliveries: &D,
         batch: &Batch<D::Message>,
-        turn: &Turn<'_>,
+        context: &BatchContext<'_>,
     ) -> Forwarded {
         let mut forwarded = Forwarded { done: batch.outcomes.iter().map(Option::is_some).collect(), outage: None };
         let to = |index: usize| match batch.outcomes[index].as_ref().map(CheckOutcome::settlement) {
             Some(Settlement::Forward(to)) => Some(to),
             Some(Settlement::Ack) | None => None,
         };
-        if let Err(outage) = forward::schedule(deliveries, &self.first_checks(batch), turn).await {
+        if let Err(outage) = forward::schedule(deliveries, &self.first_checks(batch), context).await {
             let scheduled = |index: &usize| matches!(to(*index), Some(Destination::Check(_)));
             for index in (0..batch.outcomes.len()).filter(scheduled) {
                 forwarded.done[index] = false;
@@ -283,13 +283,13 @@ impl CheckPipeline {
                     payment_id: batch.entries[index].payment_id(),
                     to,
                     error: outcome.error().map(Cow::Borrowed),
-                    standing: None,
+                    recorded: None,
                     body: CopyBody::Original,
                 },
             ));
         }
         let (indices, copies): (Vec<usize>, Vec<_>) = copies.into_iter().unzip();
-        match forward::forward(deliveries, &copies, turn).await {
+        match forward::forward(deliveries, &copies, context).await {
             Err(outage) => {
                 for index in indices {
                     forwarded.done[index] = false;
@@ -314,11 +314,11 @@ impl CheckPipeline {
 }
 
 fn write(entry: &Entry, writer: &mut Writer) {
-    match &entry.asked {
-        Asked::Check(check) => writer.push(check),
-        Asked::Bad { json, .. } => writer.push_json(json),
+    match &entry.request {
+        CheckRequest::Check(check) => writer.push(check),
+        CheckRequest::Bad { json, .. } => writer.push_json(json),
         // Decided as a whole: it is parked, or done with.
-        Asked::Message(_) => {}
+        CheckRequest::Message(_) => {}
     }
 }
 

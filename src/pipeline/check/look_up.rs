@@ -2,21 +2,21 @@
 
 use super::{
     CheckPipeline,
-    parse::{Asked, Entry},
+    parse::{CheckRequest, Entry},
 };
 use crate::{
     domain::{
-        check::{CheckOutcome, Finding},
+        check::{CheckOutcome, Resolution},
         check_message::{About, ScheduledCheck},
         failure::{BatchError, Outage},
         ids::PaymentId,
-        notification_source::Meaning,
+        notification_source::NotificationKind,
         settlement::Reason,
         status::PaymentStatus,
     },
     pauses,
     pipeline::{
-        batch::{Fate, Turn, Work, through},
+        batch::{BatchContext, ItemResult, Work, run_bisecting},
         ports::{Lookup, Payment, PaymentSource},
     },
 };
@@ -29,7 +29,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 /// An answer of the source.
 pub(super) struct Found {
-    /// Which of the payments that were asked for.
+    /// Which of the payments that were request for.
     pub(super) index: usize,
     pub(super) payment: Payment,
     /// When it came.
@@ -60,25 +60,26 @@ impl CheckPipeline {
         payments: &Arc<[PaymentId]>,
         until: Instant,
         answers: UnboundedSender<Found>,
-        turn: &Turn<'_>,
+        context: &BatchContext<'_>,
     ) -> Unanswered {
         let work = Ask { pipeline: self, payments, until, answers };
-        let (fates, outage) = through(&work, payments, self.immediate_attempts, turn).await;
-        let failed = fates.into_iter().enumerate().filter_map(|(index, fate)| Some((index, failure(fate)?)));
+        let (results, outage) = run_bisecting(&work, payments, self.immediate_attempts, context).await;
+        let failed = results.into_iter().enumerate().filter_map(|(index, result)| Some((index, failure(result)?)));
         let mut left = Unanswered { failed: failed.collect(), outage };
         for pause in pauses::immediate(self.immediate_attempts) {
-            if left.failed.is_empty() || left.outage.is_some() || turn.stop.is_cancelled() || Instant::now() > until {
+            if left.failed.is_empty() || left.outage.is_some() || context.stop.is_cancelled() || Instant::now() > until
+            {
                 break;
             }
             tokio::time::sleep(pause).await;
             let again: Arc<[PaymentId]> = left.failed.iter().map(|(index, _)| payments[*index].clone()).collect();
-            let (fates, outage) = through(&work, &again, 1, turn).await;
+            let (results, outage) = run_bisecting(&work, &again, 1, context).await;
             left.outage = outage;
-            let retried = left.failed.into_iter().zip(fates);
-            left.failed = retried.filter_map(|((index, _), fate)| Some((index, failure(fate)?))).collect();
+            let retried = left.failed.into_iter().zip(results);
+            left.failed = retried.filter_map(|((index, _), result)| Some((index, failure(result)?))).collect();
         }
         // Told to stop: no attempt is spent on a message that has not had all of its own.
-        if turn.stop.is_cancelled() || left.outage.is_some() {
+        if context.stop.is_cancelled() || left.outage.is_some() {
             left.failed.clear();
         }
         left
@@ -107,16 +108,16 @@ pub(super) async fn look_up_once(
 }
 
 /// What the source's answer means for an entry.
-pub(super) fn judge(entry: &Entry, mut payment: Payment) -> Judged {
-    let Asked::Check(check) = &entry.asked else {
+pub(super) fn validate(entry: &Entry, mut payment: Payment) -> Judged {
+    let CheckRequest::Check(check) = &entry.request else {
         return Judged::Outcome(CheckOutcome::Rejected("nothing to look up".into()));
     };
-    let used_up = entry.turn.used_up;
-    let meaning = match &check.about {
+    let used_up = entry.attempt.used_up;
+    let kind = match &check.about {
         About::Claim(claim) => {
             if let Some(id) = payment.id.as_deref().filter(|id| *id != check.payment_id.as_str()) {
                 let spelling = printable(id);
-                return Judged::Finding(Finding::Misspelt, Payment { id: Some(spelling), ..payment });
+                return Judged::Resolution(Resolution::Misspelt, Payment { id: Some(spelling), ..payment });
             }
             let user = payment.user.as_deref();
             if let Some(user) = user.filter(|user| *user != claim.user_id.as_str()) {
@@ -125,11 +126,11 @@ pub(super) fn judge(entry: &Entry, mut payment: Payment) -> Judged {
             }
             return of_status(payment, used_up);
         }
-        About::Notification { meaning, .. } => *meaning,
+        About::Notification { kind, .. } => *kind,
         About::Record => None,
     };
     // A gateway may have heard of it before the row was committed from which it is credited.
-    if payment.status == PaymentStatus::Paid && payment.worth.is_none() {
+    if payment.status == PaymentStatus::Paid && payment.value.is_none() {
         if used_up {
             let error = "it is paid at the gateway, but no record of it has come".into();
             let reason = Reason::Expired;
@@ -138,16 +139,16 @@ pub(super) fn judge(entry: &Entry, mut payment: Payment) -> Judged {
         payment.status = PaymentStatus::Unknown;
     }
     let status = payment.status;
-    match (meaning, status, used_up) {
+    match (kind, status, used_up) {
         // It was paid, and nothing shows it.
-        (Some(Meaning::Paid), PaymentStatus::Pending | PaymentStatus::Unknown, true) => {
+        (Some(NotificationKind::Paid), PaymentStatus::Pending | PaymentStatus::Unknown, true) => {
             let error = match status {
                 PaymentStatus::Unknown => "the notification says that it is paid, but no record of it has come",
                 _ => "the notification says that it is paid, but its record cannot be set to that",
             };
             Judged::Outcome(CheckOutcome::Parked { status, reason: Reason::Expired, error: error.into() })
         }
-        (Some(Meaning::Created), PaymentStatus::Pending, true) => Judged::ToBeClosed,
+        (Some(NotificationKind::OrderCreated), PaymentStatus::Pending, true) => Judged::ToBeClosed,
         _ => of_status(payment, used_up),
     }
 }
@@ -155,7 +156,7 @@ pub(super) fn judge(entry: &Entry, mut payment: Payment) -> Judged {
 /// What an answer means for an entry.
 pub(super) enum Judged {
     /// The ledger must know.
-    Finding(Finding, Payment),
+    Resolution(Resolution, Payment),
     /// Nothing is certain: checked again.
     Again(PaymentStatus),
     /// Its time is up, and its row must say so.
@@ -165,8 +166,8 @@ pub(super) enum Judged {
 }
 
 fn of_status(payment: Payment, used_up: bool) -> Judged {
-    match Finding::of(payment.status, used_up) {
-        Some(finding) => Judged::Finding(finding, payment),
+    match Resolution::of(payment.status, used_up) {
+        Some(resolution) => Judged::Resolution(resolution, payment),
         None => Judged::Again(payment.status),
     }
 }
@@ -187,10 +188,12 @@ pub(super) fn ledger_id(check: &ScheduledCheck, payment: &Payment) -> PaymentId 
 }
 
 /// Why the source could say nothing about a payment.
-fn failure(fate: Fate<Answer>) -> Option<String> {
-    match fate {
-        Fate::Done(Answer::Failed(error)) | Fate::Failed(error) | Fate::Refused(error) => Some(error),
-        Fate::Done(Answer::Given | Answer::NotAsked) | Fate::Open => None,
+fn failure(result: ItemResult<Answer>) -> Option<String> {
+    match result {
+        ItemResult::Done(Answer::Failed(error)) | ItemResult::Failed(error) | ItemResult::Rejected(error) => {
+            Some(error)
+        }
+        ItemResult::Done(Answer::Given | Answer::NotAsked) | ItemResult::Undecided => None,
     }
 }
 
@@ -219,7 +222,7 @@ impl Work for Ask<'_> {
     async fn attempt(&self, batch: Arc<[PaymentId]>) -> Result<Vec<Answer>, BatchError> {
         let mut given = vec![Answer::NotAsked; batch.len()];
         let source: &dyn PaymentSource = &*self.pipeline.source;
-        let asked = source
+        let request = source
             .look_up(Arc::clone(&batch), self.until, &mut |index, lookup| {
                 let Some(answer) = given.get_mut(index) else { return };
                 *answer = match lookup {
@@ -235,7 +238,7 @@ impl Work for Ask<'_> {
                 };
             })
             .await;
-        asked.map(|()| given)
+        request.map(|()| given)
     }
 
     async fn probe(&self) -> Result<(), Outage> {

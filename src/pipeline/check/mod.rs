@@ -21,12 +21,12 @@ use crate::{
         failure::{Dependency, Outage},
         ids::PaymentId,
         message::Format,
-        notification_source::Source,
+        notification_source::NotificationSource,
         retry::RetryPolicy,
     },
     observe::events,
     pipeline::{
-        batch::{Interrupted, Turn},
+        batch::{BatchContext, Interrupted},
         locked_rows::LockedRows,
     },
 };
@@ -60,7 +60,7 @@ pub struct CheckPipeline {
     /// How bodies look in the credit format.
     pub format: Format,
     /// How those of notifications look, and what they mean.
-    pub sources: Arc<[Source]>,
+    pub sources: Arc<[NotificationSource]>,
     /// What knows whether payments are paid.
     pub source: Arc<dyn PaymentSource>,
     /// What is brought to agree with it.
@@ -90,20 +90,20 @@ impl CheckPipeline {
         &self,
         deliveries: &D,
         batch: Vec<D::Message>,
-        turn: &Turn<'_>,
+        context: &BatchContext<'_>,
     ) -> Result<(), Interrupted<D::Message>> {
         let mut batch = self.parse(batch);
-        let decided = self.decide(&mut batch, turn).await;
-        turn.pulse.beat();
+        let decided = self.decide(&mut batch, context).await;
+        context.heartbeat.beat();
         let Forwarded { done, outage } = if self.is_arrival() {
-            self.forward_arrivals(deliveries, &batch, turn).await
+            self.forward_arrivals(deliveries, &batch, context).await
         } else {
-            let concluded = concluded(&batch, decided.is_none() && !turn.stop.is_cancelled());
-            self.forward_copies(deliveries, &batch, &concluded, turn).await
+            let concluded = concluded(&batch, decided.is_none() && !context.stop.is_cancelled());
+            self.forward_copies(deliveries, &batch, &concluded, context).await
         };
-        turn.pulse.beat();
+        context.heartbeat.beat();
         if decided.as_ref().is_none_or(|outage| outage.dependency != Dependency::Ledger) {
-            self.note_parked(&batch, &done, turn).await;
+            self.note_parked(&batch, &done, context).await;
         }
         self.report(&batch, &done);
         let (settled, unsettled): (Vec<_>, Vec<_>) =
@@ -115,25 +115,25 @@ impl CheckPipeline {
     }
 
     /// Finds an outcome for every entry, as far as there is time. What is down.
-    async fn decide<M: Message>(&self, batch: &mut Batch<M>, turn: &Turn<'_>) -> Option<Outage> {
+    async fn decide<M: Message>(&self, batch: &mut Batch<M>, context: &BatchContext<'_>) -> Option<Outage> {
         let until = Instant::now() + DECIDING_TIME;
         let together = self.limits.entries.max(1);
         for _ in 0..PASSES {
             let groups = batch.entries.chunks(together).zip(batch.outcomes.chunks_mut(together));
             for (entries, outcomes) in groups {
-                if turn.stop.is_cancelled() || Instant::now() > until {
+                if context.stop.is_cancelled() || Instant::now() > until {
                     break;
                 }
                 let mut group = Group { entries, outcomes };
                 if group.open().next().is_none() {
                     continue;
                 }
-                match self.mark_paid(&mut group, turn).await {
+                match self.mark_paid(&mut group, context).await {
                     Err(outage) => return Some(outage),
                     Ok(false) => continue,
                     Ok(true) => {}
                 }
-                let outage = self.look_up_and_apply(&mut group, until, turn).await;
+                let outage = self.look_up_and_apply(&mut group, until, context).await;
                 if outage.is_some() {
                     return outage;
                 }
@@ -146,14 +146,19 @@ impl CheckPipeline {
     }
 
     /// Asks for the payments of a group; answers are applied in groups as they come, while others are still asked for.
-    async fn look_up_and_apply(&self, group: &mut Group<'_>, until: Instant, turn: &Turn<'_>) -> Option<Outage> {
+    async fn look_up_and_apply(
+        &self,
+        group: &mut Group<'_>,
+        until: Instant,
+        context: &BatchContext<'_>,
+    ) -> Option<Outage> {
         let payments = distinct_payment_ids(group.open());
         let (sender, receiver) = mpsc::unbounded_channel();
         // A look-up ends with the worker: what was answered by then is applied.
-        let asking = turn.stop.run_until_cancelled(self.ask(&payments, until, sender, turn));
+        let asking = context.stop.run_until_cancelled(self.ask(&payments, until, sender, context));
         let (mut asking, mut asked, mut applied) = (pin!(asking), None, None);
         {
-            let mut applying = pin!(self.apply_as_they_come(group, &payments, receiver, turn));
+            let mut applying = pin!(self.apply_as_they_come(group, &payments, receiver, context));
             while applied.is_none() {
                 tokio::select! {
                     biased;
@@ -178,7 +183,7 @@ impl CheckPipeline {
         group: &mut Group<'_>,
         payments: &[PaymentId],
         mut answers: UnboundedReceiver<Found>,
-        turn: &Turn<'_>,
+        context: &BatchContext<'_>,
     ) -> Option<Outage> {
         // The entries of each payment, by the payment's index.
         let mut entries_of: Vec<(usize, usize)> = Vec::with_capacity(group.entries.len());
@@ -196,7 +201,7 @@ impl CheckPipeline {
                     Ok(None) | Err(_) => break,
                 }
             }
-            turn.pulse.beat();
+            context.heartbeat.beat();
             let mut of_entries = Vec::with_capacity(found.len());
             for Found { index, payment, at } in found {
                 let begin = entries_of.partition_point(|(payment, _)| *payment < index);
@@ -207,7 +212,7 @@ impl CheckPipeline {
             // Answered twice after a part of a look-up failed: the last answer counts.
             of_entries.sort_by_key(|(entry, found): &(usize, Found)| (*entry, Reverse(found.at)));
             of_entries.dedup_by_key(|(entry, _)| *entry);
-            let outage = self.apply(group, of_entries, turn).await;
+            let outage = self.apply(group, of_entries, context).await;
             if outage.is_some() {
                 return outage;
             }
@@ -223,7 +228,7 @@ impl CheckPipeline {
         let now = SystemTime::now();
         let ages = settled().filter_map(|held| Some(now.duration_since(held.message.sent_at()?)));
         events::ChecksSettled { component: self.component, outcomes, ages }.emit();
-        for entry in entries().filter(|entry| self.is_arrival() || batch.entries[*entry].meaning().is_some()) {
+        for entry in entries().filter(|entry| self.is_arrival() || batch.entries[*entry].kind().is_some()) {
             if let (Some(payment_id), Some(outcome)) =
                 (batch.entries[entry].payment_id(), batch.outcomes[entry].as_ref())
             {

@@ -9,7 +9,7 @@ use crate::{
         credit::Credit,
         ids::PaymentId,
         notification::Notification,
-        notification_source::{Meaning, Source},
+        notification_source::{NotificationKind, NotificationSource},
     },
     observe::events,
     pipeline::ports::{Message, Origin},
@@ -35,15 +35,15 @@ pub(super) struct Held<M> {
 
 /// One check.
 pub(super) struct Entry {
-    pub(super) asked: Asked,
+    pub(super) request: CheckRequest,
     /// Which check of its payment it is.
-    pub(super) turn: check::Turn,
+    pub(super) attempt: check::CheckAttempt,
     /// Delayed retries that it has taken.
     pub(super) retries_taken: u32,
 }
 
 /// What an entry is about.
-pub(super) enum Asked {
+pub(super) enum CheckRequest {
     /// A payment.
     Check(ScheduledCheck),
     /// An entry of a check message that cannot be read: its text, and its payment where that can be read.
@@ -55,24 +55,24 @@ pub(super) enum Asked {
 impl Entry {
     /// The check, where there is one.
     pub(super) fn check(&self) -> Option<&ScheduledCheck> {
-        match &self.asked {
-            Asked::Check(check) => Some(check),
-            Asked::Bad { .. } | Asked::Message(_) => None,
+        match &self.request {
+            CheckRequest::Check(check) => Some(check),
+            CheckRequest::Bad { .. } | CheckRequest::Message(_) => None,
         }
     }
 
     /// The payment as the message writes it, for people. Of a malformed message it decides nothing.
     pub(super) fn payment_id(&self) -> Option<&PaymentId> {
-        match &self.asked {
-            Asked::Check(check) => Some(&check.payment_id),
-            Asked::Bad { payment_id, .. } | Asked::Message(payment_id) => payment_id.as_ref(),
+        match &self.request {
+            CheckRequest::Check(check) => Some(&check.payment_id),
+            CheckRequest::Bad { payment_id, .. } | CheckRequest::Message(payment_id) => payment_id.as_ref(),
         }
     }
 
     /// What it means that its notification has come.
-    pub(super) fn meaning(&self) -> Option<Meaning> {
+    pub(super) fn kind(&self) -> Option<NotificationKind> {
         match &self.check()?.about {
-            About::Notification { meaning, .. } => *meaning,
+            About::Notification { kind, .. } => *kind,
             About::Claim(_) | About::Record => None,
         }
     }
@@ -80,8 +80,8 @@ impl Entry {
 
 /// What was read: a check that is looked up, or something that is decided already.
 enum Read {
-    Check(ScheduledCheck, check::Turn),
-    Decided(Asked, CheckOutcome),
+    Check(ScheduledCheck, check::CheckAttempt),
+    Decided(CheckRequest, CheckOutcome),
 }
 
 impl CheckPipeline {
@@ -104,11 +104,11 @@ impl CheckPipeline {
     }
 
     fn push<M: Message>(&self, message: &M, read: Read, into: &mut Batch<M>) {
-        let (asked, turn, outcome) = match read {
-            Read::Check(check, turn) => (Asked::Check(check), turn, None),
-            Read::Decided(asked, outcome) => (asked, self.policy.turn(message.checks_done()), Some(outcome)),
+        let (request, attempt, outcome) = match read {
+            Read::Check(check, attempt) => (CheckRequest::Check(check), attempt, None),
+            Read::Decided(request, outcome) => (request, self.policy.attempt(message.checks_done()), Some(outcome)),
         };
-        into.entries.push(Entry { asked, turn, retries_taken: message.retries_taken() });
+        into.entries.push(Entry { request, attempt, retries_taken: message.retries_taken() });
         into.outcomes.push(outcome);
     }
 
@@ -119,7 +119,7 @@ impl CheckPipeline {
                     let read = match check {
                         Ok(check) => self.scheduled(check, message.checks_done()),
                         Err(BadCheck { json, payment_id, error }) => {
-                            Read::Decided(Asked::Bad { json, payment_id }, CheckOutcome::Unreadable(error))
+                            Read::Decided(CheckRequest::Bad { json, payment_id }, CheckOutcome::Unreadable(error))
                         }
                     };
                     self.push(message, read, into);
@@ -127,23 +127,23 @@ impl CheckPipeline {
             }
             Err(error) => {
                 let outcome = CheckOutcome::Unreadable(error.to_string());
-                self.push(message, Read::Decided(Asked::Message(None), outcome), into);
+                self.push(message, Read::Decided(CheckRequest::Message(None), outcome), into);
             }
         }
     }
 
     /// A check of a check message, or of a copy of an earlier build: its source must still mean the same.
     fn scheduled(&self, mut check: ScheduledCheck, checks_done: u32) -> Read {
-        let About::Notification { source: name, meaning } = &mut check.about else {
-            return Read::Check(check, self.policy.turn(checks_done));
+        let About::Notification { source: name, kind } = &mut check.about else {
+            return Read::Check(check, self.policy.attempt(checks_done));
         };
         let rejected = match self.sources.iter().find(|source| source.name == *name) {
             None => format!("it came from the source {name:?}, which is not configured"),
-            Some(Source { meaning: now, policy, .. }) => {
-                let then = *meaning.get_or_insert(*now);
+            Some(NotificationSource { kind: now, policy, .. }) => {
+                let then = *kind.get_or_insert(*now);
                 if then == *now {
-                    let turn = policy.turn(checks_done);
-                    return Read::Check(check, turn);
+                    let attempt = policy.attempt(checks_done);
+                    return Read::Check(check, attempt);
                 }
                 format!(
                     "it was scheduled when notifications of source {name:?} meant {:?}; now they mean {:?}",
@@ -152,7 +152,7 @@ impl CheckPipeline {
                 )
             }
         };
-        Read::Decided(Asked::Check(check), CheckOutcome::Rejected(rejected))
+        Read::Decided(CheckRequest::Check(check), CheckOutcome::Rejected(rejected))
     }
 
     /// A message with one payment: a notification on arrival, or a single message in the check queue.
@@ -173,7 +173,7 @@ impl CheckPipeline {
                     events::CheckIgnored { message_id, payment_id, error: &error }.emit();
                     CheckOutcome::Malformed(error)
                 };
-                return Read::Decided(Asked::Message(payment_id), outcome);
+                return Read::Decided(CheckRequest::Message(payment_id), outcome);
             }
         };
         let Credit { payment_id, .. } = credit.clone();
@@ -186,34 +186,34 @@ impl CheckPipeline {
                 }
             }
             Origin::Foreign => {
-                return Read::Decided(Asked::Check(check), CheckOutcome::Begins(self.policy.beginning()));
+                return Read::Decided(CheckRequest::Check(check), CheckOutcome::Begins(self.policy.beginning()));
             }
         }
-        Read::Check(check, self.policy.turn(message.checks_done()))
+        Read::Check(check, self.policy.attempt(message.checks_done()))
     }
 
     fn read_notification<M: Message>(&self, name: &str, message: &M) -> Read {
         let arrives = self.is_arrival();
         let Some(source) = self.sources.iter().find(|source| source.name == name) else {
             let error = format!("it came from the source {name:?}, which is not configured");
-            return Read::Decided(Asked::Message(None), CheckOutcome::Rejected(error));
+            return Read::Decided(CheckRequest::Message(None), CheckOutcome::Rejected(error));
         };
         match source.format.parse(message.body(), &self.format) {
             Ok(Notification::Payment(payment_id)) => {
-                let about = About::Notification { source: name.to_owned(), meaning: Some(source.meaning) };
+                let about = About::Notification { source: name.to_owned(), kind: Some(source.kind) };
                 let check = ScheduledCheck { payment_id, about };
-                match (arrives, source.meaning) {
-                    (true, Meaning::Created) => {
-                        Read::Decided(Asked::Check(check), CheckOutcome::Begins(source.policy.beginning()))
+                match (arrives, source.kind) {
+                    (true, NotificationKind::OrderCreated) => {
+                        Read::Decided(CheckRequest::Check(check), CheckOutcome::Begins(source.policy.beginning()))
                     }
                     (true, _) => Read::Check(check, source.policy.arrival()),
-                    (false, _) => Read::Check(check, source.policy.turn(message.checks_done())),
+                    (false, _) => Read::Check(check, source.policy.attempt(message.checks_done())),
                 }
             }
-            Ok(Notification::Ignored) => Read::Decided(Asked::Message(None), CheckOutcome::Ignored),
+            Ok(Notification::Ignored) => Read::Decided(CheckRequest::Message(None), CheckOutcome::Ignored),
             Err(error) => {
                 let payment_id = source.format.readable_payment_id(message.body(), &self.format);
-                Read::Decided(Asked::Message(payment_id), CheckOutcome::Unreadable(error.to_string()))
+                Read::Decided(CheckRequest::Message(payment_id), CheckOutcome::Unreadable(error.to_string()))
             }
         }
     }

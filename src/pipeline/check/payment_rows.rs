@@ -12,12 +12,12 @@ use crate::{
         component::Component,
         failure::{BatchError, Outage},
         ids::PaymentId,
-        notification_source::{Meaning, Source},
+        notification_source::{NotificationKind, NotificationSource},
         settlement::Reason,
         status::PaymentStatus,
     },
     pipeline::{
-        batch::{Fate, Turn, Work, through},
+        batch::{BatchContext, ItemResult, Work, run_bisecting},
         ports::{PaymentSource, RowStatus},
     },
 };
@@ -33,15 +33,15 @@ const LOOKING_AGAIN: Duration = Duration::from_secs(5);
 impl CheckPipeline {
     /// Sets the rows to paid of those payments whose notification says so. Whether a row was there, and what it says, is
     /// found by looking it up. `false`: there was no time for all of them.
-    pub(super) async fn mark_paid(&self, group: &mut Group<'_>, turn: &Turn<'_>) -> Result<bool, Outage> {
-        let says_paid = group.open().filter(|entry| entry.meaning() == Some(Meaning::Paid));
+    pub(super) async fn mark_paid(&self, group: &mut Group<'_>, context: &BatchContext<'_>) -> Result<bool, Outage> {
+        let says_paid = group.open().filter(|entry| entry.kind() == Some(NotificationKind::Paid));
         let payments = distinct_payment_ids(says_paid);
         if payments.is_empty() {
             return Ok(true);
         }
-        let (fates, outage) = self.set(&payments, RowStatus::Paid, turn).await;
-        self.note_failures(group, &payments, &fates);
-        outage.map_or(Ok(!fates.contains(&Fate::Open)), Err)
+        let (results, outage) = self.set(&payments, RowStatus::Paid, context).await;
+        self.note_failures(group, &payments, &results);
+        outage.map_or(Ok(!results.contains(&ItemResult::Undecided)), Err)
     }
 
     /// Closes those payments that are pending when their time is up, and looks at them again: what became paid at that very
@@ -51,15 +51,15 @@ impl CheckPipeline {
         group: &mut Group<'_>,
         late: Vec<usize>,
         candidates: &mut Vec<Candidate>,
-        turn: &Turn<'_>,
+        context: &BatchContext<'_>,
     ) -> Option<Outage> {
         let payments = distinct_payment_ids(late.iter().map(|entry| &group.entries[*entry]));
-        let (fates, outage) = self.set(&payments, RowStatus::Closed, turn).await;
-        self.note_failures(group, &payments, &fates);
+        let (results, outage) = self.set(&payments, RowStatus::Closed, context).await;
+        self.note_failures(group, &payments, &results);
         if outage.is_some() {
             return outage;
         }
-        turn.pulse.beat();
+        context.heartbeat.beat();
         let until = Instant::now() + LOOKING_AGAIN;
         // What is not answered stays open: the next turn finds it closed.
         let answers = match look_up_once(&*self.source, &payments, until).await {
@@ -84,9 +84,9 @@ impl CheckPipeline {
 
     /// Whether the payment source works for what is asked of it here: where rows are to be set, setting them, too.
     pub async fn probe_source(&self) -> Result<(), Outage> {
-        let sets = |source: &Source| match (self.component, source.meaning) {
-            (Component::Checks, Meaning::Paid | Meaning::Created) => true,
-            (Component::Source(name), Meaning::Paid) => source.name == name,
+        let sets = |source: &NotificationSource| match (self.component, source.kind) {
+            (Component::Checks, NotificationKind::Paid | NotificationKind::OrderCreated) => true,
+            (Component::Source(name), NotificationKind::Paid) => source.name == name,
             _ => false,
         };
         if self.sources.iter().any(sets) { self.source.probe_set().await } else { self.source.probe().await }
@@ -96,16 +96,16 @@ impl CheckPipeline {
         &self,
         payments: &Arc<[PaymentId]>,
         to: RowStatus,
-        turn: &Turn<'_>,
-    ) -> (Vec<Fate<()>>, Option<Outage>) {
+        context: &BatchContext<'_>,
+    ) -> (Vec<ItemResult<()>>, Option<Outage>) {
         let work = Set { source: &*self.source, to };
-        through(&work, payments, self.immediate_attempts, turn).await
+        run_bisecting(&work, payments, self.immediate_attempts, context).await
     }
 
     /// Decides the entries of payments whose rows could not be set.
-    fn note_failures(&self, group: &mut Group<'_>, payments: &[PaymentId], fates: &[Fate<()>]) {
-        for (payment, fate) in payments.iter().zip(fates) {
-            let (Fate::Failed(error) | Fate::Refused(error)) = fate else { continue };
+    fn note_failures(&self, group: &mut Group<'_>, payments: &[PaymentId], results: &[ItemResult<()>]) {
+        for (payment, result) in payments.iter().zip(results) {
+            let (ItemResult::Failed(error) | ItemResult::Rejected(error)) = result else { continue };
             for entry in group.open_of(payment) {
                 let retries_taken = group.entries[entry].retries_taken;
                 let error = format!("the payment's row could not be set: {error}");

@@ -9,12 +9,12 @@ use crate::{
         id_rule::IdRule,
         ids::UserId,
         notification::NotificationFormat,
-        notification_source::Meaning,
+        notification_source::NotificationKind,
         retry::Delay,
         settlement::{Destination, Reason},
-        valuation::Worth,
+        valuation::PaymentValue,
     },
-    observe::heartbeat::{Pulse, Pulses},
+    observe::heartbeat::{Heartbeat, Heartbeats},
     pipeline::ports::{
         Answers, Confirmed, CopyBody, FirstChecks, Forward, Lookup, Origin, Patience, Payment, RowStatus,
     },
@@ -81,8 +81,8 @@ impl PaymentSource for Table {
                     payment(Payment::new(PaymentStatus::Closed))
                 }
                 (None, Some("once" | "closes" | "stays")) => {
-                    let worth = Some(Worth::Points(UserId::new("u").unwrap(), Points::new(1, 1).unwrap()));
-                    payment(Payment { worth, ..Payment::new(PaymentStatus::Paid) })
+                    let value = Some(PaymentValue::Points(UserId::new("u").unwrap(), Points::new(1, 1).unwrap()));
+                    payment(Payment { value, ..Payment::new(PaymentStatus::Paid) })
                 }
                 (None, Some("failed")) => Lookup::Failed("garbage".into()),
                 (None, Some("other")) => {
@@ -133,7 +133,7 @@ impl CheckLedger for Memory {
     async fn check(&self, batch: Arc<[Check]>, on_unpaid: OnUnpaid, _: Patience) -> Result<Vec<Checked>, BatchError> {
         let ids: Vec<String> = batch.iter().map(|check| check.payment_id.to_string()).collect();
         assert!(ids.is_sorted() && ids.windows(2).all(|pair| pair[0] != pair[1]), "in order, each once: {ids:?}");
-        if batch.iter().all(|check| matches!(check.finding, crate::domain::check::Finding::ForPerson(_))) {
+        if batch.iter().all(|check| matches!(check.resolution, crate::domain::check::Resolution::ForPerson(_))) {
             return Ok(Vec::new());
         }
         if let Some((id, status)) = self.fails.lock().unwrap().pop() {
@@ -195,7 +195,7 @@ fn payments(body: CopyBody<'_>, original: &Text) -> Vec<String> {
 impl Deliveries for Queue {
     type Message = Text;
 
-    async fn forward(&self, copies: &[Forward<'_, Text>], _: &Pulse) -> Result<Confirmed, Outage> {
+    async fn forward(&self, copies: &[Forward<'_, Text>], _: &Heartbeat) -> Result<Confirmed, Outage> {
         assert_eq!(*self.settled.lock().unwrap(), 0, "nothing is settled before its copies are confirmed");
         let mut refuses = self.refuses.lock().unwrap();
         let confirmed = copies.iter().map(|copy| {
@@ -211,7 +211,7 @@ impl Deliveries for Queue {
         Ok(confirmed.collect())
     }
 
-    async fn schedule(&self, checks: &[FirstChecks], _: &Pulse) -> Result<Confirmed, Outage> {
+    async fn schedule(&self, checks: &[FirstChecks], _: &Heartbeat) -> Result<Confirmed, Outage> {
         let none = Text(Vec::new(), 0);
         let copies = checks.iter().map(|it| (payments(CopyBody::Checks(&it.body), &none), Destination::Check(it.wait)));
         self.copies.lock().unwrap().extend(copies);
@@ -253,10 +253,10 @@ fn world(brake_after: u32) -> World {
 }
 
 /// The same for the queue of a source: notifications of this meaning.
-fn arrivals(meaning: Meaning) -> World {
+fn arrivals(kind: NotificationKind) -> World {
     let world = world(100);
     let policy = world.pipeline.policy.clone();
-    let trade = Source { name: "trade".into(), format: NotificationFormat::PaymentId, meaning, policy };
+    let trade = NotificationSource { name: "trade".into(), format: NotificationFormat::PaymentId, kind, policy };
     World {
         pipeline: CheckPipeline { component: Component::Source("trade"), sources: [trade].into(), ..world.pipeline },
         ..world
@@ -283,9 +283,9 @@ impl World {
     }
 
     async fn process_until(&self, batch: Vec<Text>, stop: &CancellationToken) -> Result<(), Interrupted<Text>> {
-        let pulse = Pulses::default().begin("test", Duration::from_secs(60));
+        let heartbeat = Heartbeats::default().begin("test", Duration::from_secs(60));
         *self.queue.settled.lock().unwrap() = 0;
-        self.pipeline.process(&self.queue, batch, &Turn { pulse: &pulse, stop }).await
+        self.pipeline.process(&self.queue, batch, &BatchContext { heartbeat: &heartbeat, stop }).await
     }
 
     fn copies(&self) -> Vec<Copied> {
@@ -303,7 +303,7 @@ impl World {
     }
 
     fn wait(&self, done: u32) -> Destination {
-        Destination::Check(self.pipeline.policy.turn(done).next())
+        Destination::Check(self.pipeline.policy.attempt(done).next())
     }
 }
 
@@ -340,7 +340,7 @@ async fn every_check_of_a_message_has_its_own_outcome_and_what_goes_on_together_
 
 #[tokio::test(start_paused = true)]
 async fn a_credit_on_arrival_is_confirmed_at_once_or_by_a_check() {
-    let world = arrivals(Meaning::Changed);
+    let world = arrivals(NotificationKind::StatusChanged);
     let batch = ["closes-absent", "once-absent", "stays-absent"].map(|id| Text(id.into(), 0)).into();
     world.process_all(batch).await.unwrap();
     assert_eq!(world.state("closes-absent"), Some(LedgerState::Reversed), "it was closed meanwhile");
@@ -353,7 +353,7 @@ async fn a_credit_on_arrival_is_confirmed_at_once_or_by_a_check() {
 
 #[tokio::test(start_paused = true)]
 async fn a_credit_on_arrival_keeps_its_check_when_it_cannot_be_reversed() {
-    let world = arrivals(Meaning::Changed);
+    let world = arrivals(NotificationKind::StatusChanged);
     world.ledger.is_down_later.store(true, Ordering::Relaxed);
     let interrupted = world.process_all(vec![Text("closes-absent".into(), 0)]).await.unwrap_err();
     assert!(interrupted.unsettled.is_empty());
@@ -364,7 +364,7 @@ async fn a_credit_on_arrival_keeps_its_check_when_it_cannot_be_reversed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_notification_that_says_paid_of_a_closed_payment_is_parked_and_its_credit_is_reversed() {
-    let world = arrivals(Meaning::Paid);
+    let world = arrivals(NotificationKind::Paid);
     world.process_all(vec![Text("closed-1".into(), 0), Text("closed-absent".into(), 0)]).await.unwrap();
     assert_eq!(world.state("closed-1"), Some(LedgerState::Reversed));
     assert_eq!(world.state("closed-absent"), Some(LedgerState::Absent));
@@ -376,7 +376,7 @@ async fn a_notification_that_says_paid_of_a_closed_payment_is_parked_and_its_cre
 async fn the_last_check_expires_parks_and_is_confirmed() {
     let world = world(100);
     world.process(&["pending-1", "unrecognised-1", "unknown-absent"], 1).await.unwrap();
-    let last = Destination::Check(world.pipeline.policy.turn(1).next());
+    let last = Destination::Check(world.pipeline.policy.attempt(1).next());
     assert_eq!(
         world.copies(),
         [
@@ -411,7 +411,7 @@ async fn messages_of_one_payment_are_looked_up_once_and_done_one_after_the_other
     assert_eq!(*world.source.asked.lock().unwrap(), [2]);
     assert_eq!(*world.ledger.batches.lock().unwrap(), [["closed-1", "paid-absent"]]);
     // The one that credited it is confirmed.
-    let confirmation = Destination::Check(world.pipeline.policy.turn(0).confirming_paid().unwrap());
+    let confirmation = Destination::Check(world.pipeline.policy.attempt(0).confirming_paid().unwrap());
     assert_eq!(world.copies(), [copy(&["paid-absent"], confirmation)]);
 }
 
@@ -441,7 +441,7 @@ async fn before_a_further_attempt_the_source_is_asked_again() {
     world.ledger.rows.lock().unwrap().insert("paid-1".into(), LedgerState::Reversed);
     world.ledger.fails.lock().unwrap().push(("paid-1".into(), PaymentStatus::Closed));
     world.process(&["paid-1"], 0).await.unwrap();
-    assert_eq!(world.state("paid-1"), Some(LedgerState::Reversed), "the old finding would have reinstated it");
+    assert_eq!(world.state("paid-1"), Some(LedgerState::Reversed), "the old resolution would have reinstated it");
     assert!(world.source.asked.lock().unwrap().len() >= 2);
     assert_eq!((world.copies(), world.settled()), (Vec::new(), 1));
 }
@@ -452,7 +452,7 @@ async fn what_there_was_no_time_for_goes_to_the_end_of_the_queue_and_a_message_w
     let batch = vec![message(&["paid-1", "late-1", "pending-1"], 1), message(&["late-2", "late-3"], 0)];
     let left = world.process_all(batch).await.unwrap_err();
     assert_eq!((left.outage, left.unsettled.len()), (None, 1));
-    let last = Destination::Check(world.pipeline.policy.turn(1).next());
+    let last = Destination::Check(world.pipeline.policy.attempt(1).next());
     assert_eq!(world.copies(), [copy(&["pending-1"], last), copy(&["late-1"], Destination::CheckQueue)]);
     assert_eq!(world.settled(), 1);
 }

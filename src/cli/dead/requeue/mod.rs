@@ -51,7 +51,7 @@ fn short_wait(text: &str) -> Result<Duration, String> {
 
 /// What became of the run.
 #[derive(Debug, Default, Serialize)]
-struct Account {
+struct Report {
     /// As in `x-pointsd-requeue-id`.
     requeue_id: String,
     selected: u64,
@@ -86,17 +86,17 @@ pub(in crate::cli::dead) async fn run(
     let selection = arguments.filter.or_all(arguments.all)?;
     let now = clock::now(settings, &selection, output).await?;
     let stop = stop_on_signals()?;
-    let account = Account { requeue_id: new_id(), dry_run: arguments.dry_run, ..Account::default() };
+    let report = Report { requeue_id: new_id(), dry_run: arguments.dry_run, ..Report::default() };
     if !arguments.dry_run {
-        let requeue_id = Some(account.requeue_id.as_str());
+        let requeue_id = Some(report.requeue_id.as_str());
         Audit { action: "requeue", selection: &selection, selected: None, removed: 0, end: BEGUN, requeue_id }
             .tell(settings);
     }
-    let mut run = Run::new(settings, arguments, &selection, now, stop, account);
+    let mut run = Run::new(settings, arguments, &selection, now, stop, report);
     let done = run.rounds(output).await;
-    let (account, groups) = run.finish();
-    let done = done.map_err(|error| error.context(account.certain()));
-    let end = match (&done, &account.stopped) {
+    let (report, groups) = run.finish();
+    let done = done.map_err(|error| error.context(report.certain()));
+    let end = match (&done, &report.stopped) {
         (Err(error), _) => format!("{error:#}"),
         (Ok(()), Some(stopped)) => stopped.clone(),
         (Ok(()), None) if arguments.dry_run => "dry run".into(),
@@ -105,21 +105,21 @@ pub(in crate::cli::dead) async fn run(
     Audit {
         action: "requeue",
         selection: &selection,
-        selected: Some(account.selected),
-        removed: account.sent,
+        selected: Some(report.selected),
+        removed: report.sent,
         end: &end,
-        requeue_id: Some(&account.requeue_id),
+        requeue_id: Some(&report.requeue_id),
     }
     .tell(settings);
-    account.print(arguments.json, groups, output)?;
+    report.print(arguments.json, groups, output)?;
     done?;
-    let whole = account.stopped.is_none()
-        && account.not_sendable == 0
-        && account.returned == 0
-        && account.unseen == 0
-        && account.vanished == 0
-        && account.not_renewed == 0
-        && !account.other_readers;
+    let whole = report.stopped.is_none()
+        && report.not_sendable == 0
+        && report.returned == 0
+        && report.unseen == 0
+        && report.vanished == 0
+        && report.not_renewed == 0
+        && !report.other_readers;
     Ok(if whole { Exit::Done } else { Exit::Failed })
 }
 
@@ -129,7 +129,7 @@ fn new_id() -> String {
     format!("{}-{:09}-{}", now.strftime("%Y%m%dT%H%M%SZ"), now.subsec_nanosecond(), std::process::id())
 }
 
-impl Account {
+impl Report {
     /// What is certain after a failure.
     fn certain(&self) -> String {
         let Self { sent, uncertain, .. } = self;

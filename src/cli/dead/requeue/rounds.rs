@@ -4,7 +4,7 @@
 //! The broker takes deliveries back that are held for half an hour, so a long run goes in rounds: each takes what it can
 //! send in ten minutes, and lets go of everything else. What is meant is fixed in the first round, message by message.
 
-use super::{Account, Arguments};
+use super::{Arguments, Report};
 use crate::{
     broker::{BrokerError, Found, Outgoing, Publisher, Tag},
     cli::{
@@ -50,7 +50,7 @@ pub(super) struct Run<'a> {
     selection: &'a Selection,
     stop: CancellationToken,
     now: Timestamp,
-    account: Account,
+    report: Report,
     /// What was meant in the first round and is not sent yet, by fingerprint.
     frozen: Option<HashMap<u64, u32>>,
     /// Of this round: what of this run lies in the dead queue again.
@@ -78,7 +78,7 @@ impl<'a> Run<'a> {
         selection: &'a Selection,
         now: Timestamp,
         stop: CancellationToken,
-        account: Account,
+        report: Report,
     ) -> Self {
         Self {
             settings,
@@ -86,7 +86,7 @@ impl<'a> Run<'a> {
             selection,
             stop,
             now,
-            account,
+            report,
             frozen: None,
             came_back: 0,
             groups: Groups::default(),
@@ -98,9 +98,9 @@ impl<'a> Run<'a> {
     }
 
     /// What became of it, and what was meant.
-    pub(super) fn finish(self) -> (Account, Groups) {
+    pub(super) fn finish(self) -> (Report, Groups) {
         self.progress.finish_and_clear();
-        (self.account, self.groups)
+        (self.report, self.groups)
     }
 
     /// One after the other, until everything is sent or something stops it.
@@ -134,7 +134,7 @@ impl<'a> Run<'a> {
             if self.is_ours(&parked) {
                 self.stop_for(&parked);
             } else if first && self.is_meant(&parked, publisher).await? {
-                self.account.selected += 1;
+                self.report.selected += 1;
                 self.groups.add(&parked);
                 *frozen.entry(fingerprint).or_default() += 1;
             }
@@ -148,7 +148,7 @@ impl<'a> Run<'a> {
             }
         }
         if first && !self.arguments.dry_run {
-            self.progress = ProgressBar::new(self.account.selected).with_style(
+            self.progress = ProgressBar::new(self.report.selected).with_style(
                 ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta}")
                     .unwrap_or_else(|_| ProgressStyle::default_bar()),
             );
@@ -156,8 +156,8 @@ impl<'a> Run<'a> {
         let nothing_found = chosen.is_empty();
         self.frozen = Some(frozen);
         if first && !self.stop.is_cancelled() {
-            self.account.unseen = walk.left.into();
-            self.account.other_readers = !walk.alone;
+            self.report.unseen = walk.left.into();
+            self.report.other_readers = !walk.alone;
         }
         let mut removed = HashSet::new();
         let sent = self.send(&chosen, &mut removed, &mut walk, publisher).await;
@@ -172,18 +172,18 @@ impl<'a> Run<'a> {
         sent?;
         let closed = closed?;
         complain_of(&closed, output);
-        self.account.vanished += closed.vanished;
-        self.account.not_renewed += closed.not_renewed.map_or(0, |(messages, _)| messages);
-        if self.account.stopped.is_none() && self.stop.is_cancelled() {
-            self.account.stopped = Some("interrupted".into());
+        self.report.vanished += closed.vanished;
+        self.report.not_renewed += closed.not_renewed.map_or(0, |(messages, _)| messages);
+        if self.report.stopped.is_none() && self.stop.is_cancelled() {
+            self.report.stopped = Some("interrupted".into());
         }
         let left: u32 = self.frozen.iter().flat_map(HashMap::values).sum();
-        if left == 0 || self.account.stopped.is_some() || self.arguments.dry_run {
+        if left == 0 || self.report.stopped.is_some() || self.arguments.dry_run {
             return Ok(false);
         }
         self.empty_rounds = if nothing_found { self.empty_rounds + 1 } else { 0 };
         if self.empty_rounds > MOST_EMPTY_ROUNDS {
-            self.account.stopped = Some(format!("{left} of them are not there any more: somebody else has taken them"));
+            self.report.stopped = Some(format!("{left} of them are not there any more: somebody else has taken them"));
             return Ok(false);
         }
         // The broker puts back what was let go of.
@@ -198,9 +198,9 @@ impl<'a> Run<'a> {
     }
 
     fn is_ours(&mut self, parked: &Parked) -> bool {
-        let ours = parked.requeue_id.as_deref() == Some(&self.account.requeue_id);
+        let ours = parked.requeue_id.as_deref() == Some(&self.report.requeue_id);
         self.came_back += u64::from(ours);
-        self.account.returned = self.account.returned.max(self.came_back);
+        self.report.returned = self.report.returned.max(self.came_back);
         ours
     }
 
@@ -211,12 +211,12 @@ impl<'a> Run<'a> {
         }
         let Parked { reason, error, .. } = parked;
         let error = error.as_deref().unwrap_or_default();
-        self.account.stopped = Some(format!("what was sent comes back: {}: {}", printable(reason), printable(error)));
+        self.report.stopped = Some(format!("what was sent comes back: {}: {}", printable(reason), printable(error)));
         true
     }
 
     fn is_enough(&self) -> bool {
-        self.arguments.limit.is_some_and(|limit| self.account.selected >= limit)
+        self.arguments.limit.is_some_and(|limit| self.report.selected >= limit)
     }
 
     fn most_in_a_round(&self) -> usize {
@@ -249,8 +249,8 @@ impl<'a> Run<'a> {
     }
 
     fn not_sendable(&mut self, why: String) {
-        self.account.not_sendable += 1;
-        *self.account.not_sendable_reasons.entry(why).or_default() += 1;
+        self.report.not_sendable += 1;
+        *self.report.not_sendable_reasons.entry(why).or_default() += 1;
     }
 
     async fn send(
@@ -262,7 +262,7 @@ impl<'a> Run<'a> {
     ) -> anyhow::Result<()> {
         let deadline = Instant::now() + ROUND;
         let mut rest = chosen;
-        while !rest.is_empty() && self.account.stopped.is_none() && !self.stop.is_cancelled() {
+        while !rest.is_empty() && self.report.stopped.is_none() && !self.stop.is_cancelled() {
             if Instant::now() > deadline {
                 // The broker would take them back soon; the next round finds them again.
                 let frozen = self.frozen.get_or_insert_default();
@@ -275,8 +275,8 @@ impl<'a> Run<'a> {
             self.send_chunk(chunk, removed, walk, publisher).await?;
             rest = later;
             let last = rest.is_empty();
-            let canaries = self.account.sent <= self.arguments.canary;
-            let wait = if canaries && (last || self.account.sent == self.arguments.canary) {
+            let canaries = self.report.sent <= self.arguments.canary;
+            let wait = if canaries && (last || self.report.sent == self.arguments.canary) {
                 self.arguments.canary_wait
             } else if last {
                 LAST_LOOK
@@ -291,7 +291,7 @@ impl<'a> Run<'a> {
 
     /// How many go together now: the canaries alone, then by the rate, ten times a second.
     fn chunk(&self) -> usize {
-        let canaries = self.arguments.canary.saturating_sub(self.account.sent);
+        let canaries = self.arguments.canary.saturating_sub(self.report.sent);
         let most = self.arguments.rate.map_or(CHUNK, |rate| (rate.get() as usize).div_ceil(10).min(CHUNK));
         if canaries > 0 { usize::try_from(canaries).unwrap_or(most).min(most) } else { most }
     }
@@ -321,23 +321,23 @@ impl<'a> Run<'a> {
         }
         for (target, found) in by_target {
             // Together only what goes to one queue: one that takes nothing must not hinder the others.
-            let requeued = found.iter().map(|found| found.requeued(publisher, target, &self.account.requeue_id));
+            let requeued = found.iter().map(|found| found.requeued(publisher, target, &self.report.requeue_id));
             let messages: Vec<Outgoing<'_>> = requeued.collect();
             let begun = found.len() as u64;
-            self.account.uncertain += begun;
+            self.report.uncertain += begun;
             let sent = publisher.publish(&messages).await;
             match sent {
                 Ok(()) => {
                     let tags: Vec<Tag> = found.iter().map(|found| found.tag()).collect();
-                    let before = self.account.sent;
-                    let done = walk.queue.remove(&tags, &mut self.account.sent).await;
-                    self.account.uncertain -= self.account.sent - before;
+                    let before = self.report.sent;
+                    let done = walk.queue.remove(&tags, &mut self.report.sent).await;
+                    self.report.uncertain -= self.report.sent - before;
                     done.context("broker")?;
                     removed.extend(tags);
-                    self.progress.set_position(self.account.sent);
+                    self.progress.set_position(self.report.sent);
                 }
                 Err(error @ (BrokerError::Unroutable { .. } | BrokerError::Nacked { .. })) => {
-                    self.account.uncertain -= begun;
+                    self.report.uncertain -= begun;
                     for _ in &found {
                         self.not_sendable(printable(&error.to_string()));
                     }
