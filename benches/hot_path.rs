@@ -5,12 +5,12 @@
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use pointsd::domain::{
+    ack_tracker::{AckTracker, Token},
     credit::MAX_POINTS_LIMIT,
     field_paths::Shape,
     id_rule::IdRule,
     message::Format,
     notification::NotificationFormat,
-    settlement::{Token, Tracker},
 };
 use std::hint::black_box;
 
@@ -84,8 +84,8 @@ fn settling(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn tracker() -> Tracker {
-    let mut tracker = Tracker::default();
+fn tracker() -> AckTracker {
+    let mut tracker = AckTracker::default();
     tracker.channel_opened();
     tracker
 }

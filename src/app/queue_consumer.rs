@@ -35,10 +35,10 @@ pub(super) enum Pipeline {
 
 impl Pipeline {
     /// How long a probe of the payment source may take; `None` without one.
-    pub(super) fn longest_probe(&self) -> Option<Duration> {
+    pub(super) fn max_probe_duration(&self) -> Option<Duration> {
         match self {
             Self::Credits(_) => None,
-            Self::Checks(pipeline) => Some(pipeline.source.longest()),
+            Self::Checks(pipeline) => Some(pipeline.source.max_duration()),
         }
     }
 
@@ -97,7 +97,8 @@ impl QueueConsumer {
             ),
         };
         let most_held = u16::try_from(most_held).unwrap_or(u16::MAX);
-        let step = settings.ledger.timeout.max(CONFIRM_TIMEOUT).max(DECIDING_TIME + pipeline.source.longest()) + SLACK;
+        let step =
+            settings.ledger.timeout.max(CONFIRM_TIMEOUT).max(DECIDING_TIME + pipeline.source.max_duration()) + SLACK;
         Self {
             sessions: Sessions::new(pipeline.component, &settings.plan()),
             pipeline: Pipeline::Checks(pipeline),

@@ -105,13 +105,13 @@ impl App {
     /// Whether a dependency works again for this queue; `None` where only a session can tell.
     async fn probe(&self, queue: &QueueConsumer, dependency: Dependency) -> Option<Result<(), Outage>> {
         let heartbeat = |step| self.heartbeats.begin("probe", step + SLACK);
-        match (dependency, queue.pipeline.longest_probe()) {
+        match (dependency, queue.pipeline.max_probe_duration()) {
             (Dependency::Ledger, _) => {
                 let _heartbeat = heartbeat(self.settings.ledger.timeout);
                 Some(queue.pipeline.probe_ledger().await)
             }
-            (Dependency::PayStatus, Some(longest)) => {
-                let _heartbeat = heartbeat(longest);
+            (Dependency::PayStatus, Some(max_duration)) => {
+                let _heartbeat = heartbeat(max_duration);
                 Some(queue.pipeline.probe_source().await)
             }
             (Dependency::Broker, _) | (Dependency::PayStatus, None) => None,

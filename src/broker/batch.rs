@@ -2,7 +2,7 @@
 
 use super::{BrokerError, copy, lenient::Unreadable};
 use crate::{
-    domain::settlement::Token,
+    domain::ack_tracker::Token,
     pipeline::ports::{Message, Origin},
 };
 use futures_util::{FutureExt, StreamExt};

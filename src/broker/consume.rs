@@ -15,9 +15,10 @@ use super::{
 };
 use crate::{
     domain::{
+        ack_tracker::{AckTracker, Token},
         component::Component,
         failure::Outage,
-        settlement::{Destination, Token, Tracker},
+        settlement::Destination,
     },
     observe::{events, heartbeat::Heartbeat},
     pipeline::ports::{Confirmed, CopyBody, Deliveries, FirstChecks, Forward, Message, Origin},
@@ -67,7 +68,7 @@ pub struct Consumer {
     /// consumer is cancelled before the first.
     pub(super) limited: bool,
     pub(super) has_cancelled: AtomicBool,
-    pub(super) tracker: Mutex<Tracker>,
+    pub(super) tracker: Mutex<AckTracker>,
     /// Held while an acknowledgement is sent, so that prefixes leave in rising order.
     pub(super) acknowledging: tokio::sync::Mutex<()>,
     pub(super) publisher: Arc<Publisher>,
@@ -133,7 +134,7 @@ impl Consumer {
         locked(&self.taken).oldest(oldest_open)
     }
 
-    fn tracker(&self) -> MutexGuard<'_, Tracker> {
+    fn tracker(&self) -> MutexGuard<'_, AckTracker> {
         locked(&self.tracker)
     }
 

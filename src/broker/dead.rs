@@ -10,7 +10,7 @@ use super::{
     connect::connect,
     copy,
     declare::{self, passive, with_channel},
-    found::Found,
+    found::HeldLetter,
     lenient,
     publish::Publisher,
     renewal::Renewals,
@@ -134,7 +134,7 @@ impl DeadQueue {
     ///
     /// A message can take seconds on its way (headers of 128 KiB, nested a thousand deep, on a busy machine), so silence says
     /// nothing: the queue is asked.
-    pub async fn next(&mut self) -> Result<Option<Found>, BrokerError> {
+    pub async fn next(&mut self) -> Result<Option<HeldLetter>, BrokerError> {
         loop {
             if self.beginning.is_none() && self.arrived >= u64::from(self.waiting) {
                 self.end_the_beginning().await?;
@@ -172,7 +172,7 @@ impl DeadQueue {
     }
 
     /// The next message; `None` when none has come for `patience`.
-    pub async fn next_within(&mut self, patience: Duration) -> Result<Option<Found>, BrokerError> {
+    pub async fn next_within(&mut self, patience: Duration) -> Result<Option<HeldLetter>, BrokerError> {
         if let Some(found) = self.next_now().await? {
             return Ok(Some(found));
         }
@@ -186,7 +186,7 @@ impl DeadQueue {
     }
 
     /// The next message, if it is here already.
-    pub async fn next_now(&mut self) -> Result<Option<Found>, BrokerError> {
+    pub async fn next_now(&mut self) -> Result<Option<HeldLetter>, BrokerError> {
         self.make_room().await?;
         if let Some((part, delivery, consumed)) = self.received.pop_front() {
             return Ok(Some(self.hold(part, delivery, consumed)));
@@ -224,7 +224,7 @@ impl DeadQueue {
         }
     }
 
-    fn hold(&mut self, part: usize, mut delivery: Delivery, consumed: bool) -> Found {
+    fn hold(&mut self, part: usize, mut delivery: Delivery, consumed: bool) -> HeldLetter {
         let is_copy = self.renewals.has_made(&delivery.properties);
         self.arrived += u64::from(!is_copy);
         let was_there = !is_copy && self.beginning.is_none_or(|beginning| self.arrived <= beginning);
@@ -232,7 +232,7 @@ impl DeadQueue {
         let unreadable = lenient::take(&mut delivery.properties);
         copy::distrust_producers(delivery.exchange.as_str(), &mut delivery.properties);
         let tag = Tag { part, delivery: delivery.delivery_tag, was_there, consumed };
-        Found { properties: delivery.properties, unreadable, body: delivery.data, tag }
+        HeldLetter { properties: delivery.properties, unreadable, body: delivery.data, tag }
     }
 
     /// Adds a consumer when those that there are hold all that they can. One after the other: messages arrive in the order
@@ -315,7 +315,7 @@ impl DeadQueue {
 
     /// Lets go of a message that is not needed any more. One that has been looked at before is replaced by a confirmed copy,
     /// whose deliveries count from zero; the others go back when the look ends.
-    pub async fn release(&mut self, found: Found) -> Result<(), BrokerError> {
+    pub async fn release(&mut self, found: HeldLetter) -> Result<(), BrokerError> {
         if self.renewals.take(found) { self.renew().await } else { Ok(()) }
     }
 

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 
 /// A message in the dead queue, held until it is removed or the look ends.
 #[derive(Debug, Clone)]
-pub struct Found {
+pub struct HeldLetter {
     pub(super) properties: BasicProperties,
     /// Of one that lapin cannot decode, and that no daemon has parked: the broker moved it, or a producer sent it here.
     pub(super) unreadable: Option<Unreadable>,
@@ -28,7 +28,7 @@ pub struct Found {
     pub(super) tag: Tag,
 }
 
-impl Found {
+impl HeldLetter {
     /// For removing it.
     pub fn tag(&self) -> Tag {
         self.tag
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn a_renewed_message_that_cannot_be_decoded_is_parked_as_unreadable() {
         let unreadable = Unreadable { error: "message id: not UTF-8".into(), raw: vec![0, 255] };
-        let found = Found {
+        let found = HeldLetter {
             properties: BasicProperties::default(),
             unreadable: Some(unreadable),
             body: b"b".to_vec(),

@@ -29,7 +29,7 @@ pub use batch::{BatchSize, Delivered};
 pub use connect::{BrokerUrl, BrokerUrlError, connections_closed};
 pub use consume::Consumer;
 pub use dead::{Closed, DeadQueue, Tag};
-pub use found::Found;
+pub use found::HeldLetter;
 pub use outbox_publisher::{EventPublisher, OutboxMessage, PublishResult};
 pub use outgoing::Outgoing;
 pub use publish::Publisher;

@@ -4,7 +4,7 @@
 use super::{
     BrokerError, copy,
     dead::Tag,
-    found::Found,
+    found::HeldLetter,
     lenient::{self, Unreadable},
     outgoing::Outgoing,
     publish::Publisher,
@@ -30,7 +30,7 @@ pub(super) struct Renewals {
     /// The name of this look, on its copies: they arrive while it goes on, and stand for no message of their own.
     look: String,
     publisher: Option<Publisher>,
-    messages: Vec<Found>,
+    messages: Vec<HeldLetter>,
     bytes: usize,
     /// Messages that could not be renewed, and why the first could not.
     pub(super) failed: Option<(u64, BrokerError)>,
@@ -51,7 +51,7 @@ impl Renewals {
     }
 
     /// Keeps a message if it must be renewed. Whether it is time to publish.
-    pub(super) fn take(&mut self, found: Found) -> bool {
+    pub(super) fn take(&mut self, found: HeldLetter) -> bool {
         if found.times_given_back() < MOST_TIMES_GIVEN_BACK {
             return false;
         }
@@ -73,7 +73,7 @@ impl Renewals {
             return Vec::new();
         }
         match self.publish_copies(queue, &messages).await {
-            Ok(()) => messages.iter().map(Found::tag).collect(),
+            Ok(()) => messages.iter().map(HeldLetter::tag).collect(),
             Err(error) => {
                 self.failed = Some((messages.len() as u64, error));
                 Vec::new()
@@ -81,7 +81,7 @@ impl Renewals {
         }
     }
 
-    async fn publish_copies(&mut self, queue: &str, messages: &[Found]) -> Result<(), BrokerError> {
+    async fn publish_copies(&mut self, queue: &str, messages: &[HeldLetter]) -> Result<(), BrokerError> {
         let publisher = match self.publisher.take() {
             Some(publisher) => publisher,
             None => Publisher::open(&self.settings).await?,

@@ -15,9 +15,9 @@ use super::{
 use crate::{
     broker::{BrokerSettings, Plan, SourceKind, check_delay_queue, retry_queue},
     domain::{
+        ack_tracker::AckTracker,
         component::Component,
         retry::{Delay, RetryPolicy},
-        settlement::Tracker,
     },
     observe::events,
 };
@@ -144,7 +144,7 @@ impl Sessions {
         // limit for the whole channel.
         let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
         within(STEP_TIMEOUT, "basic.qos", qos).await?;
-        let mut tracker = Tracker::default();
+        let mut tracker = AckTracker::default();
         tracker.channel_opened();
         let consume = channel.basic_consume(
             self.queue().into(),

@@ -81,10 +81,10 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     );
     let mut report = Report { listed: (!arguments.apply).then(Vec::new), ..Report::default() };
     let mut limit = arguments.limit.unwrap_or(if arguments.apply { u64::MAX } else { 1000 });
-    let longest = if arguments.reversed { Duration::ZERO } else { settings.compensation.overdue_after() };
+    let overdue_after = if arguments.reversed { Duration::ZERO } else { settings.compensation.overdue_after() };
     let mut page = UnverifiedPage {
         reversed: arguments.reversed,
-        older_than: arguments.older_than.unwrap_or(longest),
+        older_than: arguments.older_than.unwrap_or(overdue_after),
         newer_than: arguments.newer_than,
         after: None,
         limit: PAGE,
@@ -121,9 +121,14 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
             break Ok(());
         }
     };
-    if done.is_ok() && arguments.older_than.is_none() && !longest.is_zero() {
-        let younger =
-            UnverifiedPage { older_than: Duration::ZERO, newer_than: Some(longest), after: None, limit: 1, ..page };
+    if done.is_ok() && arguments.older_than.is_none() && !overdue_after.is_zero() {
+        let younger = UnverifiedPage {
+            older_than: Duration::ZERO,
+            newer_than: Some(overdue_after),
+            after: None,
+            limit: 1,
+            ..page
+        };
         let read = ledger.call_at_leisure(move |ledger| ledger.unverified(&younger)).await;
         report.younger_left_out = !read.map_err(ledger_error)?.is_empty();
     }
@@ -134,7 +139,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     if let Err(error) = &done {
         report.stopped = Some(format!("{error:#}"));
     }
-    report.print(arguments, longest, output)?;
+    report.print(arguments, overdue_after, output)?;
     done?;
     Ok(if report.stopped.is_none() && report.not_sendable == 0 { Exit::Done } else { Exit::Failed })
 }
@@ -181,7 +186,7 @@ fn check(credit: &UnverifiedCredit) -> Option<ScheduledCheck> {
 
 impl Report {
     /// `longest`: how long all checks of a credit take.
-    fn print(&self, arguments: &Arguments, longest: Duration, output: &mut Output) -> anyhow::Result<()> {
+    fn print(&self, arguments: &Arguments, overdue_after: Duration, output: &mut Output) -> anyhow::Result<()> {
         if arguments.json {
             return output.json(self);
         }
@@ -199,7 +204,7 @@ impl Report {
             output.line(&format!(
                 "credits younger than {} are left out, because their checks may still come; if these were lost, \
                  --older-than 1m includes them (a check that is sent twice changes nothing)",
-                humantime::format_duration(longest)
+                humantime::format_duration(overdue_after)
             ))?;
         }
         if self.not_sendable > 0 {

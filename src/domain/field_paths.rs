@@ -17,7 +17,7 @@ pub struct Shape {
 /// One step of the way to the fields: an object (or array) that is entered, or a field itself.
 #[derive(Debug, Clone, Default)]
 struct Node {
-    /// Of the whole shape, counted; the bit in [`Found::seen`].
+    /// Of the whole shape, counted; the bit in [`FieldValue::seen`].
     number: u32,
     children: Vec<(String, Node)>,
     field: Option<Field>,
@@ -74,8 +74,8 @@ impl Shape {
     }
 
     /// Looks for the fields in one pass over a JSON text.
-    pub(super) fn find<'b>(&self, text: &'b str) -> serde_json::Result<Found<'b>> {
-        let mut found = Found::default();
+    pub(super) fn find<'b>(&self, text: &'b str) -> serde_json::Result<FieldValue<'b>> {
+        let mut found = FieldValue::default();
         let mut json = serde_json::Deserializer::from_str(text);
         Visit { node: &self.root, found: &mut found }.deserialize(&mut json)?;
         json.end()?;
@@ -85,7 +85,7 @@ impl Shape {
     /// The payment id of a text that is no good message, where one can be read: its place is there once, up to where the text
     /// stops to be JSON.
     pub(super) fn readable_payment_id(&self, text: &str) -> Option<PaymentId> {
-        let mut found = Found::default();
+        let mut found = FieldValue::default();
         let mut json = serde_json::Deserializer::from_str(text);
         let is_json = Visit { node: &self.root, found: &mut found }.deserialize(&mut json).is_ok();
         let value = found.values[0].filter(|_| found.given_twice != Some(Field::PaymentId))?;
@@ -162,7 +162,7 @@ impl Node {
 
 /// What one pass over a body has found.
 #[derive(Default)]
-pub(super) struct Found<'b> {
+pub(super) struct FieldValue<'b> {
     /// Whether the body is an object at all.
     pub(super) is_object: bool,
     /// The JSON texts of the fields, in the order of [`Field::WANTED`].
@@ -173,7 +173,7 @@ pub(super) struct Found<'b> {
     seen: u64,
 }
 
-impl<'b> Found<'b> {
+impl<'b> FieldValue<'b> {
     fn meet(&mut self, node: &Node) {
         let bit = 1_u64 << node.number;
         if self.seen & bit != 0 && self.given_twice.is_none() {
@@ -196,7 +196,7 @@ impl<'b> Found<'b> {
 /// fields below it are then missing.
 struct Visit<'s, 'f, 'b> {
     node: &'s Node,
-    found: &'f mut Found<'b>,
+    found: &'f mut FieldValue<'b>,
 }
 
 impl<'b> DeserializeSeed<'b> for Visit<'_, '_, 'b> {

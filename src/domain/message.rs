@@ -8,7 +8,7 @@ use super::{
     id_rule::{IdRefused, IdRule},
     ids::{IdError, PaymentId, UserId},
 };
-use crate::domain::field_paths::{Found, Shape};
+use crate::domain::field_paths::{FieldValue, Shape};
 use serde_json::value::RawValue;
 use std::fmt;
 
@@ -189,7 +189,7 @@ impl Format {
         self.shape.compose(&value).to_string().into_bytes()
     }
 
-    fn find<'b>(&self, body: &'b [u8]) -> Result<Found<'b>, Malformed> {
+    fn find<'b>(&self, body: &'b [u8]) -> Result<FieldValue<'b>, Malformed> {
         let malformed = |problem| Err(Malformed::new(Field::Body, problem));
         let text = utf8(body, self.max_body_bytes)?;
         let found = match self.shape.find(text) {

@@ -1,5 +1,6 @@
 //! The decisions, pure: no I/O, no clock, no async, no database, no broker (`tests/tidy.rs` holds that).
 
+pub mod ack_tracker;
 mod bare_id;
 pub mod brake;
 pub mod check;

@@ -4,7 +4,7 @@ use crate::domain::check::{Check, CheckStep, Checked, LedgerState, OnUnpaid};
 use std::borrow::Cow;
 
 /// A payment's row as it was found and locked; `None` where there was none.
-pub(super) struct Found {
+pub(super) struct StoredCredit {
     pub(super) user_id: String,
     pub(super) points: i64,
     pub(super) state: LedgerState,
@@ -37,7 +37,7 @@ const CREDITED: &str = "credited";
 const REVERSED: &str = "reversed";
 
 /// Decides about one payment, given its row.
-pub(super) fn decide(check: &Check, found: Option<Found>, on_unpaid: OnUnpaid) -> Checked {
+pub(super) fn decide(check: &Check, found: Option<StoredCredit>, on_unpaid: OnUnpaid) -> Checked {
     let before = found.as_ref().map_or(LedgerState::Absent, |found| found.state);
     let step = check.decide(before, on_unpaid);
     let (user_id, points) = match (found, &check.claim) {

@@ -214,9 +214,9 @@ impl PaymentSource for TableThenGateway {
         self.gateway.probe().await
     }
 
-    fn longest(&self) -> Duration {
+    fn max_duration(&self) -> Duration {
         // A repair may take an update and a query, and a probe when it fails.
-        self.gateway.longest() + self.table.longest() * 2
+        self.gateway.max_duration() + self.table.max_duration() * 2
     }
 }
 

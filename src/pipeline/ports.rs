@@ -164,7 +164,7 @@ pub trait PaymentSource: Send + Sync {
     async fn probe(&self) -> Result<(), Outage>;
 
     /// How long a call may go on after `until`.
-    fn longest(&self) -> Duration;
+    fn max_duration(&self) -> Duration;
 }
 
 /// Looks payments up and waits for all answers, in order; `None` for a payment that was not asked.

@@ -2,7 +2,7 @@
 
 use super::{Audit, BEGUN, Exit, Filter, Output, UsageError, Walk, clock, printable, renew_all, stop_on_signals};
 use crate::{
-    broker::Found,
+    broker::HeldLetter,
     config::Settings,
     domain::check_message::{self, BadCheck},
     parked::Groups,
@@ -132,7 +132,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
 }
 
 /// Whether it has checks whose payments are not known.
-fn has_unreadable_checks(found: &Found) -> bool {
+fn has_unreadable_checks(found: &HeldLetter) -> bool {
     let is_unreadable = |check: &Result<_, BadCheck>| check.as_ref().is_err_and(|bad| bad.payment_id.is_none());
     found.is_check_message() && check_message::parse(found.body()).is_ok_and(|checks| checks.iter().any(is_unreadable))
 }

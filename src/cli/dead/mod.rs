@@ -10,7 +10,7 @@ mod show;
 use super::{Exit, Output, UsageError};
 use crate::{
     app::logging,
-    broker::{Closed, DeadQueue, Found},
+    broker::{Closed, DeadQueue, HeldLetter},
     config::Settings,
     domain::{ids::is_invisible, settlement::Reason},
     observe::events,
@@ -159,7 +159,7 @@ impl<'a> Walk<'a> {
     }
 
     /// The next message of those; `None` at the end.
-    async fn next(&mut self) -> anyhow::Result<Option<(Found, Parked)>> {
+    async fn next(&mut self) -> anyhow::Result<Option<(HeldLetter, Parked)>> {
         let Some(found) = self.queue.next().await.context("broker")? else { return Ok(None) };
         // Some of the last may have come since: nothing tells them apart.
         self.left = self.left.saturating_sub(1);
@@ -168,7 +168,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Lets go of a message that this command does not need any more.
-    async fn release(&mut self, found: Found) -> anyhow::Result<()> {
+    async fn release(&mut self, found: HeldLetter) -> anyhow::Result<()> {
         self.queue.release(found).await.context("broker")
     }
 
@@ -212,7 +212,7 @@ async fn renew_all(settings: &Settings, output: &mut Output) -> anyhow::Result<E
 }
 
 /// What a message says of itself, and its payment.
-fn parked(settings: &Settings, found: &Found) -> Parked {
+fn parked(settings: &Settings, found: &HeldLetter) -> Parked {
     let parked = found.parked();
     // What the broker moved itself says no more than from which queue.
     let of_queue = || settings.source_of_queue(parked.source_queue.as_deref()?).map(str::to_owned);

@@ -2,7 +2,7 @@
 
 use super::{Audit, Exit, Filter, Output, Walk, clock, printable};
 use crate::{
-    broker::Found,
+    broker::HeldLetter,
     cli::reading,
     config::Settings,
     database::WithDeadline,
@@ -128,7 +128,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
 }
 
 /// What a points message asks for, or a check message with one entry.
-fn version(settings: &Settings, found: &Found) -> Option<Version> {
+fn version(settings: &Settings, found: &HeldLetter) -> Option<Version> {
     let of = |user: &UserId, points: Points| Version { user_id: user.to_string(), points: points.get() };
     if !found.is_check_message() {
         return settings.message.parse(found.body()).ok().map(|credit| of(&credit.user_id, credit.points));

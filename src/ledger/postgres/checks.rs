@@ -5,7 +5,7 @@
 
 use crate::{
     domain::check::{Check, Checked, LedgerState, OnUnpaid},
-    ledger::changes::{self, Change, Found},
+    ledger::changes::{self, Change, StoredCredit},
 };
 use diesel::{
     PgConnection, QueryResult, RunQueryDsl,
@@ -105,11 +105,11 @@ impl<'a> ReadRows<'a> {
     }
 
     /// By payment id.
-    fn load(&self, connection: &mut PgConnection) -> QueryResult<HashMap<String, Found>> {
+    fn load(&self, connection: &mut PgConnection) -> QueryResult<HashMap<String, StoredCredit>> {
         <&Self as LoadQuery<'_, PgConnection, (String, String, i64, String, bool)>>::internal_load(self, connection)?
             .map(|row| {
                 row.map(|(payment_id, user_id, points, state, verified)| {
-                    (payment_id, Found { user_id, points, state: LedgerState::of_row(&state, verified) })
+                    (payment_id, StoredCredit { user_id, points, state: LedgerState::of_row(&state, verified) })
                 })
             })
             .collect()

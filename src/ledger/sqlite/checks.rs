@@ -9,7 +9,7 @@ use crate::{
         check::{Check, Checked, Claim, LedgerState, OnUnpaid},
         credit::Credit,
     },
-    ledger::changes::{self, Change, Found},
+    ledger::changes::{self, Change, StoredCredit},
 };
 use diesel::{ExpressionMethods, OptionalExtension, QueryDsl, QueryResult, RunQueryDsl, SqliteConnection, dsl::max};
 use jiff::Timestamp;
@@ -46,7 +46,7 @@ pub(super) fn check(
     Ok(checked)
 }
 
-fn find(connection: &mut SqliteConnection, payment_id: &str) -> QueryResult<Option<Found>> {
+fn find(connection: &mut SqliteConnection, payment_id: &str) -> QueryResult<Option<StoredCredit>> {
     let row: Option<(String, i64, String, bool)> = points_credits::table
         .find(payment_id)
         .select((
@@ -57,7 +57,7 @@ fn find(connection: &mut SqliteConnection, payment_id: &str) -> QueryResult<Opti
         ))
         .first(connection)
         .optional()?;
-    Ok(row.map(|(user_id, points, state, verified)| Found {
+    Ok(row.map(|(user_id, points, state, verified)| StoredCredit {
         user_id,
         points,
         state: LedgerState::of_row(&state, verified),

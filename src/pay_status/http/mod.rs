@@ -289,7 +289,7 @@ impl PaymentSource for HttpSource {
         Err(self.asks_to_wait(Instant::now()).unwrap_or_else(|| outage(&reason)))
     }
 
-    fn longest(&self) -> Duration {
+    fn max_duration(&self) -> Duration {
         // The last request, and the probe that decides what its failure means.
         self.timeout * 2 + PROBE_PATIENCE
     }

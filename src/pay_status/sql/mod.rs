@@ -296,7 +296,7 @@ impl PaymentSource for SqlSource {
         read.map(|_| ()).map_err(|error| error.into_outage(Dependency::PayStatus))
     }
 
-    fn longest(&self) -> Duration {
+    fn max_duration(&self) -> Duration {
         // A probe may take an update and two queries.
         self.timeout * 3
     }

@@ -3,7 +3,7 @@
 use super::{
     CheckPipeline,
     commit::{Applied, Apply, LOOKING_AGAIN},
-    look_up::{Found, Judged, look_up_once, validate},
+    look_up::{Judged, LookedUp, look_up_once, validate},
     parse::{Batch, Entry},
 };
 use crate::{
@@ -88,11 +88,11 @@ impl CheckPipeline {
     pub(super) async fn apply(
         &self,
         group: &mut Group<'_>,
-        found: Vec<(usize, Found)>,
+        found: Vec<(usize, LookedUp)>,
         context: &BatchContext<'_>,
     ) -> Option<Outage> {
         let (mut candidates, mut to_be_closed) = (Vec::new(), Vec::new());
-        for (entry, Found { payment, at, .. }) in found {
+        for (entry, LookedUp { payment, at, .. }) in found {
             group.sort_in(entry, payment, at, &mut candidates, &mut to_be_closed);
         }
         if !to_be_closed.is_empty()

@@ -28,7 +28,7 @@ use std::{
 use tokio::sync::mpsc::UnboundedSender;
 
 /// An answer of the source.
-pub(super) struct Found {
+pub(super) struct LookedUp {
     /// Which of the payments that were request for.
     pub(super) index: usize,
     pub(super) payment: Payment,
@@ -59,7 +59,7 @@ impl CheckPipeline {
         &self,
         payments: &Arc<[PaymentId]>,
         until: Instant,
-        answers: UnboundedSender<Found>,
+        answers: UnboundedSender<LookedUp>,
         context: &BatchContext<'_>,
     ) -> Unanswered {
         let work = Ask { pipeline: self, payments, until, answers };
@@ -211,7 +211,7 @@ struct Ask<'a> {
     pipeline: &'a CheckPipeline,
     payments: &'a [PaymentId],
     until: Instant,
-    answers: UnboundedSender<Found>,
+    answers: UnboundedSender<LookedUp>,
 }
 
 #[async_trait]
@@ -231,7 +231,7 @@ impl Work for Ask<'_> {
                         self.pipeline.answered.store(true, Ordering::Relaxed);
                         if let Ok(index) = self.payments.binary_search(&batch[index]) {
                             // Whoever takes the answers has stopped at an outage.
-                            let _ = self.answers.send(Found { index, payment, at: Instant::now() });
+                            let _ = self.answers.send(LookedUp { index, payment, at: Instant::now() });
                         }
                         Answer::Given
                     }

@@ -33,7 +33,7 @@ use crate::{
 use apply::Group;
 use brake::SharedBrake;
 use forward::Forwarded;
-use look_up::{Found, Unanswered, distinct_payment_ids};
+use look_up::{LookedUp, Unanswered, distinct_payment_ids};
 use parse::Batch;
 use std::{
     cmp::Reverse,
@@ -182,7 +182,7 @@ impl CheckPipeline {
         &self,
         group: &mut Group<'_>,
         payments: &[PaymentId],
-        mut answers: UnboundedReceiver<Found>,
+        mut answers: UnboundedReceiver<LookedUp>,
         context: &BatchContext<'_>,
     ) -> Option<Outage> {
         // The entries of each payment, by the payment's index.
@@ -203,14 +203,14 @@ impl CheckPipeline {
             }
             context.heartbeat.beat();
             let mut of_entries = Vec::with_capacity(found.len());
-            for Found { index, payment, at } in found {
+            for LookedUp { index, payment, at } in found {
                 let begin = entries_of.partition_point(|(payment, _)| *payment < index);
                 let these = entries_of[begin..].iter().take_while(|(payment, _)| *payment == index);
                 let open = these.filter(|(_, entry)| group.outcomes[*entry].is_none());
-                of_entries.extend(open.map(|(_, entry)| (*entry, Found { index, payment: payment.clone(), at })));
+                of_entries.extend(open.map(|(_, entry)| (*entry, LookedUp { index, payment: payment.clone(), at })));
             }
             // Answered twice after a part of a look-up failed: the last answer counts.
-            of_entries.sort_by_key(|(entry, found): &(usize, Found)| (*entry, Reverse(found.at)));
+            of_entries.sort_by_key(|(entry, found): &(usize, LookedUp)| (*entry, Reverse(found.at)));
             of_entries.dedup_by_key(|(entry, _)| *entry);
             let outage = self.apply(group, of_entries, context).await;
             if outage.is_some() {

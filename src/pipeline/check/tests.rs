@@ -76,7 +76,7 @@ impl PaymentSource for Table {
             let payment = |payment| Lookup::Known(Payment { id: Some(id.to_string()), ..payment });
             let answer = match (known, id.as_str().split('-').next()) {
                 (Some(status), _) => payment(Payment::new(status)),
-                // Found paid once: then it is closed, or nothing more is said.
+                // LookedUp paid once: then it is closed, or nothing more is said.
                 (None, Some("closes")) if self.asked.lock().unwrap().len() > 1 => {
                     payment(Payment::new(PaymentStatus::Closed))
                 }
@@ -111,7 +111,7 @@ impl PaymentSource for Table {
     async fn probe(&self) -> Result<(), Outage> {
         Ok(())
     }
-    fn longest(&self) -> Duration {
+    fn max_duration(&self) -> Duration {
         Duration::from_secs(1)
     }
 }

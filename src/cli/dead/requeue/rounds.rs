@@ -6,7 +6,7 @@
 
 use super::{Arguments, Report};
 use crate::{
-    broker::{BrokerError, Found, Outgoing, Publisher, Tag},
+    broker::{BrokerError, HeldLetter, Outgoing, Publisher, Tag},
     cli::{
         Output,
         dead::{Walk, complain_of, parked, printable},
@@ -67,7 +67,7 @@ pub(super) struct Run<'a> {
 
 /// A message that is sent in this round.
 struct Chosen {
-    found: Found,
+    found: HeldLetter,
     target: String,
 }
 
@@ -315,7 +315,7 @@ impl<'a> Run<'a> {
         walk: &mut Walk<'_>,
         publisher: &Publisher,
     ) -> anyhow::Result<()> {
-        let mut by_target: BTreeMap<&str, Vec<&Found>> = BTreeMap::new();
+        let mut by_target: BTreeMap<&str, Vec<&HeldLetter>> = BTreeMap::new();
         for Chosen { found, target } in chunk {
             by_target.entry(target).or_default().push(found);
         }
@@ -378,7 +378,7 @@ impl<'a> Run<'a> {
 }
 
 /// Tells messages apart: everything that a requeue and a new failure would change is in it.
-fn fingerprint(found: &Found, parked: &Parked) -> u64 {
+fn fingerprint(found: &HeldLetter, parked: &Parked) -> u64 {
     let mut hasher = DefaultHasher::new();
     found.body().hash(&mut hasher);
     (&parked.message_id, &parked.reason, &parked.source_queue, &parked.requeue_id).hash(&mut hasher);
