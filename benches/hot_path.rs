@@ -7,7 +7,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use pointsd::domain::{
     ack_tracker::{AckTracker, Token},
     credit::MAX_POINTS_LIMIT,
-    field_paths::Shape,
+    field_paths::FieldPaths,
     id_rule::IdRule,
     message::Format,
     notification::NotificationFormat,
@@ -15,7 +15,12 @@ use pointsd::domain::{
 use std::hint::black_box;
 
 fn format() -> Format {
-    Format { shape: Shape::default(), max_body_bytes: 65_536, max_points: MAX_POINTS_LIMIT, payment_ids: IdRule::Any }
+    Format {
+        paths: FieldPaths::default(),
+        max_body_bytes: 65_536,
+        max_points: MAX_POINTS_LIMIT,
+        payment_ids: IdRule::Any,
+    }
 }
 
 fn parsing(criterion: &mut Criterion) {
@@ -26,7 +31,7 @@ fn parsing(criterion: &mut Criterion) {
         "9f86d081884c7d659a2feaa0c55ad015"
     );
     let format_of_pointers = Format {
-        shape: Shape::new([Some("/data/order/id"), Some("/data/user"), Some("/data/integral")]).unwrap(),
+        paths: FieldPaths::new([Some("/data/order/id"), Some("/data/user"), Some("/data/integral")]).unwrap(),
         ..format()
     };
     let bodies: [(&str, &Format, &str); 5] = [

@@ -13,7 +13,7 @@ use pointsd::{
     database::DatabaseUrl,
     domain::{
         credit::{Credit, MAX_POINTS_LIMIT},
-        field_paths::Shape,
+        field_paths::FieldPaths,
         id_rule::IdRule,
         message::Format,
     },
@@ -39,7 +39,12 @@ pub enum Client {
 
 /// Reads a body with the limits that nobody's load here meets.
 fn format() -> Format {
-    Format { shape: Shape::default(), max_body_bytes: 65_536, max_points: MAX_POINTS_LIMIT, payment_ids: IdRule::Any }
+    Format {
+        paths: FieldPaths::default(),
+        max_body_bytes: 65_536,
+        max_points: MAX_POINTS_LIMIT,
+        payment_ids: IdRule::Any,
+    }
 }
 
 impl Client {

@@ -15,7 +15,7 @@ use crate::{
     broker::SourceKind,
     config::Settings,
     database::{DatabaseUrl, WithDeadline},
-    domain::{check::CheckOutcome, component::Component, credit::Outcome},
+    domain::{check_outcome::CheckOutcome, component::Component, outcome::Outcome},
     ledger::{self, Access, Ledger, UnverifiedCount, WriterLock, settings::LedgerSettings},
     observe::{events, heartbeat::Heartbeats, metrics, status::Status},
     pay_status,

@@ -415,8 +415,8 @@ impl HeaderFrame {
 mod tests {
     use super::*;
     use crate::domain::{
+        dead_letter::Reason,
         retry::{Delay, RetryPolicy},
-        settlement::Reason,
     };
     use lapin::types::ShortString;
 

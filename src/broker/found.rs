@@ -9,7 +9,7 @@ use super::{
     publish::Publisher,
 };
 use crate::{
-    domain::settlement::Reason,
+    domain::dead_letter::Reason,
     parked::{DELIVERY_LIMIT, LedgerVersion, Parked, UNKNOWN},
 };
 use lapin::{

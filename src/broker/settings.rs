@@ -19,7 +19,7 @@ pub struct Plan {
     pub retry: RetryPolicy,
     /// Whether payments are checked. Without a payment source there are no check queues.
     pub has_checks: bool,
-    /// Every delay before a check, in the order of [`crate::domain::check::CheckDelay::index`].
+    /// Every delay before a check, in the order of [`crate::domain::check_schedule::CheckDelay::index`].
     pub check_delays: Vec<Delay>,
     /// The exchange of events, where events are enabled.
     pub events_exchange: Option<String>,

@@ -2,7 +2,7 @@
 
 use super::{BrokerError, batch::Delivered, consume::Consumer, sessions::locked};
 use crate::{
-    domain::settlement::{Destination, Reason},
+    domain::{dead_letter::Reason, settlement::Destination},
     observe::{events, heartbeat::Heartbeat},
     pipeline::ports::{CopyBody, Deliveries, Forward, Message},
 };

@@ -5,7 +5,7 @@ use crate::{
     app,
     cli::input::Input,
     config::Settings,
-    domain::{component::Component, credit::Outcome, retry::RetryPolicy},
+    domain::{component::Component, outcome::Outcome, retry::RetryPolicy},
     ledger::Access,
     message_file::MessageLine,
     observe::heartbeat::Heartbeats,

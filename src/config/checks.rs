@@ -9,7 +9,8 @@ use crate::{
     },
     database::DatabaseUrl,
     domain::{
-        check::{CheckPolicy, OnUnpaid},
+        check::OnUnpaid,
+        check_schedule::CheckPolicy,
         id_rule::{IdPattern, IdRule},
         retry::Delay,
         status::StatusValues,

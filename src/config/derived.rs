@@ -68,7 +68,7 @@ impl Settings {
         Limits { entries: self.ledger.batch_max, bytes: self.message.max_body_bytes }
     }
 
-    /// Every delay before a check, those of `[compensation]` first: [`crate::domain::check::CheckDelay::index`] counts along.
+    /// Every delay before a check, those of `[compensation]` first: [`crate::domain::check_schedule::CheckDelay::index`] counts along.
     pub fn check_delays(&self) -> Vec<Delay> {
         let own = self.notifications().filter(|source| source.kind == NotificationKind::OrderCreated);
         let own = own.flat_map(|source| source.policy.delays());

@@ -6,11 +6,12 @@ use crate::{
     config::{reader::Reader, value::Setting},
     database::DatabaseUrl,
     domain::{
-        check::CheckPolicy,
+        check_schedule::CheckPolicy,
         credit::{MAX_BATCH, MAX_POINTS_LIMIT},
-        field_paths::Shape,
+        field_paths::FieldPaths,
         id_rule::IdRule,
-        message::{Field, Format},
+        malformed::Field,
+        message::Format,
         retry::{Delay, MAX_DELAY_MILLISECONDS, MAX_STEPS, RetryPolicy},
     },
     files::is_pem,
@@ -272,15 +273,15 @@ fn message(reader: &mut Reader) -> Format {
         (Field::Points, "message.points"),
     ];
     let pointers = keys.map(|(_, key)| reader.optional::<String>(key));
-    let shape = Shape::new([pointers[0].as_deref(), pointers[1].as_deref(), pointers[2].as_deref()]);
-    let shape = shape.unwrap_or_else(|(field, error)| {
+    let paths = FieldPaths::new([pointers[0].as_deref(), pointers[1].as_deref(), pointers[2].as_deref()]);
+    let paths = paths.unwrap_or_else(|(field, error)| {
         let wrong = keys.iter().find(|(of, _)| *of == field).map_or("message", |(_, key)| key);
         let given = pointers.iter().zip(keys).find(|(_, (of, _))| *of == field).and_then(|(given, _)| given.as_deref());
         reader.fault(wrong, format!("given {:?}; {error}", given.unwrap_or("its usual place")));
-        Shape::default()
+        FieldPaths::default()
     });
     Format {
-        shape,
+        paths,
         max_body_bytes: number(reader, "message.max_body_bytes", 65_536, 64..=134_217_728),
         max_points: number(reader, "message.max_points", 1_000_000_000, 1..=MAX_POINTS_LIMIT),
         // What the payment source demands is read later.

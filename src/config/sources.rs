@@ -9,7 +9,7 @@ use crate::{
         value::{Setting, Words, shown},
     },
     domain::{
-        check::CheckPolicy,
+        check_schedule::CheckPolicy,
         component::Component,
         notification::NotificationFormat,
         notification_source::{NotificationKind, NotificationSource},

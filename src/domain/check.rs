@@ -1,12 +1,11 @@
 //! Checking a credit against its payment: the table of steps (`docs/compensation.md`), and how often it is checked.
 
-pub use super::{check_outcome::CheckOutcome, status::PaymentStatus};
 use super::{
     credit::{Credit, Points},
+    dead_letter::Reason,
     ids::{PaymentId, UserId},
-    settlement::Reason,
+    status::PaymentStatus,
 };
-pub use crate::domain::check_schedule::{CheckAttempt, CheckDelay, CheckPolicy};
 use std::borrow::Cow;
 
 /// How a payment stands in the ledger.

@@ -11,7 +11,7 @@ use super::{
     ids::{PaymentId, UserId},
     message::BYTE_ORDER_MARK,
 };
-use crate::domain::{field_paths::Shape, notification_source::NotificationKind};
+use crate::domain::{field_paths::FieldPaths, notification_source::NotificationKind};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::fmt::Write as _;
@@ -129,7 +129,7 @@ pub fn parse(body: &[u8]) -> Result<Vec<Result<ScheduledCheck, BadCheck>>, BadMe
 fn read(json: &str) -> Result<ScheduledCheck, BadCheck> {
     let bad = |error: String| BadCheck {
         json: json.to_owned(),
-        payment_id: Shape::default().readable_payment_id(json),
+        payment_id: FieldPaths::default().readable_payment_id(json),
         error: format!("check: {error}"),
     };
     let CheckJson { payment_id, user_id, points, source, kind } =

@@ -1,10 +1,11 @@
 //! What becomes of a check, or of a notification, and how it is settled.
 
 use super::{
-    check::{CheckDelay, CheckStep, PaymentStatus},
+    check::CheckStep,
     retry::{RetryPolicy, Step},
-    settlement::{Destination, Reason, Settlement},
+    settlement::{Destination, Settlement},
 };
+use crate::domain::{check_schedule::CheckDelay, dead_letter::Reason, status::PaymentStatus};
 
 /// What became of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 use super::*;
 use crate::domain::{
+    check_outcome::CheckOutcome,
+    check_schedule::{CheckDelay, CheckPolicy},
     retry::{Delay, RetryPolicy},
     settlement::{Destination, Settlement},
 };

@@ -1,23 +1,21 @@
 //! Where a message's fields stand in its body, and one pass over the JSON that finds them without copying.
 
-use super::{
-    ids::PaymentId,
-    message::{Field, identifier},
-};
+use super::ids::PaymentId;
+use crate::domain::malformed::{Field, identifier};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
 
 /// Where the fields stand in a body.
 #[derive(Debug, Clone)]
-pub struct Shape {
+pub struct FieldPaths {
     root: Node,
 }
 
 /// One step of the way to the fields: an object (or array) that is entered, or a field itself.
 #[derive(Debug, Clone, Default)]
 struct Node {
-    /// Of the whole shape, counted; the bit in [`FieldValue::seen`].
+    /// Of the whole shape, counted; the bit in [`FoundFields::seen`].
     number: u32,
     children: Vec<(String, Node)>,
     field: Option<Field>,
@@ -25,7 +23,7 @@ struct Node {
 
 /// Why a set of JSON Pointers is no shape.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ShapeError {
+pub enum FieldPathsError {
     /// Not the form of RFC 6901.
     #[error("must be a JSON Pointer such as \"/data/order/id\" (RFC 6901), at most 8 levels deep")]
     NotAPointer,
@@ -34,38 +32,38 @@ pub enum ShapeError {
     Overlap,
 }
 
-impl Default for Shape {
+impl Default for FieldPaths {
     /// The three fields at the top of the object, in either spelling.
     fn default() -> Self {
         #[expect(clippy::expect_used, reason = "the spellings are constants, and differ; a test holds it")]
-        Self::new([None, None, None]).expect("the usual places are a shape")
+        Self::new([None, None, None]).expect("the usual places are a paths")
     }
 }
 
-impl Shape {
+impl FieldPaths {
     /// The most levels a pointer may have.
     const MAX_DEPTH: usize = 8;
 
     /// A shape with the fields (payment, user, points) where the JSON Pointers say, or, without one, at the top in
     /// either spelling. The error tells which of the three is wrong.
-    pub fn new(pointers: [Option<&str>; 3]) -> Result<Self, (Field, ShapeError)> {
-        let mut shape = Self { root: Node::default() };
+    pub fn new(pointers: [Option<&str>; 3]) -> Result<Self, (Field, FieldPathsError)> {
+        let mut paths = Self { root: Node::default() };
         let mut count = 0;
         for (field, pointer) in Field::WANTED.into_iter().zip(pointers) {
             match pointer {
                 Some(pointer) => {
                     let path = Self::path(pointer).map_err(|error| (field, error))?;
-                    shape.root.place(&path, field, &mut count).map_err(|error| (field, error))?;
+                    paths.root.place(&path, field, &mut count).map_err(|error| (field, error))?;
                 }
                 None => {
                     for name in field.spellings() {
                         let path = [(*name).to_owned()];
-                        shape.root.place(&path, field, &mut count).map_err(|error| (field, error))?;
+                        paths.root.place(&path, field, &mut count).map_err(|error| (field, error))?;
                     }
                 }
             }
         }
-        Ok(shape)
+        Ok(paths)
     }
 
     /// A body in which the fields stand where this shape looks for them.
@@ -74,8 +72,8 @@ impl Shape {
     }
 
     /// Looks for the fields in one pass over a JSON text.
-    pub(super) fn find<'b>(&self, text: &'b str) -> serde_json::Result<FieldValue<'b>> {
-        let mut found = FieldValue::default();
+    pub(super) fn find<'b>(&self, text: &'b str) -> serde_json::Result<FoundFields<'b>> {
+        let mut found = FoundFields::default();
         let mut json = serde_json::Deserializer::from_str(text);
         Visit { node: &self.root, found: &mut found }.deserialize(&mut json)?;
         json.end()?;
@@ -85,7 +83,7 @@ impl Shape {
     /// The payment id of a text that is no good message, where one can be read: its place is there once, up to where the text
     /// stops to be JSON.
     pub(super) fn readable_payment_id(&self, text: &str) -> Option<PaymentId> {
-        let mut found = FieldValue::default();
+        let mut found = FoundFields::default();
         let mut json = serde_json::Deserializer::from_str(text);
         let is_json = Visit { node: &self.root, found: &mut found }.deserialize(&mut json).is_ok();
         let value = found.values[0].filter(|_| found.given_twice != Some(Field::PaymentId))?;
@@ -96,31 +94,31 @@ impl Shape {
         identifier(Field::PaymentId, Some(value), PaymentId::new).ok()
     }
 
-    fn path(pointer: &str) -> Result<Vec<String>, ShapeError> {
-        let rest = pointer.strip_prefix('/').ok_or(ShapeError::NotAPointer)?;
+    fn path(pointer: &str) -> Result<Vec<String>, FieldPathsError> {
+        let rest = pointer.strip_prefix('/').ok_or(FieldPathsError::NotAPointer)?;
         let mut path = Vec::new();
         for part in rest.split('/') {
             let unescaped = part.replace("~1", "/").replace("~0", "~");
             if part.replace("~0", "").replace("~1", "").contains('~') {
-                return Err(ShapeError::NotAPointer);
+                return Err(FieldPathsError::NotAPointer);
             }
             path.push(unescaped);
         }
-        if path.len() > Self::MAX_DEPTH { Err(ShapeError::NotAPointer) } else { Ok(path) }
+        if path.len() > Self::MAX_DEPTH { Err(FieldPathsError::NotAPointer) } else { Ok(path) }
     }
 }
 
 impl Node {
-    fn place(&mut self, path: &[String], field: Field, count: &mut u32) -> Result<(), ShapeError> {
+    fn place(&mut self, path: &[String], field: Field, count: &mut u32) -> Result<(), FieldPathsError> {
         let Some((name, rest)) = path.split_first() else {
             if !self.children.is_empty() || self.field.is_some() {
-                return Err(ShapeError::Overlap);
+                return Err(FieldPathsError::Overlap);
             }
             self.field = Some(field);
             return Ok(());
         };
         if self.field.is_some() {
-            return Err(ShapeError::Overlap);
+            return Err(FieldPathsError::Overlap);
         }
         let known = self.children.iter().position(|(key, _)| key == name);
         let index = known.unwrap_or_else(|| {
@@ -162,7 +160,7 @@ impl Node {
 
 /// What one pass over a body has found.
 #[derive(Default)]
-pub(super) struct FieldValue<'b> {
+pub(super) struct FoundFields<'b> {
     /// Whether the body is an object at all.
     pub(super) is_object: bool,
     /// The JSON texts of the fields, in the order of [`Field::WANTED`].
@@ -173,7 +171,7 @@ pub(super) struct FieldValue<'b> {
     seen: u64,
 }
 
-impl<'b> FieldValue<'b> {
+impl<'b> FoundFields<'b> {
     fn meet(&mut self, node: &Node) {
         let bit = 1_u64 << node.number;
         if self.seen & bit != 0 && self.given_twice.is_none() {
@@ -196,7 +194,7 @@ impl<'b> FieldValue<'b> {
 /// fields below it are then missing.
 struct Visit<'s, 'f, 'b> {
     node: &'s Node,
-    found: &'f mut FieldValue<'b>,
+    found: &'f mut FoundFields<'b>,
 }
 
 impl<'b> DeserializeSeed<'b> for Visit<'_, '_, 'b> {

@@ -1,15 +1,15 @@
 use super::*;
-use crate::domain::{credit::MAX_POINTS_LIMIT, field_paths::ShapeError, id_rule::IdPattern, ids::is_invisible};
+use crate::domain::{credit::MAX_POINTS_LIMIT, field_paths::FieldPathsError, id_rule::IdPattern, ids::is_invisible};
 use proptest::prelude::*;
 use std::fmt::Write as _;
 
 fn format() -> Format {
-    Format { shape: Shape::default(), max_body_bytes: 65_536, max_points: 1_000_000_000, payment_ids: IdRule::Any }
+    Format { paths: FieldPaths::default(), max_body_bytes: 65_536, max_points: 1_000_000_000, payment_ids: IdRule::Any }
 }
 
 fn pointed(payment: &str, user: &str, points: &str) -> Format {
-    let shape = Shape::new([Some(payment), Some(user), Some(points)]).unwrap();
-    Format { shape, ..format() }
+    let paths = FieldPaths::new([Some(payment), Some(user), Some(points)]).unwrap();
+    Format { paths, ..format() }
 }
 
 fn parsed(format: &Format, body: &str) -> (String, String, i64) {
@@ -164,7 +164,7 @@ fn json_pointers_move_the_fields() {
 
 #[test]
 fn pointers_that_make_no_shape_are_refused() {
-    use ShapeError::{NotAPointer, Overlap};
+    use FieldPathsError::{NotAPointer, Overlap};
     for (pointers, error) in [
         ([Some("id"), None, None], (Field::PaymentId, NotAPointer)),
         ([Some(""), None, None], (Field::PaymentId, NotAPointer)),
@@ -175,7 +175,7 @@ fn pointers_that_make_no_shape_are_refused() {
         ([Some("/a/b"), None, Some("/a")], (Field::Points, Overlap)),
         ([Some("/points"), None, None], (Field::Points, Overlap)),
     ] {
-        assert_eq!(Shape::new(pointers).unwrap_err(), error, "{pointers:?}");
+        assert_eq!(FieldPaths::new(pointers).unwrap_err(), error, "{pointers:?}");
     }
     let deep = pointed("/1/2/3/4/5/6/7/a", "/b/2/3/4/5/6/7/b", "/c/2/3/4/5/6/7/c");
     assert_eq!(

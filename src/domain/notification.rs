@@ -6,9 +6,12 @@ use super::{
     id_rule::IdRule,
     ids::PaymentId,
     java,
-    message::{Field, Format, ID_TYPES, Malformed, Problem, identifier, json_type, readable_payment_id, utf8},
+    message::{Format, readable_payment_id, utf8},
 };
-use crate::domain::field_paths::Shape;
+use crate::domain::{
+    field_paths::FieldPaths,
+    malformed::{Field, ID_TYPES, Malformed, Problem, identifier, json_type},
+};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -58,8 +61,8 @@ impl NotificationFormat {
             }
             Self::PayNotify { .. } => {
                 let [key, ..] = Field::BusinessKey1.spellings() else { return None };
-                let shape = Shape::new([Some(&format!("/{key}")), None, None]).ok()?;
-                readable_payment_id(&shape, body)
+                let paths = FieldPaths::new([Some(&format!("/{key}")), None, None]).ok()?;
+                readable_payment_id(&paths, body)
             }
         }
     }
@@ -152,7 +155,7 @@ mod tests {
     const MAX: usize = 1000;
 
     fn limits() -> Format {
-        Format { shape: Shape::default(), max_body_bytes: MAX, max_points: 1, payment_ids: IdRule::Any }
+        Format { paths: FieldPaths::default(), max_body_bytes: MAX, max_points: 1, payment_ids: IdRule::Any }
     }
 
     fn read(format: &NotificationFormat, body: &[u8]) -> Result<String, String> {

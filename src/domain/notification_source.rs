@@ -1,6 +1,7 @@
 //! A source of notifications: how its bodies are read, and what they mean (`docs/integrating.md`).
 
-use super::{check::CheckPolicy, notification::NotificationFormat};
+use super::notification::NotificationFormat;
+use crate::domain::check_schedule::CheckPolicy;
 
 /// A `[[source]]` whose messages name a payment that is looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -86,9 +86,11 @@ impl RetryPolicy {
 mod tests {
     use super::*;
     use crate::domain::{
-        credit::{Outcome, RecordedCredit},
-        message::{Field, Malformed, Problem},
-        settlement::{Destination, Reason, Settlement},
+        credit::RecordedCredit,
+        dead_letter::Reason,
+        malformed::{Field, Malformed, Problem},
+        outcome::Outcome,
+        settlement::{Destination, Settlement},
     };
     use proptest::prelude::*;
 

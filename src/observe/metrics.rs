@@ -3,11 +3,8 @@
 #![allow(clippy::disallowed_macros, reason = "this is the place for them")]
 
 use crate::domain::{
-    check::{self, CheckOutcome},
-    component::Component,
-    credit::Outcome,
-    failure::Dependency,
-    settlement::Reason,
+    check, check_outcome::CheckOutcome, component::Component, dead_letter::Reason, failure::Dependency,
+    outcome::Outcome,
 };
 use ::metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};

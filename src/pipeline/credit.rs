@@ -11,12 +11,13 @@ use super::ports::{
 };
 use crate::{
     domain::{
-        check::CheckDelay,
         check_message::{Limits, Writer},
+        check_schedule::CheckDelay,
         component::Component,
-        credit::{Credit, Outcome, Verdict},
+        credit::{Credit, Verdict},
         failure::{BatchError, Outage},
         message::Format,
+        outcome::Outcome,
         retry::RetryPolicy,
         settlement::Settlement,
     },

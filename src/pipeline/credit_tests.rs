@@ -1,11 +1,11 @@
 use super::*;
 use crate::{
     domain::{
-        check::CheckPolicy,
         check_message,
+        check_schedule::CheckPolicy,
         credit::{RecordedCredit, Verdict},
         failure::{Dependency, Outage},
-        field_paths::Shape,
+        field_paths::FieldPaths,
         id_rule::IdRule,
         message::Format,
         retry::Delay,
@@ -145,7 +145,12 @@ fn body(payment: &str, user: &str) -> String {
 fn pipeline(ledger: &Arc<Script>, delays: &[&str]) -> CreditPipeline {
     CreditPipeline {
         component: Component::Credits,
-        format: Format { shape: Shape::default(), max_body_bytes: 1000, max_points: 100, payment_ids: IdRule::Any },
+        format: Format {
+            paths: FieldPaths::default(),
+            max_body_bytes: 1000,
+            max_points: 100,
+            payment_ids: IdRule::Any,
+        },
         ledger: Arc::clone(ledger) as Arc<dyn CreditLedger>,
         locked: Arc::default(),
         immediate_attempts: 3,

@@ -2,11 +2,13 @@
 
 use crate::{
     domain::{
-        check::{Check, CheckDelay, Checked, OnUnpaid, PaymentStatus},
+        check::{Check, Checked, OnUnpaid},
+        check_schedule::CheckDelay,
         credit::{Credit, RecordedCredit, Verdict},
         failure::{BatchError, Outage},
         ids::{PaymentId, UserId},
         settlement::Destination,
+        status::PaymentStatus,
         valuation::PaymentValue,
     },
     observe::heartbeat::Heartbeat,

@@ -1,7 +1,7 @@
 //! The settings of retries and checks.
 
 use crate::domain::{
-    check::CheckPolicy,
+    check_schedule::CheckPolicy,
     retry::{Delay, RetryPolicy},
 };
 use std::time::Duration;

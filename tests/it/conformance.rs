@@ -9,9 +9,9 @@ use pointsd::{
     domain::{
         check::{Check, CheckStep, OnUnpaid, Resolution},
         credit::{Credit, MAX_BALANCE, MAX_POINTS_LIMIT, Points, RecordedCredit, Verdict},
+        dead_letter::Reason,
         failure::Class,
         ids::{PaymentId, UserId},
-        settlement::Reason,
     },
     ledger::{Ledger, Probe, SchemaState, UnverifiedPage},
     pipeline::ports::Patience,

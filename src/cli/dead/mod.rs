@@ -12,7 +12,7 @@ use crate::{
     app::logging,
     broker::{Closed, DeadQueue, HeldLetter},
     config::Settings,
-    domain::{ids::is_invisible, settlement::Reason},
+    domain::{dead_letter::Reason, ids::is_invisible},
     observe::events,
     parked::{DELIVERY_LIMIT, Parked, Selection, UNKNOWN},
 };

@@ -5,7 +5,8 @@
 use super::messages::{Age, count_messages, record_ages};
 use crate::{
     domain::{
-        check::{Check, CheckOutcome, CheckStep, Checked},
+        check::{Check, CheckStep, Checked},
+        check_outcome::CheckOutcome,
         component::Component,
         ids::PaymentId,
         status::PaymentStatus,

@@ -3,7 +3,7 @@
 #![allow(clippy::disallowed_macros, reason = "this is the place for them")]
 
 use crate::{
-    domain::{component::Component, credit::Outcome, ids::PaymentId, settlement::Reason},
+    domain::{component::Component, dead_letter::Reason, ids::PaymentId, outcome::Outcome},
     observe::{limit::Limit, metrics as names},
 };
 use ::metrics::{counter, gauge, histogram};

@@ -8,11 +8,14 @@ use super::{
 };
 use crate::{
     domain::{
-        check::{Check, CheckOutcome, CheckStep, Checked, LedgerState, PaymentStatus, Resolution},
+        check::{Check, CheckStep, Checked, LedgerState, Resolution},
+        check_outcome::CheckOutcome,
+        dead_letter::Reason,
         failure::Outage,
         ids::PaymentId,
         notification_source::NotificationKind,
-        settlement::{Destination, Reason, Settlement},
+        settlement::{Destination, Settlement},
+        status::PaymentStatus,
         valuation::PaymentValue,
     },
     observe::events,

@@ -6,8 +6,9 @@ use super::{
 };
 use crate::{
     domain::{
-        check::{CheckDelay, CheckOutcome},
         check_message::{About, Limits, Writer},
+        check_outcome::CheckOutcome,
+        check_schedule::CheckDelay,
         failure::Outage,
         ids::PaymentId,
         settlement::{Destination, Settlement},

@@ -6,12 +6,13 @@ use super::{
 };
 use crate::{
     domain::{
-        check::{CheckOutcome, Resolution},
+        check::Resolution,
         check_message::{About, ScheduledCheck},
+        check_outcome::CheckOutcome,
+        dead_letter::Reason,
         failure::{BatchError, Outage},
         ids::PaymentId,
         notification_source::NotificationKind,
-        settlement::Reason,
         status::PaymentStatus,
     },
     pauses,

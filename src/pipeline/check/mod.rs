@@ -15,8 +15,9 @@ mod payment_rows;
 use super::ports::{CheckLedger, Deliveries, Message, PaymentSource};
 use crate::{
     domain::{
-        check::{CheckOutcome, CheckPolicy},
         check_message::Limits,
+        check_outcome::CheckOutcome,
+        check_schedule::CheckPolicy,
         component::Component,
         failure::{Dependency, Outage},
         ids::PaymentId,

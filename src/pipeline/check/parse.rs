@@ -3,8 +3,9 @@
 use super::CheckPipeline;
 use crate::{
     domain::{
-        check::{self, CheckOutcome},
         check_message::{self, About, BadCheck, ScheduledCheck},
+        check_outcome::CheckOutcome,
+        check_schedule::CheckAttempt,
         component::Component,
         credit::Credit,
         ids::PaymentId,
@@ -37,7 +38,7 @@ pub(super) struct Held<M> {
 pub(super) struct Entry {
     pub(super) request: CheckRequest,
     /// Which check of its payment it is.
-    pub(super) attempt: check::CheckAttempt,
+    pub(super) attempt: CheckAttempt,
     /// Delayed retries that it has taken.
     pub(super) retries_taken: u32,
 }
@@ -80,7 +81,7 @@ impl Entry {
 
 /// What was read: a check that is looked up, or something that is decided already.
 enum Read {
-    Check(ScheduledCheck, check::CheckAttempt),
+    Check(ScheduledCheck, CheckAttempt),
     Decided(CheckRequest, CheckOutcome),
 }
 

@@ -8,12 +8,12 @@ use super::{
 };
 use crate::{
     domain::{
-        check::CheckOutcome,
+        check_outcome::CheckOutcome,
         component::Component,
+        dead_letter::Reason,
         failure::{BatchError, Outage},
         ids::PaymentId,
         notification_source::{NotificationKind, NotificationSource},
-        settlement::Reason,
         status::PaymentStatus,
     },
     pipeline::{

@@ -1,17 +1,19 @@
 use super::*;
 use crate::{
     domain::{
-        check::{Check, Checked, Claim, LedgerState, OnUnpaid, PaymentStatus},
+        check::{Check, Checked, Claim, LedgerState, OnUnpaid},
         check_message::{self, About, ScheduledCheck, Writer},
         credit::Points,
+        dead_letter::Reason,
         failure::BatchError,
-        field_paths::Shape,
+        field_paths::FieldPaths,
         id_rule::IdRule,
         ids::UserId,
         notification::NotificationFormat,
         notification_source::NotificationKind,
         retry::Delay,
-        settlement::{Destination, Reason},
+        settlement::Destination,
+        status::PaymentStatus,
         valuation::PaymentValue,
     },
     observe::heartbeat::{Heartbeat, Heartbeats},
@@ -237,7 +239,12 @@ fn world(brake_after: u32) -> World {
     let pipeline = CheckPipeline {
         component: Component::Checks,
         sources: Arc::from([]),
-        format: Format { shape: Shape::default(), max_body_bytes: 1000, max_points: 100, payment_ids: IdRule::Any },
+        format: Format {
+            paths: FieldPaths::default(),
+            max_body_bytes: 1000,
+            max_points: 100,
+            payment_ids: IdRule::Any,
+        },
         source: Arc::clone(&source) as Arc<dyn PaymentSource>,
         ledger: Arc::clone(&ledger) as Arc<dyn CheckLedger>,
         locked: Arc::default(),
