@@ -1,4 +1,4 @@
-//! RecordedMessage messages: JSON Lines, one message a line, bare or in an envelope (`docs/messages.md`).
+//! RecordedMessage messages: JSON Lines, one message a line, bare or in an envelope (`docs/guides/producers.md`).
 
 use crate::domain::{check_message::CONTENT_TYPE as CHECKS, message::BYTE_ORDER_MARK};
 use base64::{Engine as _, prelude::BASE64_STANDARD};

@@ -1,4 +1,4 @@
-//! The relay: reads the outbox, publishes, waits for the confirms, deletes (`docs/integrating.md`).
+//! The relay: reads the outbox, publishes, waits for the confirms, deletes (`docs/guides/events.md`).
 //!
 //! At every `await` the process may die: a row that was published and not yet deleted is published again, with the same
 //! message id. No transaction is open while publishing.

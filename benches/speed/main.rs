@@ -1,5 +1,5 @@
 //! How fast the daemon is, against private servers, as ratios to references that are run in turn with it. Run by `dev/bench`;
-//! `docs/performance.md` tells what was found. Figures to look at, not a test.
+//! `docs/reference/performance.md` tells what was found. Figures to look at, not a test.
 
 #![allow(missing_docs, unreachable_pub, dead_code, reason = "it borrows what the integration tests stand on")]
 #![allow(

@@ -1,5 +1,5 @@
 //! The properties of a copy for another queue: the original's, less what the broker would act on, plus our own headers
-//! (`docs/headers.md` has the table).
+//! (`docs/reference/headers.md` has the table).
 
 use super::lenient::RAW;
 use crate::{
@@ -60,7 +60,7 @@ pub(super) const OUR_PREFIX: &str = "x-pointsd-";
 /// of a check message.
 ///
 /// A message is ours when it was published to the default exchange, which producers must not write to, and when the broker
-/// has moved it since only from queues to which it came in that way (`docs/headers.md`).
+/// has moved it since only from queues to which it came in that way (`docs/reference/headers.md`).
 pub(super) fn distrust_producers(exchange: &str, properties: &mut BasicProperties) {
     if !is_ours(exchange, properties) {
         strip_ours(properties);

@@ -93,7 +93,7 @@ impl HeldLetter {
     }
 }
 
-/// Read from the headers of `docs/headers.md`, and from the broker's own where it moved the message itself.
+/// Read from the headers of `docs/reference/headers.md`, and from the broker's own where it moved the message itself.
 fn describe(properties: &BasicProperties) -> Parked {
     let none = BTreeMap::new();
     let headers = properties.headers().as_ref().map_or(&none, FieldTable::inner);

@@ -51,7 +51,7 @@ struct Story {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Live {
-    /// A status of `docs/compensation.md`, and the source's own word where it is none of those that are configured.
+    /// A status of `docs/concepts/checks.md`, and the source's own word where it is none of those that are configured.
     Status {
         status: &'static str,
         said: Option<String>,

@@ -1,4 +1,4 @@
-//! Checking a credit against its payment: the table of steps (`docs/compensation.md`), and how often it is checked.
+//! Checking a credit against its payment: the table of steps (`docs/concepts/checks.md`), and how often it is checked.
 
 use super::{
     credit::{Credit, Points},

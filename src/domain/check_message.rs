@@ -1,4 +1,4 @@
-//! The check message: the body in which the daemon schedules checks for itself (`docs/compensation.md`).
+//! The check message: the body in which the daemon schedules checks for itself (`docs/concepts/checks.md`).
 //!
 //! ```json
 //! {"version": 1, "checks": [{"payment_id": "7", "user_id": "u", "points": 100},

@@ -1,4 +1,4 @@
-//! What listeners are told: the bodies and the routing keys of events (`docs/integrating.md`).
+//! What listeners are told: the bodies and the routing keys of events (`docs/guides/events.md`).
 
 use super::check::CheckStep;
 use serde::Serialize;

@@ -61,7 +61,7 @@ pub fn is_invisible(character: char) -> bool {
     !character.is_ascii() && INVISIBLE.iter().any(|(first, last)| (*first..=*last).contains(&character))
 }
 
-/// Checks `text` against the rules that payment and user identifiers share (`docs/messages.md`).
+/// Checks `text` against the rules that payment and user identifiers share (`docs/guides/producers.md`).
 fn check(text: &str) -> Result<(), IdError> {
     if text.is_empty() {
         return Err(IdError::Empty);

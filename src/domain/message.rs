@@ -1,4 +1,4 @@
-//! From a body to a credit: the wire format (`docs/messages.md`), exact and total.
+//! From a body to a credit: the wire format (`docs/guides/producers.md`), exact and total.
 //!
 //! The body is read in one pass that copies nothing but the identifiers. Numbers are taken by their text, so an
 //! identifier of twenty digits keeps them all. Errors name the field and what would be right, never the content.

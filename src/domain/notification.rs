@@ -1,5 +1,5 @@
 //! Notifications of the payment side: from a body to the id of a payment, whose own record says the rest
-//! (`docs/integrating.md`). Errors name the field and what would be right, never the content.
+//! (`docs/guides/notifications.md`). Errors name the field and what would be right, never the content.
 
 use super::{
     bare_id,

@@ -1,4 +1,4 @@
-//! A source of notifications: how its bodies are read, and what they mean (`docs/integrating.md`).
+//! A source of notifications: how its bodies are read, and what they mean (`docs/guides/notifications.md`).
 
 use super::notification::NotificationFormat;
 use crate::domain::check_schedule::CheckPolicy;

@@ -1,4 +1,4 @@
-//! The outbox's table: what is to be published, read in order, deleted when it is confirmed (`docs/integrating.md`).
+//! The outbox's table: what is to be published, read in order, deleted when it is confirmed (`docs/guides/events.md`).
 //!
 //! A row that could not be delivered is *held*: it has a time at which it is tried again, and so have the later rows of its
 //! key. One relay works at a time, over one connection, so that it loses its turn together with the connection.

@@ -1,5 +1,5 @@
 //! Payment sources: what knows whether a payment is paid. A table (`sql`), a service or gateway (`http`), or the table
-//! first and then the gateway (`both`). `docs/compensation.md` tells how each answers.
+//! first and then the gateway (`both`). `docs/concepts/checks.md` tells how each answers.
 
 mod http;
 pub mod settings;

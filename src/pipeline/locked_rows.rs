@@ -41,7 +41,7 @@ enum Course {
     /// It is the one that tries its rows now.
     Try(String),
     /// It takes its retry step without a try.
-    CheckDelay(String),
+    Defer(String),
 }
 
 impl LockedRows {
@@ -65,7 +65,7 @@ impl LockedRows {
         };
         let due = found().all(|row| remembered[row].next_try <= now);
         if !due && !is_last {
-            return Course::CheckDelay(holder);
+            return Course::Defer(holder);
         }
         for row in rows {
             if let Some(row) = remembered.get_mut(row) {
@@ -162,7 +162,7 @@ pub(super) async fn set_aside<W: Work>(
         match locked.course(&work.rows(item), work.is_last(index), now) {
             Course::Free => free.push(index),
             Course::Try(holder) => tries.push((index, holder)),
-            Course::CheckDelay(holder) => results[index] = ItemResult::Failed(held(&holder)),
+            Course::Defer(holder) => results[index] = ItemResult::Failed(held(&holder)),
         }
     }
     if !tries.is_empty() {
@@ -231,12 +231,12 @@ mod tests {
         };
         assert_eq!(course("a", false, 0.0), Course::Free);
         locked.remember(&row("a"), "psql", true);
-        let wait = Course::CheckDelay("user a: psql".into());
+        let wait = Course::Defer("user a: psql".into());
         let tries = Course::Try("user a: psql".into());
         assert_eq!((course("a", false, 0.5), course("b", false, 0.5)), (wait, Course::Free));
         assert_eq!(
             (course("a", false, 1.5), course("a", false, 1.6)),
-            (tries, Course::CheckDelay("user a: psql".into()))
+            (tries, Course::Defer("user a: psql".into()))
         );
         assert_eq!(course("a", true, 1.7), Course::Try("user a: psql".into()), "no step is left");
         assert!(!locked.is_empty_at(begun + Duration::from_secs(59)));

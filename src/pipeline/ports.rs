@@ -281,7 +281,7 @@ pub struct FirstChecks {
 }
 
 /// How long confirms are waited for, and what is not confirmed is tried again, once others were confirmed: to send again what
-/// is only late would double it. Twice this is the five minutes of `docs/compensation.md`.
+/// is only late would double it. Twice this is the five minutes of `docs/concepts/checks.md`.
 pub const CONFIRMING_TIME: Duration = Duration::from_secs(150);
 
 /// For each message that was published, in order: it stands confirmed in its queue, or why it does not.

@@ -1,4 +1,4 @@
-//! Every credit is checked against its payment: the table of `docs/compensation.md`, against real payment tables and
+//! Every credit is checked against its payment: the table of `docs/concepts/checks.md`, against real payment tables and
 //! gateways.
 
 use crate::support::{

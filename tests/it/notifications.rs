@@ -1,4 +1,4 @@
-//! Notifications of the payment side: the worked examples of `docs/integrating.md`, each against real servers, with a
+//! Notifications of the payment side: the worked examples of `docs/guides/notifications.md`, each against real servers, with a
 //! topology that somebody else has declared, and with one of our own.
 
 use crate::{

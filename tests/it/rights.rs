@@ -9,9 +9,9 @@ use crate::support::{
 };
 use lapin::BasicProperties;
 
-/// The daemon's rights, as `docs/integrating.md` lists them.
+/// The daemon's rights, as `docs/guides/database-rights.md` lists them.
 fn documented_rights() -> String {
-    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/integrating.md")).unwrap();
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/guides/database-rights.md")).unwrap();
     let (_, rest) = text.split_once("<!-- the daemon's rights -->\n```sql\n").expect("the page lists the rights");
     rest.split_once("```").unwrap().0.to_owned()
 }

@@ -1,5 +1,5 @@
 -- Messages that are to be published, written in the transaction that makes them true: by pointsd, and by any other program
--- that shares the file (docs/integrating.md). A row is deleted when the broker has confirmed it. Nobody but the relay writes
+-- that shares the file (docs/guides/events.md). A row is deleted when the broker has confirmed it. Nobody but the relay writes
 -- the last three columns.
 
 CREATE TABLE points_outbox (

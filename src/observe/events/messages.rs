@@ -248,7 +248,7 @@ impl TrustsXDeath<'_> {
         warn!(
             version = self.version,
             "RabbitMQ before 4.0 trusts the x-death header of a client: a message with a forged one that reaches the delivery \
-             limit of its queue can stop dead-lettering on the node (docs/headers.md)"
+             limit of its queue can stop dead-lettering on the node (docs/reference/headers.md)"
         );
     }
 }
