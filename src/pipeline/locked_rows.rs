@@ -234,10 +234,7 @@ mod tests {
         let wait = Course::Defer("user a: psql".into());
         let tries = Course::Try("user a: psql".into());
         assert_eq!((course("a", false, 0.5), course("b", false, 0.5)), (wait, Course::Free));
-        assert_eq!(
-            (course("a", false, 1.5), course("a", false, 1.6)),
-            (tries, Course::Defer("user a: psql".into()))
-        );
+        assert_eq!((course("a", false, 1.5), course("a", false, 1.6)), (tries, Course::Defer("user a: psql".into())));
         assert_eq!(course("a", true, 1.7), Course::Try("user a: psql".into()), "no step is left");
         assert!(!locked.is_empty_at(begun + Duration::from_secs(59)));
         assert!(locked.is_empty_at(begun + Duration::from_secs(62)), "forgotten");

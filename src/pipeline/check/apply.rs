@@ -1,7 +1,6 @@
 //! Bringing the ledger to agree with what was found, while that is fresh.
 
 use super::{
-    CheckPipeline,
     commit::{Applied, Apply, LOOKING_AGAIN},
     look_up::{Judged, LookedUp, look_up_once, validate},
     parse::{Batch, Entry},
@@ -12,7 +11,6 @@ use crate::{
         check_outcome::CheckOutcome,
         dead_letter::Reason,
         failure::Outage,
-        ids::PaymentId,
         notification_source::NotificationKind,
         settlement::{Destination, Settlement},
         status::PaymentStatus,
@@ -21,7 +19,12 @@ use crate::{
     observe::events,
     pipeline::{
         batch::{BatchContext, ItemResult, run_bisecting},
-        ports::{Patience, Payment},
+        check::{
+            group::{Candidate, Group},
+            payment_rows,
+            pipeline::CheckPipeline,
+        },
+        ports::Patience,
     },
 };
 use std::{
@@ -29,191 +32,137 @@ use std::{
     time::Instant,
 };
 
-/// A finding of which the ledger must know.
-#[derive(Clone)]
-pub(super) struct Candidate {
-    /// Whose it is: the entry's index.
-    pub(super) entry: usize,
-    pub(super) resolution: Resolution,
-    pub(super) payment: Payment,
-    /// When the source said so.
-    pub(super) at: Instant,
-}
-
-/// Entries, and what became of each.
-pub(super) struct Group<'a> {
-    pub(super) entries: &'a [Entry],
-    pub(super) outcomes: &'a mut [Option<CheckOutcome>],
-}
-
-impl Group<'_> {
-    fn decide(&mut self, entry: usize, outcome: CheckOutcome) {
-        self.outcomes[entry] = Some(outcome);
+/// Judges answers, and commits what the ledger must know.
+pub(super) async fn apply(
+    pipeline: &CheckPipeline,
+    group: &mut Group<'_>,
+    found: Vec<(usize, LookedUp)>,
+    context: &BatchContext<'_>,
+) -> Option<Outage> {
+    let (mut candidates, mut to_be_closed) = (Vec::new(), Vec::new());
+    for (entry, LookedUp { payment, at, .. }) in found {
+        group.sort_in(entry, payment, at, &mut candidates, &mut to_be_closed);
     }
-
-    /// Decides an entry, or keeps what the ledger must know of it.
-    pub(super) fn sort_in(
-        &mut self,
-        entry: usize,
-        payment: Payment,
-        at: Instant,
-        candidates: &mut Vec<Candidate>,
-        to_be_closed: &mut Vec<usize>,
-    ) {
-        match validate(&self.entries[entry], payment) {
-            Judged::Resolution(resolution, payment) => candidates.push(Candidate { entry, resolution, payment, at }),
-            Judged::Again(status) => {
-                let next = Some(self.entries[entry].attempt.next());
-                self.decide(entry, CheckOutcome::Checked { status, step: CheckStep::Recheck, next });
-            }
-            Judged::ToBeClosed => to_be_closed.push(entry),
-            Judged::Outcome(outcome) => self.decide(entry, outcome),
+    if !to_be_closed.is_empty()
+        && let Some(outage) = payment_rows::close_unpaid(pipeline, group, to_be_closed, &mut candidates, context).await
+    {
+        return Some(outage);
+    }
+    let arrived = commit_candidates(pipeline, group, candidates, context).await;
+    match arrived {
+        Err(outage) => Some(outage),
+        Ok(late_credits) if pipeline.is_arrival() && !late_credits.is_empty() => {
+            confirm_arrivals(pipeline, group, late_credits, context).await
         }
+        Ok(_) => None,
     }
+}
 
-    /// The entries that have no outcome yet.
-    pub(super) fn open(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().zip(&*self.outcomes).filter(|(_, outcome)| outcome.is_none()).map(|(entry, _)| entry)
-    }
-
-    /// The open entries of one payment.
-    pub(super) fn open_of(&self, payment_id: &PaymentId) -> Vec<usize> {
-        let of = |index: &usize| {
-            self.outcomes[*index].is_none()
-                && self.entries[*index].check().is_some_and(|check| check.payment_id == *payment_id)
+/// Commits, as far as the brake allows. Returns the entries that were credited.
+async fn commit_candidates(
+    pipeline: &CheckPipeline,
+    group: &mut Group<'_>,
+    mut candidates: Vec<Candidate>,
+    context: &BatchContext<'_>,
+) -> Result<Vec<usize>, Outage> {
+    // In the order of the entries: of two messages of one payment still the first one counts.
+    candidates.sort_by_key(|candidate| candidate.entry);
+    let mut rest = candidates.into_iter();
+    let mut late_credits = Vec::new();
+    while !rest.as_slice().is_empty() {
+        if let Some(brake) = pipeline.brake.engaged() {
+            return Err(brake);
+        }
+        let room = pipeline.brake.room(rest.as_slice().iter().map(|candidate| candidate.resolution));
+        let part: Arc<[Candidate]> = rest.by_ref().take(room).collect();
+        let work = Apply {
+            pipeline: pipeline,
+            entries: group.entries,
+            candidates: &part,
+            heartbeat: context.heartbeat,
+            tried: AtomicBool::default(),
         };
-        (0..self.entries.len()).filter(of).collect()
+        let (results, outage) = run_bisecting(&work, &part, pipeline.immediate_attempts, context).await;
+        for (candidate, result) in part.iter().zip(results) {
+            let entry = &group.entries[candidate.entry];
+            let outcome = match result {
+                ItemResult::Done(Applied::Done(checked)) => {
+                    pipeline.brake.count(candidate.resolution, checked.step);
+                    if checked.step == CheckStep::LateCredit {
+                        late_credits.push(candidate.entry);
+                    }
+                    outcome(entry, candidate, &checked)
+                }
+                ItemResult::Rejected(reason) => CheckOutcome::Rejected(reason),
+                ItemResult::Failed(error) => CheckOutcome::after_failure(error, entry.retries_taken, &pipeline.retry),
+                // The source says something else by now: it is looked up again.
+                ItemResult::Done(Applied::Changed) | ItemResult::Undecided => continue,
+            };
+            // That the source knows a paid payment counts, whatever the ledger makes of it.
+            if candidate.resolution == Resolution::Paid {
+                pipeline.brake.count(Resolution::Paid, CheckStep::None);
+            }
+            group.decide(candidate.entry, outcome);
+        }
+        if let Some(outage) = outage {
+            return Err(outage);
+        }
     }
+    Ok(late_credits)
 }
 
-impl CheckPipeline {
-    /// Judges answers, and commits what the ledger must know.
-    pub(super) async fn apply(
-        &self,
-        group: &mut Group<'_>,
-        found: Vec<(usize, LookedUp)>,
-        context: &BatchContext<'_>,
-    ) -> Option<Outage> {
-        let (mut candidates, mut to_be_closed) = (Vec::new(), Vec::new());
-        for (entry, LookedUp { payment, at, .. }) in found {
-            group.sort_in(entry, payment, at, &mut candidates, &mut to_be_closed);
-        }
-        if !to_be_closed.is_empty()
-            && let Some(outage) = self.close_unpaid(group, to_be_closed, &mut candidates, context).await
-        {
-            return Some(outage);
-        }
-        let arrived = self.commit(group, candidates, context).await;
-        match arrived {
-            Err(outage) => Some(outage),
-            Ok(late_credits) if self.is_arrival() && !late_credits.is_empty() => {
-                self.confirm_arrivals(group, late_credits, context).await
-            }
-            Ok(_) => None,
+/// Looks up at once, once more, what was credited on arrival: it may have been closed between the look-up and the
+/// commit. What is not found paid again keeps the check that confirms it.
+async fn confirm_arrivals(
+    pipeline: &CheckPipeline,
+    group: &mut Group<'_>,
+    entries: Vec<usize>,
+    context: &BatchContext<'_>,
+) -> Option<Outage> {
+    let payments = super::look_up::distinct_payment_ids(entries.iter().map(|entry| &group.entries[*entry]));
+    context.heartbeat.beat();
+    let until = Instant::now() + LOOKING_AGAIN;
+    let answers = look_up_once(&*pipeline.source, &payments, until).await.unwrap_or_default();
+    let mut changed = Vec::new();
+    for entry in entries {
+        let index = group.entries[entry].check().and_then(|check| payments.binary_search(&check.payment_id).ok());
+        let Some((payment, at)) = index.and_then(|index| answers.get(index)?.clone()) else { continue };
+        if payment.status == PaymentStatus::Paid {
+            let (status, step) = (PaymentStatus::Paid, CheckStep::LateCredit);
+            group.decide(entry, CheckOutcome::Checked { status, step, next: None });
+        } else if let Judged::Resolution(resolution, payment) = validate(&group.entries[entry], payment) {
+            changed.push(Candidate { entry, resolution, payment, at });
         }
     }
+    commit_candidates(pipeline, group, changed, context).await.err()
+}
 
-    /// Commits, as far as the brake allows. Returns the entries that were credited.
-    async fn commit(
-        &self,
-        group: &mut Group<'_>,
-        mut candidates: Vec<Candidate>,
-        context: &BatchContext<'_>,
-    ) -> Result<Vec<usize>, Outage> {
-        // In the order of the entries: of two messages of one payment still the first one counts.
-        candidates.sort_by_key(|candidate| candidate.entry);
-        let mut rest = candidates.into_iter();
-        let mut late_credits = Vec::new();
-        while !rest.as_slice().is_empty() {
-            if let Some(brake) = self.brake.engaged() {
-                return Err(brake);
-            }
-            let room = self.brake.room(rest.as_slice().iter().map(|candidate| candidate.resolution));
-            let part: Arc<[Candidate]> = rest.by_ref().take(room).collect();
-            let work = Apply {
-                pipeline: self,
-                entries: group.entries,
-                candidates: &part,
-                heartbeat: context.heartbeat,
-                tried: AtomicBool::default(),
-            };
-            let (results, outage) = run_bisecting(&work, &part, self.immediate_attempts, context).await;
-            for (candidate, result) in part.iter().zip(results) {
-                let entry = &group.entries[candidate.entry];
-                let outcome = match result {
-                    ItemResult::Done(Applied::Done(checked)) => {
-                        self.brake.count(candidate.resolution, checked.step);
-                        if checked.step == CheckStep::LateCredit {
-                            late_credits.push(candidate.entry);
-                        }
-                        outcome(entry, candidate, &checked)
-                    }
-                    ItemResult::Rejected(reason) => CheckOutcome::Rejected(reason),
-                    ItemResult::Failed(error) => CheckOutcome::after_failure(error, entry.retries_taken, &self.retry),
-                    // The source says something else by now: it is looked up again.
-                    ItemResult::Done(Applied::Changed) | ItemResult::Undecided => continue,
-                };
-                // That the source knows a paid payment counts, whatever the ledger makes of it.
-                if candidate.resolution == Resolution::Paid {
-                    self.brake.count(Resolution::Paid, CheckStep::None);
-                }
-                group.decide(candidate.entry, outcome);
-            }
-            if let Some(outage) = outage {
-                return Err(outage);
-            }
+/// Notes in the ledger which credits a person must decide about, as far as that was not done in the check's own
+/// transaction. Best effort: without it a credit counts as overdue.
+pub(super) async fn note_parked<M>(
+    pipeline: &CheckPipeline,
+    batch: &Batch<M>,
+    done: &[bool],
+    context: &BatchContext<'_>,
+) {
+    let mut checks: Vec<Check> = Vec::new();
+    let parked = batch.deliveries.iter().zip(done).filter(|(_, done)| **done);
+    for entry in parked.flat_map(|(held, _)| held.entries.clone()) {
+        let (entry, outcome) = (&batch.entries[entry], &batch.outcomes[entry]);
+        let settlement = outcome.as_ref().map(CheckOutcome::settlement);
+        let Some(Settlement::Forward(Destination::Dead(reason))) = settlement else { continue };
+        // Not by what a malformed message names: anyone may have written that.
+        if let Some(payment_id) = entry.check().map(|check| check.payment_id.clone()) {
+            let resolution = Resolution::ForPerson(reason);
+            checks.push(Check { payment_id, claim: None, resolution, spelling: None, closing: None });
         }
-        Ok(late_credits)
     }
-
-    /// Looks up at once, once more, what was credited on arrival: it may have been closed between the look-up and the
-    /// commit. What is not found paid again keeps the check that confirms it.
-    async fn confirm_arrivals(
-        &self,
-        group: &mut Group<'_>,
-        entries: Vec<usize>,
-        context: &BatchContext<'_>,
-    ) -> Option<Outage> {
-        let payments = super::look_up::distinct_payment_ids(entries.iter().map(|entry| &group.entries[*entry]));
+    checks.sort_by(|a, b| a.payment_id.cmp(&b.payment_id));
+    checks.dedup_by(|later, first| later.payment_id == first.payment_id);
+    for part in checks.chunks(crate::domain::credit::MAX_BATCH) {
         context.heartbeat.beat();
-        let until = Instant::now() + LOOKING_AGAIN;
-        let answers = look_up_once(&*self.source, &payments, until).await.unwrap_or_default();
-        let mut changed = Vec::new();
-        for entry in entries {
-            let index = group.entries[entry].check().and_then(|check| payments.binary_search(&check.payment_id).ok());
-            let Some((payment, at)) = index.and_then(|index| answers.get(index)?.clone()) else { continue };
-            if payment.status == PaymentStatus::Paid {
-                let (status, step) = (PaymentStatus::Paid, CheckStep::LateCredit);
-                group.decide(entry, CheckOutcome::Checked { status, step, next: None });
-            } else if let Judged::Resolution(resolution, payment) = validate(&group.entries[entry], payment) {
-                changed.push(Candidate { entry, resolution, payment, at });
-            }
-        }
-        self.commit(group, changed, context).await.err()
-    }
-
-    /// Notes in the ledger which credits a person must decide about, as far as that was not done in the check's own
-    /// transaction. Best effort: without it a credit counts as overdue.
-    pub(super) async fn note_parked<M>(&self, batch: &Batch<M>, done: &[bool], context: &BatchContext<'_>) {
-        let mut checks: Vec<Check> = Vec::new();
-        let parked = batch.deliveries.iter().zip(done).filter(|(_, done)| **done);
-        for entry in parked.flat_map(|(held, _)| held.entries.clone()) {
-            let (entry, outcome) = (&batch.entries[entry], &batch.outcomes[entry]);
-            let settlement = outcome.as_ref().map(CheckOutcome::settlement);
-            let Some(Settlement::Forward(Destination::Dead(reason))) = settlement else { continue };
-            // Not by what a malformed message names: anyone may have written that.
-            if let Some(payment_id) = entry.check().map(|check| check.payment_id.clone()) {
-                let resolution = Resolution::ForPerson(reason);
-                checks.push(Check { payment_id, claim: None, resolution, spelling: None, closing: None });
-            }
-        }
-        checks.sort_by(|a, b| a.payment_id.cmp(&b.payment_id));
-        checks.dedup_by(|later, first| later.payment_id == first.payment_id);
-        for part in checks.chunks(crate::domain::credit::MAX_BATCH) {
-            context.heartbeat.beat();
-            if let Err(error) = self.ledger.check(part.into(), self.policy.on_unpaid, Patience::Usual).await {
-                events::ParkedNotNoted { payments: part.len(), error: &error.to_string() }.emit();
-            }
+        if let Err(error) = pipeline.ledger.check(part.into(), pipeline.policy.on_unpaid, Patience::Usual).await {
+            events::ParkedNotNoted { payments: part.len(), error: &error.to_string() }.emit();
         }
     }
 }

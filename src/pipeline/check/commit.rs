@@ -1,8 +1,6 @@
 //! A batch of findings as one transaction of the ledger, its findings looked up again where they are not fresh.
 
 use super::{
-    CheckPipeline,
-    apply::Candidate,
     look_up::{Judged, ledger_id, look_up_once, validate},
     parse::Entry,
 };
@@ -17,6 +15,7 @@ use crate::{
     observe::{events, heartbeat::Heartbeat},
     pipeline::{
         batch::Work,
+        check::{group::Candidate, pipeline::CheckPipeline},
         locked_rows::LockedRows,
         ports::{LedgerRow, MOST_HELD_BACK, Patience, RowLocks},
     },

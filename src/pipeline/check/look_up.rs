@@ -1,9 +1,6 @@
 //! Asking the payment source, and what its answer means for an entry.
 
-use super::{
-    CheckPipeline,
-    parse::{CheckRequest, Entry},
-};
+use super::parse::{CheckRequest, Entry};
 use crate::{
     domain::{
         check::Resolution,
@@ -18,6 +15,7 @@ use crate::{
     pauses,
     pipeline::{
         batch::{BatchContext, ItemResult, Work, run_bisecting},
+        check::pipeline::CheckPipeline,
         ports::{Lookup, Payment, PaymentSource},
     },
 };
@@ -53,38 +51,35 @@ pub(super) fn distinct_payment_ids<'a>(entries: impl Iterator<Item = &'a Entry>)
     payments.into()
 }
 
-impl CheckPipeline {
-    /// Asks for payments (in order, each once) and hands every answer over as it comes. The immediate stage: the batch
-    /// as a whole, then those about which the source could say nothing.
-    pub(super) async fn ask(
-        &self,
-        payments: &Arc<[PaymentId]>,
-        until: Instant,
-        answers: UnboundedSender<LookedUp>,
-        context: &BatchContext<'_>,
-    ) -> Unanswered {
-        let work = Ask { pipeline: self, payments, until, answers };
-        let (results, outage) = run_bisecting(&work, payments, self.immediate_attempts, context).await;
-        let failed = results.into_iter().enumerate().filter_map(|(index, result)| Some((index, failure(result)?)));
-        let mut left = Unanswered { failed: failed.collect(), outage };
-        for pause in pauses::immediate(self.immediate_attempts) {
-            if left.failed.is_empty() || left.outage.is_some() || context.stop.is_cancelled() || Instant::now() > until
-            {
-                break;
-            }
-            tokio::time::sleep(pause).await;
-            let again: Arc<[PaymentId]> = left.failed.iter().map(|(index, _)| payments[*index].clone()).collect();
-            let (results, outage) = run_bisecting(&work, &again, 1, context).await;
-            left.outage = outage;
-            let retried = left.failed.into_iter().zip(results);
-            left.failed = retried.filter_map(|((index, _), result)| Some((index, failure(result)?))).collect();
+/// Asks for payments (in order, each once) and hands every answer over as it comes. The immediate stage: the batch
+/// as a whole, then those about which the source could say nothing.
+pub(super) async fn ask(
+    pipeline: &CheckPipeline,
+    payments: &Arc<[PaymentId]>,
+    until: Instant,
+    answers: UnboundedSender<LookedUp>,
+    context: &BatchContext<'_>,
+) -> Unanswered {
+    let work = Ask { pipeline: pipeline, payments, until, answers };
+    let (results, outage) = run_bisecting(&work, payments, pipeline.immediate_attempts, context).await;
+    let failed = results.into_iter().enumerate().filter_map(|(index, result)| Some((index, failure(result)?)));
+    let mut left = Unanswered { failed: failed.collect(), outage };
+    for pause in pauses::immediate(pipeline.immediate_attempts) {
+        if left.failed.is_empty() || left.outage.is_some() || context.stop.is_cancelled() || Instant::now() > until {
+            break;
         }
-        // Told to stop: no attempt is spent on a message that has not had all of its own.
-        if context.stop.is_cancelled() || left.outage.is_some() {
-            left.failed.clear();
-        }
-        left
+        tokio::time::sleep(pause).await;
+        let again: Arc<[PaymentId]> = left.failed.iter().map(|(index, _)| payments[*index].clone()).collect();
+        let (results, outage) = run_bisecting(&work, &again, 1, context).await;
+        left.outage = outage;
+        let retried = left.failed.into_iter().zip(results);
+        left.failed = retried.filter_map(|((index, _), result)| Some((index, failure(result)?))).collect();
     }
+    // Told to stop: no attempt is spent on a message that has not had all of its own.
+    if context.stop.is_cancelled() || left.outage.is_some() {
+        left.failed.clear();
+    }
+    left
 }
 
 /// Payments with the time of each answer; `None` where the source has said nothing about one.

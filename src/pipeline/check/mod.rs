@@ -8,39 +8,30 @@ mod apply;
 pub mod brake;
 mod commit;
 mod forward;
+mod group;
 mod look_up;
 mod parse;
 mod payment_rows;
+mod pipeline;
 
-use super::ports::{CheckLedger, Deliveries, Message, PaymentSource};
+use super::ports::{CheckLedger, Deliveries, Message};
 use crate::{
     domain::{
-        check_message::Limits,
         check_outcome::CheckOutcome,
-        check_schedule::CheckPolicy,
-        component::Component,
         failure::{Dependency, Outage},
         ids::PaymentId,
-        message::Format,
-        notification_source::NotificationSource,
-        retry::RetryPolicy,
     },
     observe::events,
-    pipeline::{
-        batch::{BatchContext, Interrupted},
-        locked_rows::LockedRows,
-    },
+    pipeline::batch::{BatchContext, Interrupted},
 };
-use apply::Group;
-use brake::SharedBrake;
 use forward::Forwarded;
+use group::Group;
 use look_up::{LookedUp, Unanswered, distinct_payment_ids};
 use parse::Batch;
+pub use pipeline::CheckPipeline;
 use std::{
     cmp::Reverse,
-    collections::BTreeSet,
     pin::pin,
-    sync::{Arc, Mutex, atomic::AtomicBool},
     time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -54,36 +45,6 @@ const GATHERING: Duration = Duration::from_millis(100);
 /// Attempts at entries of which the source says something else each time.
 const PASSES: usize = 3;
 
-/// What stands between a delivered check, or a notification, and the ledger.
-pub struct CheckPipeline {
-    /// Which queue it works on: the check queue, or that of a source.
-    pub component: Component,
-    /// How bodies look in the credit format.
-    pub format: Format,
-    /// How those of notifications look, and what they mean.
-    pub sources: Arc<[NotificationSource]>,
-    /// What knows whether payments are paid.
-    pub source: Arc<dyn PaymentSource>,
-    /// What is brought to agree with it.
-    pub ledger: Arc<dyn CheckLedger>,
-    /// Rows of the ledger that are known to be locked.
-    pub locked: Arc<LockedRows>,
-    /// How often and when a credit is checked, and what is done in the end.
-    pub policy: CheckPolicy,
-    /// How large check messages may be; also how many payments are looked up and committed together.
-    pub limits: Limits,
-    /// As in [`super::credit::CreditPipeline`].
-    pub immediate_attempts: u32,
-    /// As in [`super::credit::CreditPipeline`].
-    pub retry: RetryPolicy,
-    /// Stops it when too much is reversed.
-    pub brake: SharedBrake,
-    /// Set whenever the source has answered.
-    pub answered: AtomicBool,
-    /// Check delay queues that an earlier build bound to an exchange, as far as they were logged.
-    pub former: Mutex<BTreeSet<String>>,
-}
-
 impl CheckPipeline {
     /// Takes `batch` the whole way. Each check ends as if it had come alone. What is left undone is handed back, the
     /// rest is settled.
@@ -93,18 +54,18 @@ impl CheckPipeline {
         batch: Vec<D::Message>,
         context: &BatchContext<'_>,
     ) -> Result<(), Interrupted<D::Message>> {
-        let mut batch = self.parse(batch);
+        let mut batch = parse::parse(self, batch);
         let decided = self.decide(&mut batch, context).await;
         context.heartbeat.beat();
         let Forwarded { done, outage } = if self.is_arrival() {
-            self.forward_arrivals(deliveries, &batch, context).await
+            forward::forward_arrivals(self, deliveries, &batch, context).await
         } else {
             let concluded = concluded(&batch, decided.is_none() && !context.stop.is_cancelled());
-            self.forward_copies(deliveries, &batch, &concluded, context).await
+            forward::forward_copies(self, deliveries, &batch, &concluded, context).await
         };
         context.heartbeat.beat();
         if decided.as_ref().is_none_or(|outage| outage.dependency != Dependency::Ledger) {
-            self.note_parked(&batch, &done, context).await;
+            apply::note_parked(self, &batch, &done, context).await;
         }
         self.report(&batch, &done);
         let (settled, unsettled): (Vec<_>, Vec<_>) =
@@ -129,7 +90,7 @@ impl CheckPipeline {
                 if group.open().next().is_none() {
                     continue;
                 }
-                match self.mark_paid(&mut group, context).await {
+                match payment_rows::mark_paid(self, &mut group, context).await {
                     Err(outage) => return Some(outage),
                     Ok(false) => continue,
                     Ok(true) => {}
@@ -156,7 +117,7 @@ impl CheckPipeline {
         let payments = distinct_payment_ids(group.open());
         let (sender, receiver) = mpsc::unbounded_channel();
         // A look-up ends with the worker: what was answered by then is applied.
-        let asking = context.stop.run_until_cancelled(self.ask(&payments, until, sender, context));
+        let asking = context.stop.run_until_cancelled(look_up::ask(self, &payments, until, sender, context));
         let (mut asking, mut asked, mut applied) = (pin!(asking), None, None);
         {
             let mut applying = pin!(self.apply_as_they_come(group, &payments, receiver, context));
@@ -213,7 +174,7 @@ impl CheckPipeline {
             // Answered twice after a part of a look-up failed: the last answer counts.
             of_entries.sort_by_key(|(entry, found): &(usize, LookedUp)| (*entry, Reverse(found.at)));
             of_entries.dedup_by_key(|(entry, _)| *entry);
-            let outage = self.apply(group, of_entries, context).await;
+            let outage = apply::apply(self, group, of_entries, context).await;
             if outage.is_some() {
                 return outage;
             }

@@ -1,6 +1,5 @@
 //! From deliveries to the checks that they ask for.
 
-use super::CheckPipeline;
 use crate::{
     domain::{
         check_message::{self, About, BadCheck, ScheduledCheck},
@@ -13,7 +12,10 @@ use crate::{
         notification_source::{NotificationKind, NotificationSource},
     },
     observe::events,
-    pipeline::ports::{Message, Origin},
+    pipeline::{
+        check::pipeline::CheckPipeline,
+        ports::{Message, Origin},
+    },
 };
 use std::{ops::Range, sync::PoisonError};
 
@@ -85,142 +87,135 @@ enum Read {
     Decided(CheckRequest, CheckOutcome),
 }
 
-impl CheckPipeline {
-    /// Reads every body, each in its own format.
-    pub(super) fn parse<M: Message>(&self, batch: Vec<M>) -> Batch<M> {
-        let mut read = Batch { deliveries: Vec::with_capacity(batch.len()), entries: Vec::new(), outcomes: Vec::new() };
-        for message in batch {
-            let begin = read.entries.len();
-            let is_check_message = self.component == Component::Checks && message.origin() == Origin::Checks;
-            if is_check_message {
-                self.read_check_message(&message, &mut read);
-            } else {
-                let one = self.read_single(&message);
-                self.push(&message, one, &mut read);
-            }
-            let entries = begin..read.entries.len();
-            read.deliveries.push(Held { message, entries, is_check_message });
+/// Reads every body, each in its own format.
+pub(super) fn parse<M: Message>(pipeline: &CheckPipeline, batch: Vec<M>) -> Batch<M> {
+    let mut read = Batch { deliveries: Vec::with_capacity(batch.len()), entries: Vec::new(), outcomes: Vec::new() };
+    for message in batch {
+        let begin = read.entries.len();
+        let is_check_message = pipeline.component == Component::Checks && message.origin() == Origin::Checks;
+        if is_check_message {
+            read_check_message(pipeline, &message, &mut read);
+        } else {
+            let one = read_single(pipeline, &message);
+            push(pipeline, &message, one, &mut read);
         }
-        read
+        let entries = begin..read.entries.len();
+        read.deliveries.push(Held { message, entries, is_check_message });
     }
+    read
+}
 
-    fn push<M: Message>(&self, message: &M, read: Read, into: &mut Batch<M>) {
-        let (request, attempt, outcome) = match read {
-            Read::Check(check, attempt) => (CheckRequest::Check(check), attempt, None),
-            Read::Decided(request, outcome) => (request, self.policy.attempt(message.checks_done()), Some(outcome)),
-        };
-        into.entries.push(Entry { request, attempt, retries_taken: message.retries_taken() });
-        into.outcomes.push(outcome);
-    }
+fn push<M: Message>(pipeline: &CheckPipeline, message: &M, read: Read, into: &mut Batch<M>) {
+    let (request, attempt, outcome) = match read {
+        Read::Check(check, attempt) => (CheckRequest::Check(check), attempt, None),
+        Read::Decided(request, outcome) => (request, pipeline.policy.attempt(message.checks_done()), Some(outcome)),
+    };
+    into.entries.push(Entry { request, attempt, retries_taken: message.retries_taken() });
+    into.outcomes.push(outcome);
+}
 
-    fn read_check_message<M: Message>(&self, message: &M, into: &mut Batch<M>) {
-        match check_message::parse(message.body()) {
-            Ok(checks) => {
-                for check in checks {
-                    let read = match check {
-                        Ok(check) => self.scheduled(check, message.checks_done()),
-                        Err(BadCheck { json, payment_id, error }) => {
-                            Read::Decided(CheckRequest::Bad { json, payment_id }, CheckOutcome::Unreadable(error))
-                        }
-                    };
-                    self.push(message, read, into);
-                }
-            }
-            Err(error) => {
-                let outcome = CheckOutcome::Unreadable(error.to_string());
-                self.push(message, Read::Decided(CheckRequest::Message(None), outcome), into);
-            }
-        }
-    }
-
-    /// A check of a check message, or of a copy of an earlier build: its source must still mean the same.
-    fn scheduled(&self, mut check: ScheduledCheck, checks_done: u32) -> Read {
-        let About::Notification { source: name, kind } = &mut check.about else {
-            return Read::Check(check, self.policy.attempt(checks_done));
-        };
-        let rejected = match self.sources.iter().find(|source| source.name == *name) {
-            None => format!("it came from the source {name:?}, which is not configured"),
-            Some(NotificationSource { kind: now, policy, .. }) => {
-                let then = *kind.get_or_insert(*now);
-                if then == *now {
-                    let attempt = policy.attempt(checks_done);
-                    return Read::Check(check, attempt);
-                }
-                format!(
-                    "it was scheduled when notifications of source {name:?} meant {:?}; now they mean {:?}",
-                    then.label(),
-                    now.label()
-                )
-            }
-        };
-        Read::Decided(CheckRequest::Check(check), CheckOutcome::Rejected(rejected))
-    }
-
-    /// A message with one payment: a notification on arrival, or a single message in the check queue.
-    fn read_single<M: Message>(&self, message: &M) -> Read {
-        if let Some(name) = message.source() {
-            return self.read_notification(name, message);
-        }
-        let origin = message.origin();
-        let credit = match self.format.parse(message.body()) {
-            Ok(credit) => credit,
-            Err(error) => {
-                let error = error.to_string();
-                let payment_id = self.format.readable_payment_id(message.body());
-                let outcome = if origin == Origin::Ours {
-                    CheckOutcome::Unreadable(error)
-                } else {
-                    let (message_id, payment_id) = (&message.label(), payment_id.as_ref());
-                    events::CheckIgnored { message_id, payment_id, error: &error }.emit();
-                    CheckOutcome::Malformed(error)
-                };
-                return Read::Decided(CheckRequest::Message(payment_id), outcome);
-            }
-        };
-        let Credit { payment_id, .. } = credit.clone();
-        let check = ScheduledCheck { payment_id, about: About::Claim(credit.into()) };
-        match origin {
-            Origin::Ours | Origin::Checks => {}
-            Origin::FormerBinding(queue) => {
-                if self.former.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.clone()) {
-                    events::CheckQueueBound { queue: &queue }.emit();
-                }
-            }
-            Origin::Foreign => {
-                return Read::Decided(CheckRequest::Check(check), CheckOutcome::Begins(self.policy.beginning()));
-            }
-        }
-        Read::Check(check, self.policy.attempt(message.checks_done()))
-    }
-
-    fn read_notification<M: Message>(&self, name: &str, message: &M) -> Read {
-        let arrives = self.is_arrival();
-        let Some(source) = self.sources.iter().find(|source| source.name == name) else {
-            let error = format!("it came from the source {name:?}, which is not configured");
-            return Read::Decided(CheckRequest::Message(None), CheckOutcome::Rejected(error));
-        };
-        match source.format.parse(message.body(), &self.format) {
-            Ok(Notification::Payment(payment_id)) => {
-                let about = About::Notification { source: name.to_owned(), kind: Some(source.kind) };
-                let check = ScheduledCheck { payment_id, about };
-                match (arrives, source.kind) {
-                    (true, NotificationKind::OrderCreated) => {
-                        Read::Decided(CheckRequest::Check(check), CheckOutcome::Begins(source.policy.beginning()))
+fn read_check_message<M: Message>(pipeline: &CheckPipeline, message: &M, into: &mut Batch<M>) {
+    match check_message::parse(message.body()) {
+        Ok(checks) => {
+            for check in checks {
+                let read = match check {
+                    Ok(check) => scheduled(pipeline, check, message.checks_done()),
+                    Err(BadCheck { json, payment_id, error }) => {
+                        Read::Decided(CheckRequest::Bad { json, payment_id }, CheckOutcome::Unreadable(error))
                     }
-                    (true, _) => Read::Check(check, source.policy.arrival()),
-                    (false, _) => Read::Check(check, source.policy.attempt(message.checks_done())),
-                }
-            }
-            Ok(Notification::Ignored) => Read::Decided(CheckRequest::Message(None), CheckOutcome::Ignored),
-            Err(error) => {
-                let payment_id = source.format.readable_payment_id(message.body(), &self.format);
-                Read::Decided(CheckRequest::Message(payment_id), CheckOutcome::Unreadable(error.to_string()))
+                };
+                push(pipeline, message, read, into);
             }
         }
+        Err(error) => {
+            let outcome = CheckOutcome::Unreadable(error.to_string());
+            push(pipeline, message, Read::Decided(CheckRequest::Message(None), outcome), into);
+        }
     }
+}
 
-    /// Whether its messages are notifications on arrival.
-    pub(super) fn is_arrival(&self) -> bool {
-        matches!(self.component, Component::Source(_))
+/// A check of a check message, or of a copy of an earlier build: its source must still mean the same.
+fn scheduled(pipeline: &CheckPipeline, mut check: ScheduledCheck, checks_done: u32) -> Read {
+    let About::Notification { source: name, kind } = &mut check.about else {
+        return Read::Check(check, pipeline.policy.attempt(checks_done));
+    };
+    let rejected = match pipeline.sources.iter().find(|source| source.name == *name) {
+        None => format!("it came from the source {name:?}, which is not configured"),
+        Some(NotificationSource { kind: now, policy, .. }) => {
+            let then = *kind.get_or_insert(*now);
+            if then == *now {
+                let attempt = policy.attempt(checks_done);
+                return Read::Check(check, attempt);
+            }
+            format!(
+                "it was scheduled when notifications of source {name:?} meant {:?}; now they mean {:?}",
+                then.label(),
+                now.label()
+            )
+        }
+    };
+    Read::Decided(CheckRequest::Check(check), CheckOutcome::Rejected(rejected))
+}
+
+/// A message with one payment: a notification on arrival, or a single message in the check queue.
+fn read_single<M: Message>(pipeline: &CheckPipeline, message: &M) -> Read {
+    if let Some(name) = message.source() {
+        return read_notification(pipeline, name, message);
+    }
+    let origin = message.origin();
+    let credit = match pipeline.format.parse(message.body()) {
+        Ok(credit) => credit,
+        Err(error) => {
+            let error = error.to_string();
+            let payment_id = pipeline.format.readable_payment_id(message.body());
+            let outcome = if origin == Origin::Ours {
+                CheckOutcome::Unreadable(error)
+            } else {
+                let (message_id, payment_id) = (&message.label(), payment_id.as_ref());
+                events::CheckIgnored { message_id, payment_id, error: &error }.emit();
+                CheckOutcome::Malformed(error)
+            };
+            return Read::Decided(CheckRequest::Message(payment_id), outcome);
+        }
+    };
+    let Credit { payment_id, .. } = credit.clone();
+    let check = ScheduledCheck { payment_id, about: About::Claim(credit.into()) };
+    match origin {
+        Origin::Ours | Origin::Checks => {}
+        Origin::FormerBinding(queue) => {
+            if pipeline.former.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.clone()) {
+                events::CheckQueueBound { queue: &queue }.emit();
+            }
+        }
+        Origin::Foreign => {
+            return Read::Decided(CheckRequest::Check(check), CheckOutcome::Begins(pipeline.policy.beginning()));
+        }
+    }
+    Read::Check(check, pipeline.policy.attempt(message.checks_done()))
+}
+
+fn read_notification<M: Message>(pipeline: &CheckPipeline, name: &str, message: &M) -> Read {
+    let arrives = pipeline.is_arrival();
+    let Some(source) = pipeline.sources.iter().find(|source| source.name == name) else {
+        let error = format!("it came from the source {name:?}, which is not configured");
+        return Read::Decided(CheckRequest::Message(None), CheckOutcome::Rejected(error));
+    };
+    match source.format.parse(message.body(), &pipeline.format) {
+        Ok(Notification::Payment(payment_id)) => {
+            let about = About::Notification { source: name.to_owned(), kind: Some(source.kind) };
+            let check = ScheduledCheck { payment_id, about };
+            match (arrives, source.kind) {
+                (true, NotificationKind::OrderCreated) => {
+                    Read::Decided(CheckRequest::Check(check), CheckOutcome::Begins(source.policy.beginning()))
+                }
+                (true, _) => Read::Check(check, source.policy.arrival()),
+                (false, _) => Read::Check(check, source.policy.attempt(message.checks_done())),
+            }
+        }
+        Ok(Notification::Ignored) => Read::Decided(CheckRequest::Message(None), CheckOutcome::Ignored),
+        Err(error) => {
+            let payment_id = source.format.readable_payment_id(message.body(), &pipeline.format);
+            Read::Decided(CheckRequest::Message(payment_id), CheckOutcome::Unreadable(error.to_string()))
+        }
     }
 }

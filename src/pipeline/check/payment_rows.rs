@@ -1,23 +1,22 @@
 //! Setting the rows of payments: to paid, because a notification says so; to closed, because their time is up. Both are
 //! guarded: a row that is not pending any more stays as it is, and what it says then counts.
 
-use super::{
-    CheckPipeline,
-    apply::{Candidate, Group},
-    look_up::{distinct_payment_ids, look_up_once},
-};
+use super::look_up::{distinct_payment_ids, look_up_once};
 use crate::{
     domain::{
         check_outcome::CheckOutcome,
-        component::Component,
         dead_letter::Reason,
         failure::{BatchError, Outage},
         ids::PaymentId,
-        notification_source::{NotificationKind, NotificationSource},
+        notification_source::NotificationKind,
         status::PaymentStatus,
     },
     pipeline::{
         batch::{BatchContext, ItemResult, Work, run_bisecting},
+        check::{
+            group::{Candidate, Group},
+            pipeline::CheckPipeline,
+        },
         ports::{PaymentSource, RowStatus},
     },
 };
@@ -30,87 +29,79 @@ use std::{
 /// How long looking up what was closed may take.
 const LOOKING_AGAIN: Duration = Duration::from_secs(5);
 
-impl CheckPipeline {
-    /// Sets the rows to paid of those payments whose notification says so. Whether a row was there, and what it says, is
-    /// found by looking it up. `false`: there was no time for all of them.
-    pub(super) async fn mark_paid(&self, group: &mut Group<'_>, context: &BatchContext<'_>) -> Result<bool, Outage> {
-        let says_paid = group.open().filter(|entry| entry.kind() == Some(NotificationKind::Paid));
-        let payments = distinct_payment_ids(says_paid);
-        if payments.is_empty() {
-            return Ok(true);
+/// Sets the rows to paid of those payments whose notification says so. Whether a row was there, and what it says, is
+/// found by looking it up. `false`: there was no time for all of them.
+pub(super) async fn mark_paid(
+    pipeline: &CheckPipeline,
+    group: &mut Group<'_>,
+    context: &BatchContext<'_>,
+) -> Result<bool, Outage> {
+    let says_paid = group.open().filter(|entry| entry.kind() == Some(NotificationKind::Paid));
+    let payments = distinct_payment_ids(says_paid);
+    if payments.is_empty() {
+        return Ok(true);
+    }
+    let (results, outage) = set_rows(pipeline, &payments, RowStatus::Paid, context).await;
+    note_failures(pipeline, group, &payments, &results);
+    outage.map_or(Ok(!results.contains(&ItemResult::Undecided)), Err)
+}
+
+/// Closes those payments that are pending when their time is up, and looks at them again: what became paid at that very
+/// moment wins.
+pub(super) async fn close_unpaid(
+    pipeline: &CheckPipeline,
+    group: &mut Group<'_>,
+    late: Vec<usize>,
+    candidates: &mut Vec<Candidate>,
+    context: &BatchContext<'_>,
+) -> Option<Outage> {
+    let payments = distinct_payment_ids(late.iter().map(|entry| &group.entries[*entry]));
+    let (results, outage) = set_rows(pipeline, &payments, RowStatus::Closed, context).await;
+    note_failures(pipeline, group, &payments, &results);
+    if outage.is_some() {
+        return outage;
+    }
+    context.heartbeat.beat();
+    let until = Instant::now() + LOOKING_AGAIN;
+    // What is not answered stays open: the next turn finds it closed.
+    let answers = match look_up_once(&*pipeline.source, &payments, until).await {
+        Ok(answers) => answers,
+        Err(outage) => return Some(outage),
+    };
+    for entry in late {
+        let check = group.entries[entry].check();
+        let index = check.and_then(|check| payments.binary_search(&check.payment_id).ok());
+        let answer = index.and_then(|index| answers.get(index)?.clone());
+        let (Some((payment, at)), None) = (answer, &group.outcomes[entry]) else { continue };
+        let mut still_pending = Vec::new();
+        group.sort_in(entry, payment, at, candidates, &mut still_pending);
+        for entry in still_pending {
+            let error = "it was not paid in time, but its record cannot be set to closed".to_owned();
+            let outcome = CheckOutcome::Parked { status: PaymentStatus::Pending, reason: Reason::Expired, error };
+            group.outcomes[entry] = Some(outcome);
         }
-        let (results, outage) = self.set(&payments, RowStatus::Paid, context).await;
-        self.note_failures(group, &payments, &results);
-        outage.map_or(Ok(!results.contains(&ItemResult::Undecided)), Err)
     }
+    None
+}
 
-    /// Closes those payments that are pending when their time is up, and looks at them again: what became paid at that very
-    /// moment wins.
-    pub(super) async fn close_unpaid(
-        &self,
-        group: &mut Group<'_>,
-        late: Vec<usize>,
-        candidates: &mut Vec<Candidate>,
-        context: &BatchContext<'_>,
-    ) -> Option<Outage> {
-        let payments = distinct_payment_ids(late.iter().map(|entry| &group.entries[*entry]));
-        let (results, outage) = self.set(&payments, RowStatus::Closed, context).await;
-        self.note_failures(group, &payments, &results);
-        if outage.is_some() {
-            return outage;
-        }
-        context.heartbeat.beat();
-        let until = Instant::now() + LOOKING_AGAIN;
-        // What is not answered stays open: the next turn finds it closed.
-        let answers = match look_up_once(&*self.source, &payments, until).await {
-            Ok(answers) => answers,
-            Err(outage) => return Some(outage),
-        };
-        for entry in late {
-            let check = group.entries[entry].check();
-            let index = check.and_then(|check| payments.binary_search(&check.payment_id).ok());
-            let answer = index.and_then(|index| answers.get(index)?.clone());
-            let (Some((payment, at)), None) = (answer, &group.outcomes[entry]) else { continue };
-            let mut still_pending = Vec::new();
-            group.sort_in(entry, payment, at, candidates, &mut still_pending);
-            for entry in still_pending {
-                let error = "it was not paid in time, but its record cannot be set to closed".to_owned();
-                let outcome = CheckOutcome::Parked { status: PaymentStatus::Pending, reason: Reason::Expired, error };
-                group.outcomes[entry] = Some(outcome);
-            }
-        }
-        None
-    }
+async fn set_rows(
+    pipeline: &CheckPipeline,
+    payments: &Arc<[PaymentId]>,
+    to: RowStatus,
+    context: &BatchContext<'_>,
+) -> (Vec<ItemResult<()>>, Option<Outage>) {
+    let work = Set { source: &*pipeline.source, to };
+    run_bisecting(&work, payments, pipeline.immediate_attempts, context).await
+}
 
-    /// Whether the payment source works for what is asked of it here: where rows are to be set, setting them, too.
-    pub async fn probe_source(&self) -> Result<(), Outage> {
-        let sets = |source: &NotificationSource| match (self.component, source.kind) {
-            (Component::Checks, NotificationKind::Paid | NotificationKind::OrderCreated) => true,
-            (Component::Source(name), NotificationKind::Paid) => source.name == name,
-            _ => false,
-        };
-        if self.sources.iter().any(sets) { self.source.probe_set().await } else { self.source.probe().await }
-    }
-
-    async fn set(
-        &self,
-        payments: &Arc<[PaymentId]>,
-        to: RowStatus,
-        context: &BatchContext<'_>,
-    ) -> (Vec<ItemResult<()>>, Option<Outage>) {
-        let work = Set { source: &*self.source, to };
-        run_bisecting(&work, payments, self.immediate_attempts, context).await
-    }
-
-    /// Decides the entries of payments whose rows could not be set.
-    fn note_failures(&self, group: &mut Group<'_>, payments: &[PaymentId], results: &[ItemResult<()>]) {
-        for (payment, result) in payments.iter().zip(results) {
-            let (ItemResult::Failed(error) | ItemResult::Rejected(error)) = result else { continue };
-            for entry in group.open_of(payment) {
-                let retries_taken = group.entries[entry].retries_taken;
-                let error = format!("the payment's row could not be set: {error}");
-                group.outcomes[entry] = Some(CheckOutcome::after_failure(error, retries_taken, &self.retry));
-            }
+/// Decides the entries of payments whose rows could not be set.
+fn note_failures(pipeline: &CheckPipeline, group: &mut Group<'_>, payments: &[PaymentId], results: &[ItemResult<()>]) {
+    for (payment, result) in payments.iter().zip(results) {
+        let (ItemResult::Failed(error) | ItemResult::Rejected(error)) = result else { continue };
+        for entry in group.open_of(payment) {
+            let retries_taken = group.entries[entry].retries_taken;
+            let error = format!("the payment's row could not be set: {error}");
+            group.outcomes[entry] = Some(CheckOutcome::after_failure(error, retries_taken, &pipeline.retry));
         }
     }
 }

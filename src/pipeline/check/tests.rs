@@ -2,27 +2,41 @@ use super::*;
 use crate::{
     domain::{
         check::{Check, Checked, Claim, LedgerState, OnUnpaid},
-        check_message::{self, About, ScheduledCheck, Writer},
+        check_message::{self, About, Limits, ScheduledCheck, Writer},
+        check_schedule::CheckPolicy,
+        component::Component,
         credit::Points,
         dead_letter::Reason,
         failure::BatchError,
         field_paths::FieldPaths,
         id_rule::IdRule,
         ids::UserId,
+        message::Format,
         notification::NotificationFormat,
-        notification_source::NotificationKind,
-        retry::Delay,
+        notification_source::{NotificationKind, NotificationSource},
+        retry::{Delay, RetryPolicy},
         settlement::Destination,
         status::PaymentStatus,
         valuation::PaymentValue,
     },
     observe::heartbeat::{Heartbeat, Heartbeats},
-    pipeline::ports::{
-        Answers, Confirmed, CopyBody, FirstChecks, Forward, Lookup, Origin, Patience, Payment, RowStatus,
+    pipeline::{
+        check::brake::SharedBrake,
+        ports::{
+            Answers, CheckLedger, Confirmed, CopyBody, FirstChecks, Forward, Lookup, Origin, Patience, Payment,
+            PaymentSource, RowStatus,
+        },
     },
 };
 use async_trait::async_trait;
-use std::{collections::HashMap, sync::atomic::Ordering, time::SystemTime};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::SystemTime,
+};
 use tokio_util::sync::CancellationToken;
 
 /// A body, and the checks that are done.
