@@ -17,3 +17,4 @@ pub mod pauses;
 pub mod pay_status;
 pub mod pipeline;
 pub mod relay;
+pub mod unpoisoned;

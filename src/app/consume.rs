@@ -3,20 +3,21 @@
 
 use super::{App, worker::Worker};
 use crate::{
-    app::queue_consumer::QueueConsumer,
-    broker::{BrokerError, Consumer, Delivered},
+    app::{
+        queue_consumer::QueueConsumer,
+        session::{Ended, Findings, Opening, Progress},
+    },
+    broker::{Consumer, Delivered},
     domain::{
         component::Component,
         failure::{Dependency, Outage},
     },
     observe::{events, heartbeat::Heartbeat, status::Status},
-    pipeline::batch::Interrupted,
+    pipeline::work::Interrupted,
+    unpoisoned::lock,
 };
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 use tokio::task::JoinSet;
@@ -24,87 +25,6 @@ use tokio_util::sync::CancellationToken;
 
 /// What opening a session may take: two connections, each with every node, and the topology.
 const OPENING_TIME: Duration = Duration::from_secs(300);
-
-/// How a session begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Opening {
-    /// With the prefetch of its line.
-    Full,
-    /// After an outage: with so many deliveries in all. If the dependency fails again, only these are given back, which the
-    /// broker counts against each.
-    Limited(u16),
-    /// One message at a time until one takes little time: deliveries were held for too long.
-    Slow,
-    /// With so many deliveries, to find out whether a payment source whose probes fail works for others.
-    Trial(u16),
-}
-
-impl Opening {
-    /// The opening after an outage.
-    pub(super) const ONE: Self = Self::Limited(1);
-
-    /// The opening after a session with this one that ended in order: twice as many deliveries, and in the end those of a line
-    /// with this prefetch.
-    pub(super) fn widened(self, prefetch: u16) -> Self {
-        match self {
-            Self::Limited(deliveries) | Self::Trial(deliveries) => match deliveries.saturating_mul(2) {
-                next if next < prefetch => Self::Limited(next),
-                _ => Self::Full,
-            },
-            Self::Slow | Self::Full => Self::Full,
-        }
-    }
-}
-
-/// Why a session ended. Everything is settled or given back.
-pub(super) enum Ended {
-    /// The daemon was told to stop, or the session has found out what it was opened for.
-    InOrder,
-    /// Deliveries were held for too long.
-    HeldTooLong,
-    /// Something is down.
-    Outage {
-        outage: Outage,
-        /// How long the session was in use.
-        lived: Duration,
-        /// How far it came.
-        progress: Progress,
-    },
-}
-
-/// How far a session came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Progress {
-    /// The broker did not let it begin, or delivered nothing: it cost no delivery.
-    TookNothing,
-    /// Nothing of what was delivered was settled.
-    SettledNothing,
-    /// Something had its effect, and was settled.
-    Settled,
-}
-
-/// What the workers of a session find out together.
-#[derive(Debug, Default)]
-pub(super) struct Findings {
-    /// Deliveries were held for too long.
-    pub(super) held_too_long: AtomicBool,
-    /// Something was delivered.
-    pub(super) taken: AtomicBool,
-    /// Something had its effect, and was settled.
-    pub(super) settled: AtomicBool,
-    /// When a transaction was committed last.
-    pub(super) committed: Mutex<Option<Instant>>,
-}
-
-impl Findings {
-    fn progress(&self) -> Progress {
-        match (self.taken.load(Ordering::Relaxed), self.settled.load(Ordering::Relaxed)) {
-            (_, true) => Progress::Settled,
-            (true, false) => Progress::SettledNothing,
-            (false, false) => Progress::TookNothing,
-        }
-    }
-}
 
 impl App {
     /// Consumes until something fails or the daemon is told to stop.
@@ -221,11 +141,8 @@ async fn watch_broker(
     heartbeat: Heartbeat,
     stop: CancellationToken,
 ) -> Result<(), Interrupted<Delivered>> {
-    consumer.watch(&heartbeat, &stop).await.map_err(broker_lost)
-}
-
-pub(super) fn broker_lost(error: BrokerError) -> Interrupted<Delivered> {
-    Interrupted { outage: Some(error.into_outage()), unsettled: Vec::new() }
+    let watched = consumer.watch(&heartbeat, &stop).await;
+    watched.map_err(|outage| Interrupted { outage: Some(outage), unsettled: Vec::new() })
 }
 
 /// How often the progress of a session is looked at.
@@ -248,7 +165,7 @@ async fn watch_progress(session: Progressing) -> Result<(), Interrupted<Delivere
     while stop.run_until_cancelled(tokio::time::sleep(PROGRESS_INTERVAL)).await.is_some() {
         let oldest = consumer.oldest_in_flight();
         events::OldestInFlight { component, age: oldest.map_or(Duration::ZERO, |at| at.elapsed()) }.emit();
-        let committed = *findings.committed.lock().unwrap_or_else(PoisonError::into_inner);
+        let committed = *lock(&findings.committed);
         let waiting = oldest.map(|at| committed.map_or(at, |committed| at.max(committed)).elapsed());
         status.stalled(component, waiting.filter(|waiting| stalled_after.is_some_and(|most| *waiting > most)));
     }

@@ -8,6 +8,7 @@ mod queue_consumer;
 mod ready;
 mod recovery;
 mod relay;
+mod session;
 mod watchdog;
 mod worker;
 

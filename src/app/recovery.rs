@@ -1,12 +1,12 @@
 //! Sessions one after the other, and the way from an outage to the next session: probes, which cost no delivery, and then a
 //! session that begins with one delivery, and sessions that take twice as many each.
 
-use super::{
-    App, SLACK,
-    consume::{Ended, Opening, Progress},
-};
+use super::{App, SLACK};
 use crate::{
-    app::queue_consumer::QueueConsumer,
+    app::{
+        queue_consumer::QueueConsumer,
+        session::{Ended, Opening, Progress},
+    },
     domain::failure::{Dependency, Outage},
     observe::events,
     pauses::{self, OutageBackoff},

@@ -1,8 +1,10 @@
 //! A worker: takes a batch, brings it the whole way, takes the next.
 
-use super::consume::{Findings, Opening, broker_lost};
 use crate::{
-    app::queue_consumer::Pipeline,
+    app::{
+        queue_consumer::Pipeline,
+        session::{Findings, Opening, broker_lost},
+    },
     broker::{BatchSize, Consumer, Delivered},
     domain::{
         component::Component,
@@ -10,14 +12,15 @@ use crate::{
     },
     observe::{events, heartbeat::Heartbeat, status::Status},
     pipeline::{
-        batch::{BatchContext, Interrupted},
         check::CheckPipeline,
         credit::{Committed, CreditPipeline},
+        work::{BatchContext, Interrupted},
     },
+    unpoisoned::lock,
 };
 use futures_util::future::BoxFuture;
 use std::{
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 use tokio_util::sync::CancellationToken;
@@ -136,7 +139,7 @@ impl Worker {
             let context = self.context();
             let (batch, finished) = meanwhile(pipeline.commit(batch, &context), &mut finishing).await;
             if batch.reached_the_ledger() {
-                *self.findings.committed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                *lock(&self.findings.committed) = Some(Instant::now());
             }
             committed.extend(batch);
             match self.after(finished).await {

@@ -4,6 +4,7 @@ use super::{BrokerError, STEP_TIMEOUT, lenient, told};
 use crate::{
     broker::{BrokerSettings, Identity, TlsFiles},
     files::{self, FileError},
+    unpoisoned::lock,
 };
 use futures_util::future::select_all;
 use lapin::{
@@ -16,7 +17,7 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     str::FromStr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 use tokio::task::JoinHandle;
@@ -107,7 +108,7 @@ static UNENDED: Mutex<BTreeMap<String, Vec<Attempt>>> = Mutex::new(BTreeMap::new
 const MOST_UNENDED: usize = 4;
 
 fn unended() -> MutexGuard<'static, BTreeMap<String, Vec<Attempt>>> {
-    UNENDED.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&UNENDED)
 }
 
 /// The connections of this process that may not have ended.
@@ -121,7 +122,7 @@ fn has_ended(status: &ConnectionStatus) -> bool {
 }
 
 fn open_connections() -> MutexGuard<'static, Vec<ConnectionStatus>> {
-    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut open = lock(&OPEN);
     open.retain(|status| !has_ended(status));
     open
 }

@@ -3,12 +3,12 @@
 use super::{
     BrokerError, STEP_TIMEOUT,
     batch::{BatchSize, Delivered, Stream, StreamEnd, Taken},
+    blocked::Blocked,
     connect::BrokerUrl,
     copy::{self, CopyHeaders},
     lenient,
     outgoing::Outgoing,
     publish::Publisher,
-    sessions::{Blocked, locked},
     topology::Topology,
     unreadable::UnreadableOnes,
     within,
@@ -22,6 +22,7 @@ use crate::{
     },
     observe::{events, heartbeat::Heartbeat},
     pipeline::ports::{Confirmed, CopyBody, Deliveries, FirstChecks, Forward, Message, Origin},
+    unpoisoned::lock,
 };
 use async_trait::async_trait;
 use lapin::{
@@ -87,16 +88,16 @@ impl Consumer {
     /// An error when the broker takes no messages any more, because of an alarm or because the publishing connection is
     /// not sound, or when a queue is gone; `Ok` when told to stop. It must be asked: it tells of an alarm only who publishes.
     /// Parks what lapin cannot decode, as it arrives.
-    pub async fn watch(&self, heartbeat: &Heartbeat, stop: &CancellationToken) -> Result<(), BrokerError> {
+    pub async fn watch(&self, heartbeat: &Heartbeat, stop: &CancellationToken) -> Result<(), Outage> {
         let mut proofs = 0_u32;
         let mut next_proof = Instant::now() + PROOF_INTERVAL;
         loop {
             heartbeat.beat();
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                alarm = self.publisher.alarm() => return Err(alarm),
+                alarm = self.publisher.alarm() => return Err(alarm.into_outage()),
                 () = self.unreadable.arrived() => {
-                    self.park_unreadable(heartbeat).await?;
+                    self.unreadable.park(self, heartbeat).await?;
                     continue;
                 }
                 () = tokio::time::sleep_until(next_proof.into()) => next_proof = Instant::now() + PROOF_INTERVAL,
@@ -112,7 +113,9 @@ impl Consumer {
             });
             match stop.run_until_cancelled(proof).await {
                 None => return Ok(()),
-                Some(proven) => proven.unwrap_or_else(|panicked| Err(BrokerError::Lost(panicked.to_string())))?,
+                Some(proven) => proven
+                    .unwrap_or_else(|panicked| Err(BrokerError::Lost(panicked.to_string())))
+                    .map_err(BrokerError::into_outage)?,
             }
         }
     }
@@ -120,7 +123,7 @@ impl Consumer {
     /// The longest that a delivery which waits to be taken may have been held: it cannot have come before the delivery
     /// was taken that is one prefetch ahead of it, nor while none waited.
     pub fn held_at_most(&self) -> Duration {
-        locked(&self.taken).held_at_most()
+        lock(&self.taken).held_at_most()
     }
 
     /// Whether something was delivered that no worker was given, because it cannot be decoded.
@@ -131,11 +134,11 @@ impl Consumer {
     /// When the oldest delivery was taken that is not settled; `None` without one.
     pub fn oldest_in_flight(&self) -> Option<Instant> {
         let oldest_open = self.tracker().oldest_open();
-        locked(&self.taken).oldest(oldest_open)
+        lock(&self.taken).oldest(oldest_open)
     }
 
     fn tracker(&self) -> MutexGuard<'_, AckTracker> {
-        locked(&self.tracker)
+        lock(&self.tracker)
     }
 
     /// Waits for a delivery and takes it together with whatever else has arrived, within `size`. `None` when a session with a
@@ -145,7 +148,7 @@ impl Consumer {
     pub async fn next_batch(&self, size: BatchSize) -> Result<Option<Vec<Delivered>>, BrokerError> {
         let mut stream = self.stream.lock().await;
         loop {
-            match stream.gather(size, || locked(&self.taken).none_waits()).await {
+            match stream.gather(size, || lock(&self.taken).none_waits()).await {
                 Ok(()) => {}
                 Err(StreamEnd::Cancelled) if self.has_cancelled.load(Ordering::Relaxed) => return Ok(None),
                 Err(StreamEnd::Cancelled) => {
@@ -172,7 +175,7 @@ impl Consumer {
                     readable => batch.push(readable),
                 }
             }
-            let mut taken = locked(&self.taken);
+            let mut taken = lock(&self.taken);
             taken.take(count);
             taken.opened(last);
             // As often as something is taken: what is settled is forgotten.
@@ -226,7 +229,7 @@ impl Consumer {
         let given_back = tokio::time::timeout(STEP_TIMEOUT, self.stop_and_give_back(unsettled)).await.ok();
         events::GaveBack { deliveries: given_back }.emit();
         if self.publisher.is_blocked().is_some() {
-            *locked(&self.blocked) = Some(Arc::clone(&self.publisher));
+            *lock(&self.blocked) = Some(Arc::clone(&self.publisher));
         } else {
             self.publisher.close().await;
         }

@@ -16,7 +16,7 @@ use super::{
     renewal::Renewals,
     within,
 };
-use crate::broker::BrokerSettings;
+use crate::broker::{BrokerSettings, found::Tag};
 use futures_util::{
     FutureExt, StreamExt,
     stream::{self, BoxStream, SelectAll},
@@ -70,17 +70,6 @@ struct Part {
     held: u64,
     /// Removed because they are renewed, and not certain yet.
     renewed: u64,
-}
-
-/// What removes a message.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub struct Tag {
-    part: usize,
-    delivery: u64,
-    /// Whether it may have been there when the look began.
-    was_there: bool,
-    /// Whether the consumer brought it: it counts towards what that may hold.
-    consumed: bool,
 }
 
 /// What a look found out at its end.

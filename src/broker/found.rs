@@ -1,9 +1,7 @@
 //! A message in the dead queue, and what it says of itself.
 
 use super::{
-    copy,
-    dead::Tag,
-    headers,
+    copy, headers,
     lenient::{RAW, Unreadable},
     outgoing::Outgoing,
     publish::Publisher,
@@ -17,6 +15,17 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use std::collections::BTreeMap;
+
+/// What removes a message.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Tag {
+    pub(super) part: usize,
+    pub(super) delivery: u64,
+    /// Whether it may have been there when the look began.
+    pub(super) was_there: bool,
+    /// Whether the consumer brought it: it counts towards what that may hold.
+    pub(super) consumed: bool,
+}
 
 /// A message in the dead queue, held until it is removed or the look ends.
 #[derive(Debug, Clone)]

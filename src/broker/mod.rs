@@ -4,6 +4,7 @@
 //! because a channel that is half recovered can wait for ever (ADR 3).
 
 mod batch;
+mod blocked;
 mod connect;
 mod consume;
 mod copy;
@@ -28,8 +29,8 @@ mod unreadable;
 pub use batch::{BatchSize, Delivered};
 pub use connect::{BrokerUrl, BrokerUrlError, connections_closed};
 pub use consume::Consumer;
-pub use dead::{Closed, DeadQueue, Tag};
-pub use found::HeldLetter;
+pub use dead::{Closed, DeadQueue};
+pub use found::{HeldLetter, Tag};
 pub use outbox_publisher::{EventPublisher, OutboxMessage, PublishResult};
 pub use outgoing::Outgoing;
 pub use publish::Publisher;

@@ -7,6 +7,7 @@ use crate::{
     broker::BrokerSettings,
     observe::heartbeat::Heartbeat,
     pipeline::ports::{CONFIRMING_TIME, Confirmed},
+    unpoisoned::lock,
 };
 use futures_util::{Stream, StreamExt, stream::FuturesUnordered};
 use lapin::{
@@ -15,7 +16,7 @@ use lapin::{
     protocol::AMQPErrorKind,
 };
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 use tokio::{sync::watch, time::Instant};
@@ -214,7 +215,7 @@ impl Publisher {
     }
 
     fn idle_channels(&self) -> MutexGuard<'_, Vec<Channel>> {
-        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.channels)
     }
 
     /// A channel that no other window uses.

@@ -3,13 +3,15 @@
 
 use super::{
     BrokerError, copy,
-    dead::Tag,
     found::HeldLetter,
     lenient::{self, Unreadable},
     outgoing::Outgoing,
     publish::Publisher,
 };
-use crate::{broker::BrokerSettings, parked::Parked};
+use crate::{
+    broker::{BrokerSettings, found::Tag},
+    parked::Parked,
+};
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable},

@@ -3,6 +3,7 @@
 use super::{
     BrokerError, STEP_TIMEOUT,
     batch::{Stream, Taken},
+    blocked::Blocked,
     connect::connect,
     consume::{CONSUMER_TAG, Consumer},
     declare::{passive, with_channel},
@@ -20,6 +21,7 @@ use crate::{
         retry::{Delay, RetryPolicy},
     },
     observe::events,
+    unpoisoned::lock,
 };
 use lapin::{
     Connection,
@@ -27,7 +29,7 @@ use lapin::{
     types::FieldTable,
 };
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc, Mutex,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -50,14 +52,6 @@ pub struct Sessions {
     warns_of_dangers: AtomicBool,
     /// Whether it is still to be logged that the broker trusts its clients' headers.
     warns_of_x_death: AtomicBool,
-}
-
-/// A publisher that an alarm of the broker has blocked. It cannot even be closed, and another one would be blocked, too:
-/// it is kept, because it will hear when the alarm is over.
-pub(super) type Blocked = Arc<Mutex<Option<Arc<Publisher>>>>;
-
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Sessions {
@@ -107,10 +101,10 @@ impl Sessions {
 
     /// A publisher that the broker takes messages from. Never more than one that is blocked, however long the alarm.
     async fn publisher(&self) -> Result<Arc<Publisher>, BrokerError> {
-        let kept = locked(&self.blocked).take();
+        let kept = lock(&self.blocked).take();
         if let Some(publisher) = kept {
             if let Some(alarm) = publisher.is_blocked() {
-                *locked(&self.blocked) = Some(publisher);
+                *lock(&self.blocked) = Some(publisher);
                 return Err(alarm);
             }
             publisher.close().await;
@@ -119,7 +113,7 @@ impl Sessions {
             Arc::new(Publisher::open_for(&self.settings, &format!("{} publisher", self.component.label())).await?);
         let proven = publisher.prove().await;
         if let Err(BrokerError::Blocked(_)) = proven {
-            *locked(&self.blocked) = Some(Arc::clone(&publisher));
+            *lock(&self.blocked) = Some(Arc::clone(&publisher));
         }
         proven.map(|()| publisher)
     }

@@ -1,10 +1,15 @@
 //! Parking what lapin cannot decode ([`super::lenient`]): publish, confirm, then acknowledge, beside the batches.
 
-use super::{BrokerError, batch::Delivered, consume::Consumer, sessions::locked};
+use super::batch::Delivered;
 use crate::{
-    domain::{dead_letter::Reason, settlement::Destination},
+    domain::{
+        dead_letter::Reason,
+        failure::{Dependency, Outage},
+        settlement::Destination,
+    },
     observe::{events, heartbeat::Heartbeat},
     pipeline::ports::{CopyBody, Deliveries, Forward, Message},
+    unpoisoned::lock,
 };
 use std::{
     borrow::Cow,
@@ -27,7 +32,7 @@ impl UnreadableOnes {
     /// One more.
     pub(super) fn add(&self, delivered: Delivered) {
         self.have_arrived.store(true, Ordering::Relaxed);
-        locked(&self.waiting).push(delivered);
+        lock(&self.waiting).push(delivered);
         self.arrived.notify_one();
     }
 
@@ -43,16 +48,18 @@ impl UnreadableOnes {
 
     /// All that there are.
     pub(super) fn take(&self) -> Vec<Delivered> {
-        std::mem::take(&mut locked(&self.waiting))
+        std::mem::take(&mut lock(&self.waiting))
     }
-}
 
-impl Consumer {
     /// Parks what waits for it. What is not confirmed waits on, and goes back with the end of the session, which the error is.
-    pub(super) async fn park_unreadable(&self, heartbeat: &Heartbeat) -> Result<(), BrokerError> {
-        let waiting = self.unreadable.take();
+    pub(super) async fn park<D: Deliveries<Message = Delivered>>(
+        &self,
+        deliveries: &D,
+        heartbeat: &Heartbeat,
+    ) -> Result<(), Outage> {
+        let waiting = self.take();
         let copies: Vec<Forward<'_, Delivered>> = waiting.iter().map(parked_copy).collect();
-        let confirmed = self.publish_copies(&copies, heartbeat).await;
+        let confirmed = deliveries.forward(&copies, heartbeat).await;
         drop(copies);
         let (mut done, mut failed) = (Vec::with_capacity(waiting.len()), None);
         let mut each = confirmed.map_err(|error| failed = Some(error)).unwrap_or_default().into_iter();
@@ -60,10 +67,10 @@ impl Consumer {
             match each.next() {
                 Some(Ok(())) => done.push(delivered),
                 Some(Err(reason)) => {
-                    failed.get_or_insert(BrokerError::Lost(reason));
-                    self.unreadable.add(delivered);
+                    failed.get_or_insert(Outage { dependency: Dependency::Broker, reason });
+                    self.add(delivered);
                 }
-                None => self.unreadable.add(delivered),
+                None => self.add(delivered),
             }
         }
         for delivered in &done {
@@ -72,7 +79,7 @@ impl Consumer {
             events::MessageParked { reason: Reason::Unreadable, payment_id: None, message: &message, error: &error }
                 .emit();
         }
-        self.settle(done).await;
+        deliveries.settle(done).await;
         failed.map_or(Ok(()), Err)
     }
 }

@@ -10,9 +10,9 @@ use crate::{
     message_file::MessageLine,
     observe::heartbeat::Heartbeats,
     pipeline::{
-        batch::BatchContext,
         credit::{self, Committed, CreditPipeline},
         ports::{CreditLedger, Decided, Forward, Message},
+        work::BatchContext,
     },
 };
 use anyhow::Context as _;

@@ -3,8 +3,8 @@
 use super::{SourceWord, UnpaidWord};
 use crate::{
     config::{
+        common::{delays, masked, number},
         reader::Reader,
-        sections::{delays, masked, number},
         value::{Setting, Text, Words, shown},
     },
     database::DatabaseUrl,

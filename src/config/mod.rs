@@ -1,6 +1,7 @@
 //! The configuration: typed, documented at the field, validated whole (`pointsd.example.toml` has every key).
 
 mod checks;
+mod common;
 mod derived;
 mod keywords;
 mod reader;

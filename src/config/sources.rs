@@ -4,8 +4,8 @@ use super::FormatWord;
 use crate::{
     broker::{BrokerSettings, ExchangeType, QueueType, SourceKind, SourceSettings, check_delay_queue, retry_queue},
     config::{
+        common::{delays, name},
         reader::Reader,
-        sections::{delays, name},
         value::{Setting, Words, shown},
     },
     domain::{

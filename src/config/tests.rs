@@ -1,5 +1,5 @@
 use super::*;
-use crate::{broker::SourceKind, config::sections::masked, database::DatabaseUrl};
+use crate::{broker::SourceKind, config::common::masked, database::DatabaseUrl};
 
 fn settings(text: &str) -> Result<Settings, Vec<Fault>> {
     Settings::read(Some(("pointsd.toml", text)), [], None)

@@ -2,9 +2,10 @@
 //!
 //! A loop says before each step how long that step may take at most; one that is late is stuck, whatever it waits for.
 
+use crate::unpoisoned::lock;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -16,7 +17,7 @@ pub struct Heartbeats(Arc<Mutex<Loops>>);
 
 impl Heartbeats {
     fn lock(&self) -> MutexGuard<'_, Loops> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// A new loop, whose steps take at most `step`. It counts until its heartbeat is dropped.

@@ -1,7 +1,8 @@
 //! Log lines that are limited: so many a second, and then a count of the others.
 
+use crate::unpoisoned::lock;
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -32,7 +33,7 @@ impl Limit {
     }
 
     fn admit_at(&self, now: Instant) -> Option<u64> {
-        let mut second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut second = lock(&self.second);
         let current = second.get_or_insert(Second { begun: now, written: 0, suppressed: 0 });
         if now.duration_since(current.begun) >= Duration::from_secs(1) {
             *current = Second { begun: now, written: 0, suppressed: current.suppressed };
@@ -52,7 +53,7 @@ impl Limit {
     }
 
     fn overdue_at(&self, now: Instant) -> Option<u64> {
-        let mut second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut second = lock(&self.second);
         let current = second.as_mut()?;
         let is_over = now.duration_since(current.begun) >= Duration::from_secs(1);
         (is_over && current.suppressed > 0).then(|| std::mem::take(&mut current.suppressed))

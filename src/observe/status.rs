@@ -4,13 +4,16 @@ use super::{
     events,
     systemd::{self, News},
 };
-use crate::domain::{
-    component::Component,
-    failure::{Dependency, Outage},
+use crate::{
+    domain::{
+        component::Component,
+        failure::{Dependency, Outage},
+    },
+    unpoisoned::lock,
 };
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -61,7 +64,7 @@ impl Pause {
 
 impl Status {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// A dependency is down for a part. Logged at its beginning, whichever part meets it first, when its reason changes, and

@@ -1,22 +1,24 @@
 //! What every pipeline shares: the immediate stage of a batch that fails, and the log lines of copies.
 
-use super::ports::{Decided, Forward, LedgerRow, Message, RowLocks};
+use super::ports::{Decided, Forward, Message};
 use crate::{
     domain::{
         failure::{BatchError, Outage},
         retry::RetryPolicy,
         settlement::Destination,
     },
-    observe::{events, heartbeat::Heartbeat},
+    observe::events,
     pauses,
-    pipeline::locked_rows::{self, LockedBy, LockedRows},
+    pipeline::{
+        lock_search,
+        lock_search::LockedBy,
+        work::{BatchContext, ItemResult, Work},
+    },
 };
-use async_trait::async_trait;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio_util::sync::CancellationToken;
 
 /// How long a batch that fails may be split. The broker takes deliveries back that are not settled for half an
 /// hour (RabbitMQ, "Delivery Acknowledgement Timeout"); what is undecided by then goes back in order before.
@@ -24,83 +26,6 @@ const SPLITTING_TIME: Duration = Duration::from_secs(60);
 
 /// How often a part waits for rows that nobody is seen to hold before it is split.
 const LOCK_WAITS: u32 = 4;
-
-/// Who works on a batch.
-pub struct BatchContext<'a> {
-    /// Beats before each step that waits.
-    pub heartbeat: &'a Heartbeat,
-    /// When cancelled, no further attempt is begun.
-    pub stop: &'a CancellationToken,
-}
-
-/// Processing stopped before every message was settled.
-#[derive(Debug)]
-pub struct Interrupted<M> {
-    /// What is down; `None` when the worker was told to stop, or a batch took too long.
-    pub outage: Option<Outage>,
-    /// Neither committed for certain nor forwarded: to be given back.
-    pub unsettled: Vec<M>,
-}
-
-impl<M> Interrupted<M> {
-    /// `Ok` when nothing is left and nothing is down.
-    pub fn unless_done(outage: Option<Outage>, unsettled: Vec<M>) -> Result<(), Self> {
-        if outage.is_none() && unsettled.is_empty() { Ok(()) } else { Err(Self { outage, unsettled }) }
-    }
-}
-
-/// Something that is done for a whole batch, or for none of it.
-#[async_trait]
-pub(super) trait Work: Sync {
-    /// One of the batch.
-    type Item: Clone + Send + Sync;
-    /// What became of one.
-    type Done: Send;
-
-    /// Does it, and answers for each item, in order.
-    async fn attempt(&self, batch: Arc<[Self::Item]>) -> Result<Vec<Self::Done>, BatchError>;
-
-    /// Whether what it needs works for somebody else.
-    async fn probe(&self) -> Result<(), Outage>;
-
-    /// The same as [`Work::attempt`], without much waiting for locked rows.
-    async fn attempt_briefly(&self, batch: Arc<[Self::Item]>) -> Result<Vec<Self::Done>, BatchError> {
-        self.attempt(batch).await
-    }
-
-    /// The memory of locked rows; `None` where no rows are locked.
-    fn locked_rows(&self) -> Option<&LockedRows> {
-        None
-    }
-
-    /// The rows that an item needs.
-    fn rows(&self, _: &Self::Item) -> Vec<LedgerRow> {
-        Vec::new()
-    }
-
-    /// Whether the item with this index has no retry step left.
-    fn is_last(&self, _: usize) -> bool {
-        false
-    }
-
-    /// Which of these rows are locked now.
-    async fn row_locks(&self, _: Vec<LedgerRow>) -> Result<RowLocks, Outage> {
-        Ok(RowLocks::default())
-    }
-}
-
-/// What became of an item.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum ItemResult<T> {
-    /// Nothing that is certain.
-    Undecided,
-    /// It is done.
-    Done(T),
-    /// It is refused, alone, now and later.
-    Rejected(String),
-    /// It failed alone for a reason that may pass, while something else was done.
-    Failed(String),
-}
 
 /// Does the work for `items`, and answers what became of each, in order.
 ///
@@ -116,7 +41,7 @@ pub(super) async fn run_bisecting<W: Work>(
     let mut results: Vec<_> = items.iter().map(|_| ItemResult::Undecided).collect();
     let free = match work.locked_rows() {
         None => Ok((0..items.len()).collect()),
-        Some(locked) => locked_rows::set_aside(work, locked, items, &mut results).await,
+        Some(locked) => lock_search::set_aside(work, locked, items, &mut results).await,
     };
     let outage = match free {
         Ok(free) => parts(work, items, free, attempts, context, &mut results).await.err(),
@@ -219,7 +144,7 @@ async fn after_lock_wait<W: Work>(
     reason: &str,
 ) -> Result<AfterLockWait, Outage> {
     let locked_by = match work.locked_rows() {
-        Some(locked) => locked_rows::look(work, locked, batch).await?,
+        Some(locked) => lock_search::look(work, locked, batch).await?,
         None => LockedBy::Nothing,
     };
     match locked_by {
@@ -241,7 +166,7 @@ async fn after_lock_wait<W: Work>(
     }
     work.probe().await?;
     Ok(AfterLockWait::Fail(match work.locked_rows() {
-        Some(locked) => locked_rows::remember_unseen(work, locked, &batch[0]),
+        Some(locked) => lock_search::remember_unseen(work, locked, &batch[0]),
         None => reason.to_owned(),
     }))
 }

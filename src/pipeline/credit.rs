@@ -23,9 +23,10 @@ use crate::{
     },
     observe::events,
     pipeline::{
-        batch::{BatchContext, Interrupted, ItemResult, Progress, Work, log_copies, run_bisecting},
+        batch::{Progress, log_copies, run_bisecting},
         forward,
         locked_rows::LockedRows,
+        work::{BatchContext, Interrupted, ItemResult, Work},
     },
 };
 use async_trait::async_trait;

@@ -3,7 +3,7 @@
 use super::ports::{CONFIRMING_TIME, Confirmed, Deliveries, FirstChecks, Forward};
 use crate::{
     domain::failure::{Dependency, Outage},
-    pipeline::batch::BatchContext,
+    pipeline::work::BatchContext,
 };
 use std::time::{Duration, Instant};
 

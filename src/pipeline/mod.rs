@@ -5,6 +5,8 @@ pub mod batch;
 pub mod check;
 pub mod credit;
 mod forward;
+mod lock_search;
 pub mod locked_rows;
 pub mod ports;
 pub mod settings;
+pub mod work;

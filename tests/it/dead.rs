@@ -286,6 +286,8 @@ fn a_requeue_that_is_killed_at_random_moments_loses_nothing() {
         daemon.wait_for("what was sent is credited", |_| client.ready(&setup.credit_queue)?.eq(&0).then_some(()));
         daemon.wait_for("all are credited or still parked", |_| {
             let credited = setup.json(&["balance", "u", "--json"])["balance"].as_u64()?;
+            // What the killed command held may come back late on a busy machine.
+            let left = client.ready(&setup.dead_queue)?;
             (credited + u64::from(left) >= u64::from(MESSAGES)).then_some(())
         });
         struck += u32::from(left < before && left > 0);

@@ -173,7 +173,8 @@ fn a_credit_queue_that_is_deleted_is_declared_again() {
     daemon.wait_ready();
     let client = Client::connect(&rabbit::shared().url());
     client.delete_queue(&setup.credit_queue);
-    daemon.wait_for("it has noticed", |daemon| daemon.log().contains("the consumer was cancelled").then_some(()));
+    daemon
+        .wait_for("it has noticed", |daemon| daemon.log().contains("the broker cancelled the consumer").then_some(()));
     daemon.wait_ready();
     let mut flow = Flow::new(2);
     flow.publish(&client, &setup, 100);

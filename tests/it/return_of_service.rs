@@ -282,6 +282,7 @@ fn a_broker_that_leaves_in_the_middle_of_a_handshake_is_connected_to_again() {
     let begun = Instant::now();
     daemon.wait_ready();
     assert!(met.load(Ordering::Relaxed) > 3, "it struck");
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}: {}", begun.elapsed(), daemon.log());
+    // An attempt that hangs all the same is left behind after ten seconds.
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}: {}", begun.elapsed(), daemon.log());
     daemon.stop();
 }

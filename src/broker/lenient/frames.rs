@@ -1,6 +1,6 @@
 //! Frames from the broker: methods and content headers that lapin cannot decode are replaced, everything else passes.
 
-use super::header;
+use super::{FRAME_OVERHEAD, header};
 use std::{collections::BTreeMap, io};
 
 /// A frame's type (AMQP 0-9-1, "General Frame Format").
@@ -9,9 +9,8 @@ const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 
-/// Type, channel and size come before a payload, one octet after it.
+/// Type, channel and size come before a payload. Bytes.
 const HEAD: usize = 7;
-pub(super) const FRAME_OVERHEAD: usize = HEAD + 1;
 
 /// The octet that ends a frame.
 const FRAME_END: u8 = 0xce;

@@ -1,6 +1,6 @@
 //! Content headers: whether lapin can decode one, what can be read of one that it cannot, and one that replaces it.
 
-use super::{frames::FRAME_OVERHEAD, mark::mark};
+use super::{FRAME_OVERHEAD, mark::mark};
 use crate::broker::copy;
 use lapin::{
     BasicProperties,

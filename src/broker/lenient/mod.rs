@@ -30,6 +30,9 @@ use std::{
 };
 use stream::Lenient;
 
+/// What a frame has besides its payload: type, channel and size before it, one octet after it. Bytes.
+const FRAME_OVERHEAD: usize = 8;
+
 /// A stream to the broker, with or without TLS.
 type Socket = AsyncTcpStream<<TokioRuntime as Reactor>::TcpStream>;
 

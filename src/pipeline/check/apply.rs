@@ -18,13 +18,14 @@ use crate::{
     },
     observe::events,
     pipeline::{
-        batch::{BatchContext, ItemResult, run_bisecting},
+        batch::run_bisecting,
         check::{
             group::{Candidate, Group},
             payment_rows,
             pipeline::CheckPipeline,
         },
         ports::Patience,
+        work::{BatchContext, ItemResult},
     },
 };
 use std::{

@@ -1,11 +1,14 @@
 //! The brake of the checks, as the pipeline and the signal share it.
 
-use crate::domain::{
-    brake::Brake,
-    check::{CheckStep, Resolution},
-    failure::{Dependency, Outage},
+use crate::{
+    domain::{
+        brake::Brake,
+        check::{CheckStep, Resolution},
+        failure::{Dependency, Outage},
+    },
+    unpoisoned::lock,
 };
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 /// A [`Brake`], shared with whoever releases it.
@@ -21,7 +24,7 @@ impl SharedBrake {
     }
 
     fn lock(&self) -> MutexGuard<'_, Brake> {
-        self.brake.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.brake)
     }
 
     /// See [`Brake::room`].

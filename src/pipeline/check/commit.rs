@@ -14,10 +14,10 @@ use crate::{
     },
     observe::{events, heartbeat::Heartbeat},
     pipeline::{
-        batch::Work,
         check::{group::Candidate, pipeline::CheckPipeline},
         locked_rows::LockedRows,
         ports::{LedgerRow, MOST_HELD_BACK, Patience, RowLocks},
+        work::Work,
     },
 };
 use async_trait::async_trait;

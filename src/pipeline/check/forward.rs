@@ -11,10 +11,11 @@ use crate::{
         settlement::{Destination, Settlement},
     },
     pipeline::{
-        batch::{BatchContext, log_copies},
+        batch::log_copies,
         check::pipeline::CheckPipeline,
         forward,
         ports::{CONFIRMING_TIME, CopyBody, Deliveries, FirstChecks, Forward},
+        work::BatchContext,
     },
 };
 use std::{

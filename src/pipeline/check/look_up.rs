@@ -14,9 +14,10 @@ use crate::{
     },
     pauses,
     pipeline::{
-        batch::{BatchContext, ItemResult, Work, run_bisecting},
+        batch::run_bisecting,
         check::pipeline::CheckPipeline,
         ports::{Lookup, Payment, PaymentSource},
+        work::{BatchContext, ItemResult, Work},
     },
 };
 use async_trait::async_trait;

@@ -14,7 +14,7 @@ mod parse;
 mod payment_rows;
 mod pipeline;
 
-use super::ports::{CheckLedger, Deliveries, Message};
+use super::ports::{Deliveries, Message};
 use crate::{
     domain::{
         check_outcome::CheckOutcome,
@@ -22,7 +22,7 @@ use crate::{
         ids::PaymentId,
     },
     observe::events,
-    pipeline::batch::{BatchContext, Interrupted},
+    pipeline::work::{BatchContext, Interrupted},
 };
 use forward::Forwarded;
 use group::Group;

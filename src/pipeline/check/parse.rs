@@ -16,8 +16,9 @@ use crate::{
         check::pipeline::CheckPipeline,
         ports::{Message, Origin},
     },
+    unpoisoned::lock,
 };
-use std::{ops::Range, sync::PoisonError};
+use std::ops::Range;
 
 /// Deliveries on their way, and the checks that they ask for.
 pub(super) struct Batch<M> {
@@ -183,7 +184,7 @@ fn read_single<M: Message>(pipeline: &CheckPipeline, message: &M) -> Read {
     match origin {
         Origin::Ours | Origin::Checks => {}
         Origin::FormerBinding(queue) => {
-            if pipeline.former.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.clone()) {
+            if lock(&pipeline.former).insert(queue.clone()) {
                 events::CheckQueueBound { queue: &queue }.emit();
             }
         }

@@ -12,12 +12,13 @@ use crate::{
         status::PaymentStatus,
     },
     pipeline::{
-        batch::{BatchContext, ItemResult, Work, run_bisecting},
+        batch::run_bisecting,
         check::{
             group::{Candidate, Group},
             pipeline::CheckPipeline,
         },
         ports::{PaymentSource, RowStatus},
+        work::{BatchContext, ItemResult, Work},
     },
 };
 use async_trait::async_trait;
