@@ -1,6 +1,17 @@
-//! `pointsd` credits loyalty points from RabbitMQ payment messages, once per payment.
+//! pointsd consumes payment messages from RabbitMQ and credits loyalty points to a SQL ledger: one credit per payment.
 //!
-//! `ARCHITECTURE.md` is the map; start reading at [`pipeline::credit`].
+//! Delivery is at-least-once; crediting is effectively-once, because the payment id is the primary key of the ledger.
+//!
+//! # Where to start
+//!
+//! - [`pipeline::credit`] is the path of a points message: parse, commit, schedule checks, forward, settle.
+//! - [`pipeline::check`] is the path of a check: parse, look up the payment, apply, forward, settle.
+//! - [`domain`] holds every decision as pure functions: [`domain::outcome`] is the table of outcomes, [`domain::check`] the
+//!   table of checks, [`domain::failure`] the error classes.
+//! - [`pipeline::ports`] has the traits that [`ledger`], [`pay_status`] and [`broker`] implement.
+//! - [`app`] runs sessions, workers and recovery; [`cli`] parses commands and prints.
+//!
+//! `ARCHITECTURE.md` shows which module may name which, `docs/glossary.md` defines the terms.
 
 pub mod app;
 pub mod broker;

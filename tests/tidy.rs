@@ -39,7 +39,7 @@ fn names(code: &str, name: &str) -> bool {
         let before = code[..at].chars().next_back();
         let after = &code[at + name.len()..];
         let free = before.is_none_or(|character| !part_of_word(character));
-        // `crate::backoff` is our module of that name.
+        // `crate::metrics` would be a module of ours.
         let ours = code[..at].ends_with("crate::") && !name.starts_with("crate::");
         free && !ours && after.starts_with("::")
     })
@@ -54,7 +54,7 @@ fn without_our_own_uses(code: &str) -> String {
         ours.push_str(&rest[start..end]);
         rest.replace_range(start..end, "");
     }
-    for module in ["backoff", "metrics"] {
+    for module in ["metrics"] {
         let brought_in = ours.split(|character: char| !character.is_alphanumeric() && character != '_');
         if brought_in.into_iter().any(|word| word == module) {
             rest = rest.replace(&format!(" {module}::"), " ours::");
@@ -74,10 +74,10 @@ fn only_the_folder_of_a_crate_names_it() {
         ("diesel_migrations", &["ledger/"]),
         ("r2d2", &["ledger/", "database/"]),
         ("reqwest", &["pay_status/http/"]),
-        ("backoff", &["backoff.rs"]),
+        ("backoff", &["pauses.rs"]),
         ("metrics", &["observe/"]),
-        ("metrics_exporter_prometheus", &["observe/metrics.rs", "http.rs"]),
-        ("axum", &["http.rs"]),
+        ("metrics_exporter_prometheus", &["observe/metrics.rs", "app/endpoints.rs"]),
+        ("axum", &["app/endpoints.rs"]),
         ("clap", &["cli/"]),
         ("anyhow", &["cli/", "app/"]),
     ];
@@ -88,53 +88,6 @@ fn only_the_folder_of_a_crate_names_it() {
         for (name, places) in rules {
             if names(&code, name) && !places.iter().any(|place| file.starts_with(place)) {
                 faults.push(format!("{file} names {name}, which belongs to {places:?}"));
-            }
-        }
-    }
-    assert!(faults.is_empty(), "{}", faults.join("\n"));
-}
-
-#[test]
-fn dependencies_point_inward() {
-    // (folder, our own modules that it must not know)
-    let rules: [(&str, &[&str]); 6] = [
-        (
-            "domain/",
-            &[
-                "app",
-                "backoff",
-                "broker",
-                "cli",
-                "config",
-                "database",
-                "http",
-                "ledger",
-                "observe",
-                "pay_status",
-                "pipeline",
-                "outbox",
-                "recorded",
-            ],
-        ),
-        (
-            "pipeline/",
-            &["app", "broker", "cli", "config", "database", "http", "ledger", "pay_status", "outbox", "recorded"],
-        ),
-        ("database/", &["app", "broker", "cli", "config", "http", "ledger", "pay_status", "outbox", "recorded"]),
-        ("ledger/", &["app", "broker", "cli", "config", "http", "pay_status", "outbox", "recorded"]),
-        ("pay_status/", &["app", "broker", "cli", "http", "ledger", "outbox", "recorded"]),
-        ("broker/", &["app", "cli", "database", "http", "ledger", "pay_status", "outbox", "recorded"]),
-    ];
-    let mut faults = Vec::new();
-    for (file, text) in sources() {
-        let code = code(&text);
-        // `use crate::{a::…, b::…}` is one path a line or a list: the names are looked for within the whole statement.
-        let uses: String = code.split("use crate::").skip(1).map(|rest| rest.split(';').next().unwrap_or("")).collect();
-        for (folder, forbidden) in rules {
-            for name in forbidden.iter().filter(|_| file.starts_with(folder)) {
-                if names(&code, &format!("crate::{name}")) || names(&uses, name) {
-                    faults.push(format!("{file} knows {name}"));
-                }
             }
         }
     }
@@ -177,7 +130,7 @@ fn every_amqp_option_is_written_out() {
 fn files_stay_short_enough_to_hold_in_the_head() {
     for (file, text) in sources().into_iter().filter(|(file, _)| !file.ends_with("tests.rs")) {
         let code = text.split("#[cfg(test)]").next().unwrap().lines().count();
-        assert!(code <= 420, "{file} has {code} lines: two concerns?");
+        assert!(code <= 320, "{file} has {code} lines: two concerns?");
     }
 }
 
@@ -206,7 +159,7 @@ fn every_test_that_a_document_names_is_there() {
         }
     }
     let mut documents = files_below(&Path::new(ROOT).join("docs"), "md");
-    documents.extend(["README.md", "ARCHITECTURE.md"].map(|name| Path::new(ROOT).join(name)));
+    documents.extend(["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| Path::new(ROOT).join(name)));
     let mut named = 0;
     for document in documents {
         let text = fs::read_to_string(&document).unwrap();
@@ -214,7 +167,7 @@ fn every_test_that_a_document_names_is_there() {
         let words = text.split('`').skip(1).step_by(2).filter(|word| {
             word.matches('_').count() >= 3
                 && !word.starts_with("pointsd_")
-                && word.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+                && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
         });
         for word in words {
             named += 1;
@@ -228,7 +181,7 @@ fn every_test_that_a_document_names_is_there() {
 fn the_test_of_this_test_finds_what_it_looks_for() {
     assert!(names("use lapin::Channel;", "lapin"));
     assert!(names("let x = ::lapin::Channel;", "lapin"));
-    assert!(!names("use crate::backoff::Outage;", "backoff"));
+    assert!(!names("use crate::metrics::X;", "metrics"));
     assert!(names("use ::backoff::X;", "backoff"));
     assert!(!names("my_lapin::x", "lapin") && !names("lapin_x", "lapin"));
     assert!(!names(&code("// lapin::Channel"), "lapin"));

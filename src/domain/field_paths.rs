@@ -36,7 +36,7 @@ impl Default for FieldPaths {
     /// The three fields at the top of the object, in either spelling.
     fn default() -> Self {
         #[expect(clippy::expect_used, reason = "the spellings are constants, and differ; a test holds it")]
-        Self::new([None, None, None]).expect("the usual places are a paths")
+        Self::new([None, None, None]).expect("the usual places are valid paths")
     }
 }
 

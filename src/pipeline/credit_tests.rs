@@ -221,7 +221,7 @@ async fn a_reason_that_may_pass_costs_no_other_message_anything() {
     assert_eq!(
         calls,
         [3, 3, 3, 1, 2, 1, 1, 1, 1, 1],
-        "three attempts whole, one in components, three alone and one more"
+        "three attempts whole, one in parts, three alone and one more"
     );
     let credited = |n: usize| (bodies[n].clone(), "credited");
     assert_eq!(settled(&queue), [credited(0), credited(2), (bodies[1].clone(), "retry")]);

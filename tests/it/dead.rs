@@ -145,10 +145,10 @@ fn what_is_parked_is_counted_listed_and_shown_with_what_the_ledger_says() {
     );
     assert_eq!(shown["headers"]["x-pointsd-reason"], "conflict");
     let text = told(&setup.run(&["dead", "show", "--reason", "conflict"]));
-    for component in
+    for part in
         ["the message     user other, 5 points", "the ledger then user u, 5 points", "the ledger now  user u, 5 points"]
     {
-        assert!(text.contains(component), "{component}: {text}");
+        assert!(text.contains(part), "{part}: {text}");
     }
     let malformed = setup.run(&["dead", "show", "--reason", "malformed"]);
     let text = told(&malformed);
@@ -182,10 +182,10 @@ fn what_is_sent_back_begins_anew_in_the_queue_that_it_came_from() {
     let account = account(&sent);
     assert_eq!((&account["selected"], &account["sent"], &account["returned"]), (&1.into(), &1.into(), &0.into()));
     let line = audit(&sent);
-    for component in
+    for part in
         [r#"action="requeue""#, "who=\"", "reason rejected, older than 1h", "selected=1", "removed=1", r#"end="done""#]
     {
-        assert!(line.contains(component), "{component}: {line}");
+        assert!(line.contains(part), "{part}: {line}");
     }
     let requeue_id = account["requeue_id"].as_str().unwrap();
     assert!(line.contains(requeue_id));
@@ -524,9 +524,9 @@ fn a_long_dead_queue(queue_type: &str) {
         "rejected",
         "rejected",
     ];
-    for component in 0..10 {
+    for part in 0..10 {
         let messages = (0..MESSAGES / 10).map(|n| {
-            let payment = format!("p{}", component * (MESSAGES / 10) + n);
+            let payment = format!("p{}", part * (MESSAGES / 10) + n);
             parked(&setup, &payment, reasons[n as usize % 10], LONG_AGO)
         });
         client.publish("", &setup.dead_queue, messages);

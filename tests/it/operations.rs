@@ -481,8 +481,8 @@ pub fn publish_raw_body(port: u16, exchange: &str, key: &[u8], flags: u16, prope
     let size = u64::try_from(body.len()).unwrap().to_be_bytes();
     let header = [&[0, 60, 0, 0][..], &size, &flags.to_be_bytes(), properties].concat();
     stream.write_all(&frame(2, 1, &header)).unwrap();
-    for component in body.chunks(131_072 - 8) {
-        stream.write_all(&frame(3, 1, component)).unwrap();
+    for part in body.chunks(131_072 - 8) {
+        stream.write_all(&frame(3, 1, part)).unwrap();
     }
     // channel.close is answered after all that came before it.
     stream.write_all(&method(1, 20, 40, &[0, 200, 0, 0, 0, 0, 0])).unwrap();

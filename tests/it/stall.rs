@@ -36,7 +36,7 @@ fn a_ledger_that_is_too_slow_is_named_in_the_log_and_makes_the_daemon_unready() 
     let line = log.lines().find(|line| line.contains("commit timed out")).unwrap_or_else(|| panic!("{log}"));
     assert!(line.contains("size=") && line.contains("waited=") && line.contains("statement timeout"), "{line}");
     assert!(log.contains("stalled: no commit while deliveries wait"), "{log}");
-    daemon.wait_for("components of it are small enough", |daemon| {
+    daemon.wait_for("parts of it are small enough", |daemon| {
         let credited = daemon.metric(r#"pointsd_messages_total{queue="credit",outcome="credited"}"#);
         credited.eq(&300.0).then_some(())
     });
