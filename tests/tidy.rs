@@ -159,7 +159,9 @@ fn every_test_that_a_document_names_is_there() {
         }
     }
     let mut documents = files_below(&Path::new(ROOT).join("docs"), "md");
-    documents.extend(["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| Path::new(ROOT).join(name)));
+    documents.extend(
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"].map(|name| Path::new(ROOT).join(name)),
+    );
     let mut named = 0;
     for document in documents {
         let text = fs::read_to_string(&document).unwrap();

@@ -10,8 +10,8 @@ use crate::{
     message_file::MessageLine,
     observe::heartbeat::Heartbeats,
     pipeline::{
-        credit::{self, Committed, CreditPipeline},
-        ports::{CreditLedger, Decided, Forward, Message},
+        credit::{Committed, CreditPipeline, Decided},
+        ports::{CreditLedger, Forward, Message},
         work::BatchContext,
     },
 };
@@ -135,7 +135,7 @@ impl Report {
         None
     }
 
-    fn add(&mut self, decided: &[Decided<Replayed, Outcome>]) {
+    fn add(&mut self, decided: &[Decided<Replayed>]) {
         for decided in decided {
             *match decided.outcome {
                 Outcome::Credited => &mut self.credited,
@@ -147,7 +147,7 @@ impl Report {
                 Outcome::Retry { .. } | Outcome::Exhausted { .. } => &mut self.exhausted,
             } += 1;
         }
-        self.bad_lines.extend(decided.iter().filter_map(credit::copy).map(|copy| BadLine::of(&copy)));
+        self.bad_lines.extend(decided.iter().filter_map(Decided::forward).map(|copy| BadLine::of(&copy)));
         self.bad_lines.sort_by_key(|bad| bad.line);
     }
 

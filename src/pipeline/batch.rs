@@ -1,12 +1,7 @@
 //! What every pipeline shares: the immediate stage of a batch that fails, and the log lines of copies.
 
-use super::ports::{Decided, Forward, Message};
 use crate::{
-    domain::{
-        failure::{BatchError, Outage},
-        retry::RetryPolicy,
-        settlement::Destination,
-    },
+    domain::failure::{BatchError, Outage},
     observe::events,
     pauses,
     pipeline::{
@@ -207,30 +202,6 @@ async fn attempt<W: Work>(
                 None => return Err(BatchError::Transient(reason)),
             },
             decided => return decided,
-        }
-    }
-}
-
-/// How far a batch came in one step.
-pub(super) struct Progress<M, O> {
-    pub(super) decided: Vec<Decided<M, O>>,
-    pub(super) undecided: Vec<M>,
-    pub(super) outage: Option<Outage>,
-}
-
-/// Writes a log line for every copy that is confirmed.
-pub(super) fn log_copies<'a, M: Message + 'a>(copies: impl Iterator<Item = &'a Forward<'a, M>>, retry: &RetryPolicy) {
-    for Forward { message, payment_id, to, error, .. } in copies {
-        let (message, error) = (&message.label(), error.as_deref().unwrap_or_default());
-        let payment_id = *payment_id;
-        match *to {
-            Destination::Dead(reason) => events::MessageParked { reason, payment_id, message, error }.emit(),
-            Destination::Retry(step) => {
-                let delay = retry.delays()[step.index()].as_str();
-                events::MessageDelayed { attempt: step.attempt(), delay, payment_id, message, error }.emit();
-            }
-            // No trouble: it is counted with the step that asks for it.
-            Destination::Check(_) | Destination::CheckQueue => {}
         }
     }
 }

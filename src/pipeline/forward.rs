@@ -2,8 +2,13 @@
 
 use super::ports::{CONFIRMING_TIME, Confirmed, Deliveries, FirstChecks, Forward};
 use crate::{
-    domain::failure::{Dependency, Outage},
-    pipeline::work::BatchContext,
+    domain::{
+        failure::{Dependency, Outage},
+        retry::RetryPolicy,
+        settlement::Destination,
+    },
+    observe::events,
+    pipeline::{ports::Message, work::BatchContext},
 };
 use std::time::{Duration, Instant};
 
@@ -76,4 +81,19 @@ pub(super) async fn forward<D: Deliveries>(
     }
     all.resize_with(copies.len(), || Err("it was not sent: others before it were not confirmed in time".to_owned()));
     Ok(all)
+}
+
+/// Logs a confirmed copy.
+pub(super) fn log_forward<M: Message>(copy: &Forward<'_, M>, retry: &RetryPolicy) {
+    let (message, error) = (&copy.message.label(), copy.error.as_deref().unwrap_or_default());
+    let payment_id = copy.payment_id;
+    match copy.to {
+        Destination::Dead(reason) => events::MessageParked { reason, payment_id, message, error }.emit(),
+        Destination::Retry(step) => {
+            let delay = retry.delays()[step.index()].as_str();
+            events::MessageDelayed { attempt: step.attempt(), delay, payment_id, message, error }.emit();
+        }
+        // Counted with the step that asks for it.
+        Destination::Check(_) | Destination::CheckQueue => {}
+    }
 }

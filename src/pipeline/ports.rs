@@ -232,17 +232,6 @@ pub enum Origin {
     Foreign,
 }
 
-/// A message and what became of it.
-#[derive(Debug)]
-pub struct Decided<M, O> {
-    /// The message.
-    pub message: M,
-    /// Its payment, where it is told to a person (whatever is not acknowledged at once) and could be read.
-    pub payment_id: Option<PaymentId>,
-    /// What became of it.
-    pub outcome: O,
-}
-
 /// A copy that is to stand in another queue before its original is settled.
 #[derive(Debug)]
 pub struct Forward<'a, M> {

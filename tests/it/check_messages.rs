@@ -290,8 +290,7 @@ fn each_entry_of_a_check_message_ends_as_if_it_had_come_alone() {
     eventually("the bad ones are parked", || client.ready(&setup.dead_queue)?.eq(&5).then_some(()));
     let parked = client.drain(&setup.dead_queue);
     let errors: BTreeSet<String> = parked.iter().map(|it| text(it, "x-pointsd-error").unwrap()).collect();
-    for part in ["points is out of range", "version is 2", "checks is empty", "expected ident", "at most 16777216"]
-    {
+    for part in ["points is out of range", "version is 2", "checks is empty", "expected ident", "at most 16777216"] {
         assert!(errors.iter().any(|error| error.contains(part)), "{part}: {errors:?}");
     }
     let alone: Vec<_> = parked.iter().filter(|it| it.delivery.data.starts_with(b"{\"version\":1")).collect();

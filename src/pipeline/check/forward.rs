@@ -8,13 +8,13 @@ use crate::{
         check_schedule::CheckDelay,
         failure::Outage,
         ids::PaymentId,
+        retry::RetryPolicy,
         settlement::{Destination, Settlement},
     },
     pipeline::{
-        batch::log_copies,
         check::pipeline::CheckPipeline,
         forward,
-        ports::{CONFIRMING_TIME, CopyBody, Deliveries, FirstChecks, Forward},
+        ports::{CONFIRMING_TIME, Confirmed, CopyBody, Deliveries, FirstChecks, Forward, Message},
         work::BatchContext,
     },
 };
@@ -189,7 +189,7 @@ pub(super) async fn forward_copies<D: Deliveries>(
                 break;
             }
         };
-        log_copies(copies.iter().zip(&confirmed).filter(|(_, it)| it.is_ok()).map(|(copy, _)| copy), &pipeline.retry);
+        log_confirmed(&copies, &confirmed, &pipeline.retry);
         for (copy, _) in open.iter().zip(&confirmed).filter(|(_, confirmed)| confirmed.is_ok()) {
             begun_with[copy.delivery] = true;
         }
@@ -308,10 +308,7 @@ pub(super) async fn forward_arrivals<D: Deliveries>(
                     forwarded.outage.get_or_insert_with(|| forward::outage(reason));
                 }
             }
-            log_copies(
-                copies.iter().zip(&confirmed).filter(|(_, it)| it.is_ok()).map(|(copy, _)| copy),
-                &pipeline.retry,
-            );
+            log_confirmed(&copies, &confirmed, &pipeline.retry);
         }
     }
     forwarded
@@ -339,4 +336,10 @@ fn rest_of(open: Vec<Outgoing>, rest: &[usize]) -> Vec<Outgoing> {
         rest.next_if(|next| **next == index).is_some()
     };
     open.into_iter().enumerate().filter(|(index, _)| is_open(*index, &mut rest)).map(|(_, copy)| copy).collect()
+}
+
+fn log_confirmed<M: Message>(copies: &[Forward<'_, M>], confirmed: &Confirmed, retry: &RetryPolicy) {
+    for (copy, _) in copies.iter().zip(confirmed).filter(|(_, confirmed)| confirmed.is_ok()) {
+        forward::log_forward(copy, retry);
+    }
 }

@@ -4,14 +4,14 @@ use crate::{
         check_message,
         check_schedule::CheckPolicy,
         credit::{RecordedCredit, Verdict},
-        failure::{Dependency, Outage},
+        failure::{BatchError, Dependency, Outage},
         field_paths::FieldPaths,
         id_rule::IdRule,
         message::Format,
         retry::Delay,
     },
     observe::heartbeat::{Heartbeat, Heartbeats},
-    pipeline::ports::Confirmed,
+    pipeline::ports::{Confirmed, Forward, Patience},
 };
 use async_trait::async_trait;
 use std::{
@@ -218,11 +218,7 @@ async fn a_reason_that_may_pass_costs_no_other_message_anything() {
     let queue = Queue::default();
     let (done, calls) = process(Script::default(), &queue, &bodies).await;
     assert!(done.is_ok(), "the others are not held up");
-    assert_eq!(
-        calls,
-        [3, 3, 3, 1, 2, 1, 1, 1, 1, 1],
-        "three attempts whole, one in parts, three alone and one more"
-    );
+    assert_eq!(calls, [3, 3, 3, 1, 2, 1, 1, 1, 1, 1], "three attempts whole, one in parts, three alone and one more");
     let credited = |n: usize| (bodies[n].clone(), "credited");
     assert_eq!(settled(&queue), [credited(0), credited(2), (bodies[1].clone(), "retry")]);
     assert_eq!(*queue.parked.lock().unwrap(), [format!("{}: perhaps", bodies[1])], "a copy waits, and says why");

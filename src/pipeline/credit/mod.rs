@@ -6,35 +6,32 @@
 //! or a copy is confirmed there may be a second one. Nothing is settled before its effect is durable and its check is
 //! scheduled.
 
-use super::ports::{
-    CopyBody, CreditLedger, Decided, Deliveries, FirstChecks, Forward, LedgerRow, Message, Patience, RowLocks,
-};
+mod commit;
+mod decided;
+
+use super::ports::{CreditLedger, Deliveries, FirstChecks, Message};
 use crate::{
     domain::{
         check_message::{Limits, Writer},
         check_schedule::CheckDelay,
         component::Component,
-        credit::{Credit, Verdict},
-        failure::{BatchError, Outage},
+        credit::Credit,
+        failure::Outage,
         message::Format,
         outcome::Outcome,
         retry::RetryPolicy,
-        settlement::Settlement,
     },
     observe::events,
     pipeline::{
-        batch::{Progress, log_copies, run_bisecting},
+        batch::run_bisecting,
         forward,
         locked_rows::LockedRows,
-        work::{BatchContext, Interrupted, ItemResult, Work},
+        work::{BatchContext, Interrupted, ItemResult},
     },
 };
-use async_trait::async_trait;
-use std::{
-    borrow::Cow,
-    sync::Arc,
-    time::{Instant, SystemTime},
-};
+use commit::Commit;
+pub use decided::Decided;
+use std::{sync::Arc, time::SystemTime};
 
 /// What stands between a delivered message and the ledger. Shared by all workers.
 pub struct CreditPipeline {
@@ -67,7 +64,7 @@ pub struct CheckScheduling {
 /// Messages whose outcomes are durable in the ledger, and that are not settled yet. Several batches may be put together.
 pub struct Committed<M> {
     /// Each message with its outcome.
-    pub decided: Vec<Decided<M, Outcome>>,
+    pub decided: Vec<Decided<M>>,
     /// What has no outcome, because the ledger is down or the worker was told to stop.
     pub undecided: Vec<M>,
     /// What is down.
@@ -120,7 +117,7 @@ impl<M> Committed<M> {
 }
 
 /// Messages, their credits in the same order, and the messages from which nothing could be read.
-type Parsed<M> = (Vec<M>, Arc<[Credit]>, Vec<Decided<M, Outcome>>);
+type Parsed<M> = (Vec<M>, Arc<[Credit]>, Vec<Decided<M>>);
 
 impl CreditPipeline {
     /// Takes `batch` the whole way. Each message ends as if it had come alone. What is left undone is handed back, the
@@ -157,9 +154,8 @@ impl CreditPipeline {
             if outcome.schedules_check() {
                 to_be_checked.push(index);
             }
-            let named = outcome.settlement() != Settlement::Ack;
-            let payment_id = named.then(|| credits[index].payment_id.clone());
-            committed.decided.push(Decided { message, payment_id, outcome });
+            let payment_id = || Some(credits[index].payment_id.clone());
+            committed.decided.push(Decided::new(message, outcome, payment_id));
         }
         committed.decided.extend(malformed);
         committed.to_be_checked.push((credits, to_be_checked));
@@ -179,7 +175,7 @@ impl CreditPipeline {
             unsettled.extend(decided.into_iter().map(|decided| decided.message));
             return Interrupted::unless_done(outage.or(Some(broker)), unsettled);
         }
-        let forwarded = forward(deliveries, decided, context).await;
+        let forwarded = decided::forward(deliveries, decided, context).await;
         context.heartbeat.beat();
         self.report(&forwarded.decided);
         deliveries.settle(forwarded.decided.into_iter().map(|decided| decided.message).collect()).await;
@@ -199,7 +195,7 @@ impl CreditPipeline {
                 }
                 Err(error) => {
                     let payment_id = self.format.readable_payment_id(message.body());
-                    malformed.push(Decided { message, payment_id, outcome: Outcome::Malformed(error) });
+                    malformed.push(Decided::new(message, Outcome::Malformed(error), || payment_id));
                 }
             }
         }
@@ -222,7 +218,7 @@ impl CreditPipeline {
     }
 
     /// Counts and logs every message that is about to be settled.
-    fn report<M: Message>(&self, done: &[Decided<M, Outcome>]) {
+    fn report<M: Message>(&self, done: &[Decided<M>]) {
         let now = SystemTime::now();
         let ages = done.iter().filter_map(|decided| Some(now.duration_since(decided.message.sent_at()?)));
         events::CreditsSettled {
@@ -231,125 +227,11 @@ impl CreditPipeline {
             ages,
         }
         .emit();
-        log_copies(done.iter().filter_map(copy).collect::<Vec<_>>().iter(), &self.retry);
-    }
-}
-
-/// Publishes confirmed copies of what is not done with. What is not confirmed stays undecided.
-async fn forward<D: Deliveries>(
-    deliveries: &D,
-    decided: Vec<Decided<D::Message, Outcome>>,
-    context: &BatchContext<'_>,
-) -> Progress<D::Message, Outcome> {
-    let mut progress = Progress { decided: Vec::new(), undecided: Vec::new(), outage: None };
-    let (copied, done): (Vec<_>, Vec<_>) = decided.into_iter().partition(|decided| copy(decided).is_some());
-    progress.decided = done;
-    // As nearly always.
-    if copied.is_empty() {
-        return progress;
-    }
-    let confirmed = {
-        let copies: Vec<Forward<'_, D::Message>> = copied.iter().filter_map(copy).collect();
-        forward::forward(deliveries, &copies, context).await
-    };
-    match confirmed {
-        Err(outage) => {
-            progress.outage = Some(outage);
-            progress.undecided = copied.into_iter().map(|decided| decided.message).collect();
-        }
-        Ok(confirmed) => {
-            for (decided, confirmed) in copied.into_iter().zip(confirmed) {
-                match confirmed {
-                    Ok(()) => progress.decided.push(decided),
-                    Err(reason) => {
-                        progress.outage.get_or_insert_with(|| forward::outage(&reason));
-                        progress.undecided.push(decided.message);
-                    }
-                }
-            }
+        for copy in done.iter().filter_map(Decided::forward) {
+            forward::log_forward(&copy, &self.retry);
         }
     }
-    progress
-}
-
-/// A transaction of the ledger.
-struct Commit<'a> {
-    component: Component,
-    ledger: &'a dyn CreditLedger,
-    locked: &'a LockedRows,
-    /// By message: whether it has no retry step left.
-    is_last: Vec<bool>,
-}
-
-impl Commit<'_> {
-    async fn commit(&self, batch: Arc<[Credit]>, patience: Patience) -> Result<Vec<Verdict>, BatchError> {
-        let begun = Instant::now();
-        let committed = self.ledger.credit(Arc::clone(&batch), patience).await;
-        let took = begun.elapsed();
-        match &committed {
-            Ok(verdicts) => events::BatchCommitted { credits: &batch, verdicts, took }.emit(),
-            Err(reason) if patience == Patience::Usual => {
-                events::CommitFailed { component: self.component, size: batch.len(), took, reason }.emit();
-            }
-            Err(_) => {}
-        }
-        committed
-    }
-}
-
-#[async_trait]
-impl Work for Commit<'_> {
-    type Item = Credit;
-    type Done = Verdict;
-
-    async fn attempt(&self, batch: Arc<[Credit]>) -> Result<Vec<Verdict>, BatchError> {
-        self.commit(batch, Patience::Usual).await
-    }
-
-    async fn attempt_briefly(&self, batch: Arc<[Credit]>) -> Result<Vec<Verdict>, BatchError> {
-        self.commit(batch, Patience::Brief).await
-    }
-
-    async fn probe(&self) -> Result<(), Outage> {
-        self.ledger.probe().await
-    }
-
-    fn locked_rows(&self) -> Option<&LockedRows> {
-        Some(self.locked)
-    }
-
-    fn rows(&self, credit: &Credit) -> Vec<LedgerRow> {
-        vec![LedgerRow::Payment(credit.payment_id.clone()), LedgerRow::User(credit.user_id.clone())]
-    }
-
-    fn is_last(&self, index: usize) -> bool {
-        self.is_last.get(index).copied().unwrap_or_default()
-    }
-
-    async fn row_locks(&self, rows: Vec<LedgerRow>) -> Result<RowLocks, Outage> {
-        self.ledger.row_locks(rows).await
-    }
-}
-
-/// The copy for another queue, for outcomes that ask for one.
-pub fn copy<M>(decided: &Decided<M, Outcome>) -> Option<Forward<'_, M>> {
-    let Settlement::Forward(to) = decided.outcome.settlement() else { return None };
-    let mut recorded = None;
-    let error = match &decided.outcome {
-        Outcome::Credited | Outcome::Duplicate { .. } => return None,
-        Outcome::Conflict(version) => {
-            recorded = Some(version);
-            Cow::Borrowed("the payment is in the ledger with another user or other points")
-        }
-        Outcome::Malformed(malformed) => Cow::Owned(malformed.to_string()),
-        Outcome::Rejected(error) | Outcome::Retry { error, .. } | Outcome::Exhausted { error } => {
-            Cow::Borrowed(error.as_str())
-        }
-    };
-    let (payment_id, error) = (decided.payment_id.as_ref(), Some(error));
-    Some(Forward { message: &decided.message, payment_id, to, error, recorded, body: CopyBody::Original })
 }
 
 #[cfg(test)]
-#[path = "credit_tests.rs"]
 mod tests;
