@@ -1,9 +1,9 @@
-//! Acknowledgements of prefixes: [`AckTracker`] turns deliveries that finish in any order into few acknowledgements of whole
-//! prefixes (`basic.ack` with `multiple`), and never acknowledges past one that is not settled.
+//! Acknowledgements of prefixes: [`AckTracker`] combines deliveries that finish in any order into few acknowledgements
+//! of whole prefixes (`basic.ack` with `multiple`), and never acknowledges an unsettled delivery.
 
 use std::collections::VecDeque;
 
-/// The right to settle one delivery, once: settling or giving back consumes it.
+/// The right to settle one delivery once: settling or requeuing the delivery consumes it.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a token that is dropped leaves its delivery unsettled until the channel closes"]
 pub struct Token {
@@ -15,7 +15,7 @@ pub struct Token {
 enum Slot {
     Open,
     Settled,
-    /// Given back by an acknowledgement of its own: a later prefix may pass over it.
+    /// Requeued by its own tag: a later prefix may include it.
     Gone,
 }
 
@@ -26,14 +26,14 @@ enum Slot {
 #[derive(Debug, Default)]
 pub struct AckTracker {
     epoch: u64,
-    /// The tag of the first slot.
+    /// The delivery tag of the first slot.
     first: u64,
     slots: VecDeque<Slot>,
     open: usize,
 }
 
 impl AckTracker {
-    /// Forgets everything of the channel before: its unsettled deliveries are the broker's again.
+    /// Discards all deliveries of the previous channel: the broker requeues those that are unsettled.
     pub fn channel_opened(&mut self) {
         self.epoch += 1;
         self.first = 1;
@@ -41,8 +41,8 @@ impl AckTracker {
         self.open = 0;
     }
 
-    /// A delivery has arrived. Tags count up by one on a channel (AMQP 0-9-1, delivery-tag); `None` for one that does
-    /// not: what it would acknowledge is not known, and the channel is of no more use.
+    /// Registers a delivery. Tags count up by one on a channel (AMQP 0-9-1, delivery-tag). Returns `None` for any other
+    /// tag: its acknowledgement would have an unknown effect, so the channel must be closed.
     pub fn delivered(&mut self, tag: u64) -> Option<Token> {
         let next = self.first + self.slots.len() as u64;
         if tag != next {
@@ -53,18 +53,18 @@ impl AckTracker {
         Some(Token { epoch: self.epoch, tag })
     }
 
-    /// The delivery's effect is durable.
+    /// Marks a delivery as settled: its effect is durable.
     pub fn settle(&mut self, token: Token) {
         self.close(token, Slot::Settled);
     }
 
-    /// The delivery goes back to its queue: the tag to requeue (one at a time, never with `multiple`), or `None`
-    /// when its channel is gone and the broker has requeued it already.
+    /// Gives a delivery back to its queue. Returns the tag to requeue (one at a time, never with `multiple`), or `None`
+    /// when its channel is closed and the broker has requeued the delivery already.
     pub fn give_back(&mut self, token: Token) -> Option<u64> {
         self.close(token, Slot::Gone)
     }
 
-    #[expect(clippy::needless_pass_by_value, reason = "a token is used up by settling")]
+    #[expect(clippy::needless_pass_by_value, reason = "settling consumes the token")]
     fn close(&mut self, token: Token, to: Slot) -> Option<u64> {
         let Token { epoch, tag } = token;
         if epoch != self.epoch {
@@ -77,9 +77,9 @@ impl AckTracker {
         Some(tag)
     }
 
-    /// The tag up to which everything is settled, if that is news: acknowledge it with `multiple`.
+    /// Returns the tag up to which all deliveries are settled, if it has risen: acknowledge it with `multiple`.
     ///
-    /// Each tag is told once, in rising order, so that acknowledgements must be sent in the order of these calls.
+    /// Each tag is returned once, in rising order, so the acknowledgements must be sent in the order of these calls.
     pub fn settled_prefix(&mut self) -> Option<u64> {
         let mut last_settled = None;
         while let Some(slot) = self.slots.front() {
@@ -94,13 +94,13 @@ impl AckTracker {
         last_settled
     }
 
-    /// The tag of the oldest delivery that is neither settled nor given back.
+    /// Returns the tag of the oldest delivery that is neither settled nor given back.
     pub fn oldest_open(&self) -> Option<u64> {
         let index = self.slots.iter().position(|slot| *slot == Slot::Open)?;
         Some(self.first + index as u64)
     }
 
-    /// How many deliveries are neither settled nor given back.
+    /// Returns the number of deliveries that are neither settled nor given back.
     pub fn in_flight(&self) -> usize {
         self.open
     }
@@ -124,11 +124,11 @@ mod tests {
         tracker.settle(take(1));
         assert_eq!(tracker.settled_prefix(), Some(2));
         assert_eq!(tracker.oldest_open(), Some(3));
-        assert_eq!(tracker.settled_prefix(), None, "told once");
+        assert_eq!(tracker.settled_prefix(), None, "returned once");
         assert_eq!(tracker.give_back(take(3)), Some(3));
-        assert_eq!(tracker.settled_prefix(), None, "nothing to acknowledge in what was given back");
+        assert_eq!(tracker.settled_prefix(), None, "a delivery that was given back is not acknowledged");
         tracker.settle(take(4));
-        assert_eq!(tracker.settled_prefix(), Some(4), "over what was given back");
+        assert_eq!(tracker.settled_prefix(), Some(4), "the prefix includes a delivery that was given back");
         assert_eq!(tracker.oldest_open(), None);
         assert_eq!(tracker.in_flight(), 0);
     }
@@ -154,10 +154,10 @@ mod tests {
         tracker.channel_opened();
         assert_eq!(tracker.delivered(2), None, "1 is skipped");
         let first = tracker.delivered(1).unwrap();
-        assert_eq!(tracker.delivered(1), None, "twice");
+        assert_eq!(tracker.delivered(1), None, "a repeated tag");
         tracker.settle(first);
         assert_eq!(tracker.settled_prefix(), Some(1));
-        assert_eq!(tracker.delivered(1), None, "again, later");
+        assert_eq!(tracker.delivered(1), None, "a tag that was settled before");
         assert_eq!(tracker.in_flight(), 0);
     }
 
@@ -183,8 +183,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a model that keeps plain sets: whatever the order, an acknowledgement covers only settled or
-        /// given-back deliveries of the living channel, every settled one is covered in the end, tags only rise.
+        /// Compares with a model of plain sets: in any order, an acknowledgement covers only settled or given-back
+        /// deliveries of the current channel, every settled delivery is covered in the end, and tags only rise.
         #[test]
         fn acknowledgements_cover_exactly_what_is_settled(steps in prop::collection::vec(step(), 0..200)) {
             let mut tracker = AckTracker::default();
@@ -198,12 +198,12 @@ mod tests {
                 if let Some(tag) = prefix {
                     assert!(tag > *acked, "tags rise");
                     assert!(open.range(..=tag).next().is_none(), "an open delivery was acknowledged");
-                    assert!(settled.contains(&tag), "the acknowledged tag itself is outstanding");
+                    assert!(settled.contains(&tag), "the acknowledged tag itself is not settled");
                     settled.retain(|settled| *settled > tag);
                     *acked = tag;
                 }
                 let first_open = open.first().copied().unwrap_or(u64::MAX);
-                assert!(settled.range(..first_open).next().is_none(), "a settled prefix was left behind");
+                assert!(settled.range(..first_open).next().is_none(), "a settled prefix was not acknowledged");
             };
             for step in steps {
                 match step {

@@ -1,17 +1,17 @@
-//! Documents of other formats in the place of a bare payment id. Looked up as an id, a document would be unknown at every
-//! check and then be forgotten.
+//! Detects documents of other formats in the place of a bare payment ID. A document that was looked up as an ID would
+//! be unknown at every check and would then be dropped.
 
-/// The kind of document that a text is; `None` if it may be an id.
-pub(super) fn other_content(text: &str) -> Option<&'static str> {
+/// Returns the kind of document that a text contains; `None` if the text may be an ID.
+pub(super) fn document_kind(text: &str) -> Option<&'static str> {
     let is = |is: bool, content: &'static str| is.then_some(content);
-    is(is_json(text), "JSON within a text")
+    is(is_json(text), "JSON within a string")
         .or_else(|| is(text.contains(['<', '>']), "markup (XML or HTML)"))
-        .or_else(|| is(is_form(text), "a form or a pair of name and value"))
+        .or_else(|| is(is_form(text), "form data or a name=value pair"))
         .or_else(|| is(text.contains([',', ';', '|', '\u{ff0c}', '\u{ff1b}', '\u{3001}']), "a list"))
 }
 
-/// Whether a text is a JSON object, array, string or literal, complete or cut off. An id within braces, as some systems write a
-/// GUID, is not JSON.
+/// Returns whether a text is a JSON object, array, string or literal, complete or truncated. An ID within braces, as
+/// some systems write a GUID, is not JSON.
 fn is_json(text: &str) -> bool {
     let text = text.trim_start();
     let is_object =
@@ -19,7 +19,7 @@ fn is_json(text: &str) -> bool {
     matches!(text, "null" | "true" | "false") || text.starts_with(['"', '[']) || is_object()
 }
 
-/// Whether a text has a pair `name=value`. Trailing `=`, as in base64, make no pair.
+/// Returns whether a text contains a pair `name=value`. A trailing `=`, as in base64, is not a pair.
 fn is_form(text: &str) -> bool {
     text.trim_end_matches('=').contains('=')
 }
@@ -34,10 +34,10 @@ mod tests {
             ("<?xml version=\"1.0\"?><id>7</id>", "markup"),
             ("<id/>", "markup"),
             ("7</id>", "markup"),
-            ("a=b&c=d", "a form"),
-            ("paymentId=7", "a form"),
-            ("a=&b=", "a form"),
-            ("a==b", "a form"),
+            ("a=b&c=d", "form data"),
+            ("paymentId=7", "form data"),
+            ("a=&b=", "form data"),
+            ("a==b", "form data"),
             ("{\"paymentId\":7}", "JSON"),
             ("{paymentId: 7}", "JSON"),
             ("{\"paymentId\":", "JSON"),
@@ -56,9 +56,9 @@ mod tests {
             ("7\u{ff0c}8", "a list"),
         ] {
             assert!(
-                other_content(text).is_some_and(|told| told.starts_with(content)),
+                document_kind(text).is_some_and(|told| told.starts_with(content)),
                 "{text}: {:?}",
-                other_content(text)
+                document_kind(text)
             );
         }
         for id in [
@@ -78,7 +78,7 @@ mod tests {
             "",
             "\u{652f}\u{4ed8}",
         ] {
-            assert_eq!(other_content(id), None, "{id}");
+            assert_eq!(document_kind(id), None, "{id}");
         }
     }
 }

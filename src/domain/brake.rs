@@ -1,9 +1,9 @@
-//! The brake: many reversals in a row, without a paid payment between them, look like a wrong table, URL or value list
-//! rather than like many unpaid payments (`compensation.brake_after`).
+//! The brake on reversals (`compensation.brake_after`). Many reversals in a row, without a paid payment between them,
+//! indicate a wrong table, URL or list of values rather than many unpaid payments.
 
 use super::check::{CheckStep, Resolution};
 
-/// Counts reversals in a row.
+/// Counts reversals in a row, and engages at a limit.
 #[derive(Debug)]
 pub struct Brake {
     after: u32,
@@ -11,13 +11,13 @@ pub struct Brake {
 }
 
 impl Brake {
-    /// Engages after so many reversals: at least 1.
+    /// Creates a brake that engages after `after` reversals in a row, at least 1.
     pub fn new(after: u32) -> Self {
         Self { after: after.max(1), in_a_row: 0 }
     }
 
-    /// How many of these may be done, in this order, so that the limit is not passed even if each that is not paid is
-    /// reversed. At least one as long as the brake is not engaged.
+    /// Returns how many of these resolutions may be applied, in this order, without exceeding the limit even if every
+    /// payment that is not paid is reversed. At least 1 while the brake is not engaged.
     pub fn room(&self, resolutions: impl Iterator<Item = Resolution>) -> usize {
         let (mut in_a_row, mut room) = (self.in_a_row, 0);
         for resolution in resolutions {
@@ -27,7 +27,7 @@ impl Brake {
                 in_a_row += 1;
             }
             room += 1;
-            // What comes after that is looked at again when it is known how many of these were reversed.
+            // The resolutions after this one are considered again when the number of reversals is known.
             if in_a_row >= self.after {
                 break;
             }
@@ -35,7 +35,7 @@ impl Brake {
         room
     }
 
-    /// What was done.
+    /// Counts the step that was applied for a resolution.
     pub fn count(&mut self, resolution: Resolution, step: CheckStep) {
         if self.is_engaged() {
             return;
@@ -47,17 +47,18 @@ impl Brake {
         }
     }
 
-    /// Whether nothing more may be reversed. It stays so until it is released.
+    /// Returns whether the brake forbids further reversals. An engaged brake stays engaged until it is released.
     pub fn is_engaged(&self) -> bool {
         self.in_a_row >= self.after
     }
 
-    /// The limit.
+    /// Returns the number of reversals in a row at which the brake engages.
     pub fn after(&self) -> u32 {
         self.after
     }
 
-    /// A person has looked at it. Whether it was engaged; when it was not, its count stays.
+    /// Releases the brake after a person has found the cause. Returns whether it was engaged; otherwise its count is
+    /// unchanged.
     pub fn release(&mut self) -> bool {
         let engaged = self.is_engaged();
         if engaged {
@@ -80,10 +81,10 @@ mod tests {
         brake.count(Closed, CheckStep::Reverse);
         brake.count(Expired, CheckStep::None);
         brake.count(Expired, CheckStep::Void);
-        assert_eq!(brake.room([Closed, Closed].into_iter()), 1, "what reversed nothing does not count");
+        assert_eq!(brake.room([Closed, Closed].into_iter()), 1, "a step without a reversal is not counted");
         assert_eq!(brake.room([Closed, Paid, Closed, Closed].into_iter()), 1, "not past the point where it may engage");
         brake.count(Paid, CheckStep::Verify);
-        assert_eq!(brake.room([Closed; 5].into_iter()), 3, "a paid one begins the count anew");
+        assert_eq!(brake.room([Closed; 5].into_iter()), 3, "a paid payment resets the count");
         for _ in 0..3 {
             assert!(!brake.is_engaged());
             brake.count(Closed, CheckStep::Reverse);

@@ -1,4 +1,4 @@
-//! Checking a credit against its payment: the table of steps (`docs/concepts/checks.md`), and how often it is checked.
+//! The check of a payment against the ledger: the decision table and its steps (`docs/concepts/checks.md`).
 
 use super::{
     credit::{Credit, Points},
@@ -8,25 +8,25 @@ use super::{
 };
 use std::borrow::Cow;
 
-/// How a payment stands in the ledger.
+/// The state of a payment in the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LedgerState {
-    /// There is no row.
+    /// The ledger has no row for the payment.
     Absent,
-    /// Its points count, and no check has found the payment paid.
+    /// The points count, and no check has found the payment paid.
     Credited,
-    /// Its points count, and a check has found the payment paid before.
+    /// The points count, and a check has found the payment paid before.
     Verified,
-    /// Its points were taken back.
+    /// The points were reversed.
     Reversed,
 }
 
 impl LedgerState {
-    /// All of them.
+    /// All states.
     pub const ALL: [Self; 4] = [Self::Absent, Self::Credited, Self::Verified, Self::Reversed];
 
-    /// From the columns of `points_credits`: `state`, of which anything but `reversed` counts, and whether `verified_at` is
-    /// set.
+    /// Returns the state for a row of `points_credits`: every `state` but `reversed` counts, and `verified` is whether
+    /// `verified_at` is set.
     pub fn of_row(state: &str, verified: bool) -> Self {
         match (state, verified) {
             ("reversed", _) => Self::Reversed,
@@ -35,46 +35,47 @@ impl LedgerState {
         }
     }
 
-    /// Whether its points count.
+    /// Returns whether the points count.
     pub fn counts(self) -> bool {
         matches!(self, Self::Credited | Self::Verified)
     }
 }
 
-/// What is done about a credit whose payment turns out not to be paid (`compensation.on_unpaid`).
+/// The action for a credit whose payment is not paid (`compensation.on_unpaid`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnUnpaid {
-    /// It is reversed.
+    /// The credit is reversed.
     Reverse,
-    /// The message is parked, and a person decides. The credit stays.
+    /// The message is parked for a person to decide. The credit is unchanged.
     Dead,
 }
 
-/// What a check does: the `step` label.
+/// The step of a check: the `step` label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckStep {
-    /// Paid and credited: marked verified.
+    /// The payment is paid and credited: the credit is marked verified.
     Verify,
-    /// Paid and absent: credited and marked verified.
+    /// The payment is paid and absent: it is credited and marked verified.
     LateCredit,
-    /// Paid and reversed: reinstated and marked verified.
+    /// The payment is paid and reversed: it is reinstated and marked verified.
     Reinstate,
-    /// Nothing is certain: checked again after the next delay.
+    /// The payment has no final status: it is checked again after the next delay.
     Recheck,
-    /// Not paid in time: reversed, and checked once more.
+    /// The payment was not paid in time: the credit is reversed, and checked once more.
     Expire,
-    /// Closed: reversed.
+    /// The payment is closed: the credit is reversed.
     Reverse,
-    /// Not paid and absent: credited and reversed at once, so that a later copy of the message is a duplicate.
+    /// The payment is not paid and absent: it is credited and reversed at once, so that a later copy of the message is
+    /// a duplicate.
     Void,
-    /// Nothing is left to do.
+    /// No change is needed.
     None,
-    /// The message goes to the dead queue, and the ledger stays as it is.
+    /// The message is moved to the dead queue, and the ledger is unchanged.
     Dead(Reason),
 }
 
 impl CheckStep {
-    /// The metric's label.
+    /// Returns the step's label in metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Verify => "verify",
@@ -89,7 +90,7 @@ impl CheckStep {
         }
     }
 
-    /// How the payment stands in the ledger after it.
+    /// Returns the state of the payment in the ledger after the step.
     pub fn leaves(self, before: LedgerState) -> LedgerState {
         match self {
             Self::Verify | Self::LateCredit | Self::Reinstate => LedgerState::Verified,
@@ -98,14 +99,14 @@ impl CheckStep {
         }
     }
 
-    /// Whether it takes points back, or sees to it that they never count: what the brake counts.
+    /// Returns whether the step takes points back or voids a payment. The brake counts these steps.
     pub fn is_reversal(self) -> bool {
         matches!(self, Self::Expire | Self::Reverse | Self::Void)
     }
 }
 
-/// The table: what is done, given what the source says, how the payment stands in the ledger, and whether this check is
-/// the last one (`used_up`). Nothing else decides.
+/// The decision table: returns the step for the status of the payment, its state in the ledger, and whether this check
+/// is the last one (`used_up`). No other input decides.
 pub fn decide(status: PaymentStatus, state: LedgerState, used_up: bool, on_unpaid: OnUnpaid) -> CheckStep {
     match Resolution::of(status, used_up) {
         Some(resolution) => resolution.decide(state, on_unpaid),
@@ -113,7 +114,7 @@ pub fn decide(status: PaymentStatus, state: LedgerState, used_up: bool, on_unpai
     }
 }
 
-/// Every status with every step that it can lead to: the label pairs of `pointsd_checks_total`.
+/// Returns every status with every step that it can lead to: the label pairs of `pointsd_checks_total`.
 pub fn possible() -> Vec<(PaymentStatus, CheckStep)> {
     let mut possible: Vec<(PaymentStatus, CheckStep)> = Vec::new();
     for status in PaymentStatus::ALL {
@@ -134,26 +135,26 @@ pub fn possible() -> Vec<(PaymentStatus, CheckStep)> {
     possible
 }
 
-/// What a check has found out about a payment, as far as the ledger must know it. Anything else that the source may say
-/// leaves the ledger alone. In the order in which they win over one another.
+/// The finding of a check that the ledger must act on. Every other status leaves the ledger unchanged. Ordered by
+/// precedence, the highest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Resolution {
-    /// It is paid.
+    /// The payment is paid.
     Paid,
-    /// It is closed.
+    /// The payment is closed.
     Closed,
-    /// The message wrote its id in another spelling than its own record does.
+    /// The message has the payment ID in another spelling than the payment's own record.
     Misspelt,
-    /// It is pending, and its checks are used up.
+    /// The payment is pending, and its checks are used up.
     Pending,
-    /// The source does not know it, and its checks are used up.
+    /// The payment is unknown to the source, and its checks are used up.
     Unknown,
     /// A person must decide, for this reason.
     ForPerson(Reason),
 }
 
 impl Resolution {
-    /// `None` when the ledger does not matter to the decision: it is checked again.
+    /// Returns `None` when the ledger does not affect the decision: the payment is checked again.
     pub fn of(status: PaymentStatus, used_up: bool) -> Option<Self> {
         match (status, used_up) {
             (PaymentStatus::Paid, _) => Some(Self::Paid),
@@ -165,7 +166,7 @@ impl Resolution {
         }
     }
 
-    /// The table's row for it.
+    /// Returns the step of the decision table for this resolution.
     pub fn decide(self, state: LedgerState, on_unpaid: OnUnpaid) -> CheckStep {
         use LedgerState::{Absent, Credited, Reversed, Verified};
         let unless_a_person_decides = |step, reason| match on_unpaid {
@@ -179,9 +180,9 @@ impl Resolution {
             (Self::Closed, Credited | Verified) => unless_a_person_decides(CheckStep::Reverse, Reason::Unpaid),
             (Self::Misspelt, Credited | Verified) => unless_a_person_decides(CheckStep::Reverse, Reason::Conflict),
             (Self::Pending | Self::Unknown, Credited) => unless_a_person_decides(CheckStep::Expire, Reason::Expired),
-            // It was paid once, and is pending again.
+            // The payment was paid once, and is pending again.
             (Self::Pending, Verified) => CheckStep::Dead(Reason::Expired),
-            // No user has these points, so there is nothing for a person to decide.
+            // No user has these points, so no decision of a person is needed.
             (Self::Closed | Self::Misspelt | Self::Pending | Self::Unknown, Absent) => CheckStep::Void,
             // An unknown payment that was verified was paid once, and its record was archived.
             (Self::Closed | Self::Misspelt | Self::Pending | Self::Unknown, Reversed) | (Self::Unknown, Verified) => {
@@ -191,7 +192,7 @@ impl Resolution {
         }
     }
 
-    /// Whether it may lead to a reversal: what the brake makes room for.
+    /// Returns whether this resolution may lead to a reversal, for which the brake needs room.
     pub fn may_reverse(self) -> bool {
         match self {
             Self::Closed | Self::Misspelt | Self::Pending | Self::Unknown => true,
@@ -200,35 +201,35 @@ impl Resolution {
     }
 }
 
-/// A payment that the ledger is to agree with.
+/// A payment with which the ledger is compared and made to agree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
-    /// Which.
+    /// The ID of the payment.
     pub payment_id: PaymentId,
-    /// What counts where the ledger has nothing yet: what the message says, or of a payment that is looked up its record.
-    /// `None`: then the ledger goes on having nothing.
+    /// The user and the points to write where the ledger has no row: from the message, or from the record of a payment
+    /// that is looked up. Without a claim (`None`), the ledger remains without a row.
     pub claim: Option<Claim>,
-    /// What is certain of it.
+    /// The finding about the payment.
     pub resolution: Resolution,
-    /// How the payment's own record writes its id, where the message wrote it in another way.
+    /// The ID as the payment's own record spells it, where the message has another spelling.
     pub spelling: Option<String>,
-    /// The payment was closed because it was not paid in time: that is made known.
+    /// Set when the payment was closed because it was not paid in time: an event reports this.
     pub closing: Option<Closing>,
 }
 
-/// Whose points a payment gives, and how many.
+/// The user and the points of a payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// Whose.
+    /// The user who owns the points.
     pub user_id: UserId,
-    /// How many.
+    /// The number of points.
     pub points: Points,
 }
 
-/// What is made known of a payment that was closed.
+/// The data of the event that reports a closed payment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Closing {
-    /// Whose payment it is, where that is known.
+    /// The user of the payment, where known.
     pub user_id: Option<String>,
 }
 
@@ -239,7 +240,7 @@ impl From<Credit> for Claim {
 }
 
 impl Check {
-    /// That of a message which says itself whose points they are, and how many.
+    /// Creates the check of a message that contains the user and the points itself.
     pub fn of(credit: Credit, resolution: Resolution) -> Self {
         Self {
             payment_id: credit.payment_id.clone(),
@@ -250,7 +251,7 @@ impl Check {
         }
     }
 
-    /// The reason that an adjustment of the ledger carries, when `step` makes one.
+    /// Returns the reason of the adjustment that `step` writes.
     pub fn reason(&self, step: CheckStep) -> Cow<'static, str> {
         match (self.resolution, step) {
             (Resolution::Paid, _) => "paid after all".into(),
@@ -265,8 +266,8 @@ impl Check {
         }
     }
 
-    /// Of another message of the same payment, what this one does not say itself. What was found last is not known: that it is
-    /// paid wins, then that it is closed.
+    /// Adds the data that this check lacks from another check of the same payment. Which finding is newer is not known:
+    /// paid takes precedence, then closed.
     pub fn take_over(&mut self, other: &Self) {
         self.resolution = self.resolution.min(other.resolution);
         self.claim = self.claim.take().or_else(|| other.claim.clone());
@@ -274,8 +275,8 @@ impl Check {
         self.closing = self.closing.take().or_else(|| other.closing.clone());
     }
 
-    /// What is done, given how the payment stands in the ledger: the table's row, unless nothing stands there and nothing
-    /// is to.
+    /// Returns the step for the state of the payment in the ledger: the cell of the decision table, or no step when the
+    /// ledger has no row and there is no claim to write.
     pub fn decide(&self, state: LedgerState, on_unpaid: OnUnpaid) -> CheckStep {
         match (state, &self.claim) {
             (LedgerState::Absent, None) if !matches!(self.resolution, Resolution::ForPerson(_)) => CheckStep::None,
@@ -284,16 +285,16 @@ impl Check {
     }
 }
 
-/// What a check did to the ledger's own row.
+/// The result of a check in the ledger's own row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checked {
-    /// What was done.
+    /// The step that was applied.
     pub step: CheckStep,
-    /// How the payment stands now.
+    /// The state of the payment after the step.
     pub state: LedgerState,
-    /// Whose points they are.
+    /// The user who owns the points.
     pub user_id: String,
-    /// How many.
+    /// The number of points.
     pub points: i64,
 }
 

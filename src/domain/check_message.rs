@@ -1,4 +1,4 @@
-//! The check message: the body in which the daemon schedules checks for itself (`docs/concepts/checks.md`).
+//! The check message, by which the daemon schedules its own checks (`docs/concepts/checks.md`).
 //!
 //! ```json
 //! {"version": 1, "checks": [{"payment_id": "7", "user_id": "u", "points": 100},
@@ -19,67 +19,68 @@ use std::fmt::Write as _;
 /// The content type of a check message.
 pub const CONTENT_TYPE: &str = "application/vnd.pointsd.checks+json";
 
-/// The largest check message that is read, in bytes. A larger one is parked whole.
+/// The largest check message that is parsed, in bytes. A larger message is parked whole.
 pub const MAX_BYTES: usize = 16 * 1024 * 1024;
 
-/// The most entries that are read. A message with more is parked whole.
+/// The largest number of entries that are parsed. A message with more entries is parked whole.
 pub const MAX_ENTRIES: usize = 100_000;
 
-/// The only version there is.
+/// The only supported version.
 const VERSION: u64 = 1;
 
-/// One check of a check message: a payment, and what is known about it.
+/// One check of a check message: a payment and the information about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScheduledCheck {
     /// The payment.
     pub payment_id: PaymentId,
-    /// What a points message said about it.
+    /// The information about the payment besides its ID.
     pub about: About,
 }
 
-/// What a check knows about its payment besides the id.
+/// The information that a check has about its payment besides the ID.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum About {
-    /// A points message: the user and the points.
+    /// The user and the points, from a points message.
     Claim(Claim),
-    /// A notification of this source, which meant this. `None`: written by a build that did not say what it meant.
+    /// The source and the kind of a notification. `kind` is `None` in messages of earlier builds, which did not write
+    /// it.
     Notification {
         /// The source's name.
         source: String,
-        /// What the notification meant.
+        /// The kind of the notification.
         kind: Option<NotificationKind>,
     },
-    /// Nothing: the payment's own record says whom to credit.
+    /// No information: the user and the points are in the payment's own record.
     Record,
 }
 
-/// An entry of a check message that cannot be read.
+/// An entry of a check message that cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadCheck {
     /// The entry's JSON text.
     pub json: String,
-    /// Its payment, where that can be read.
+    /// The payment's ID, where it can be read.
     pub payment_id: Option<PaymentId>,
-    /// What is wrong; quotes no value of the entry.
+    /// The error. It quotes no value of the entry.
     pub error: String,
 }
 
-/// Why a check message as a whole cannot be read. Its text quotes nothing of the body.
+/// Why a check message as a whole cannot be parsed. The error text quotes nothing of the body.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadMessage {
-    /// More bytes than [`MAX_BYTES`].
-    #[error("check message: has {0} bytes; at most {MAX_BYTES} are read")]
+    /// The body has more bytes than [`MAX_BYTES`].
+    #[error("check message: has {0} bytes; at most {MAX_BYTES} are accepted")]
     TooLarge(usize),
-    /// Not JSON, or not an object with `version` and `checks`.
+    /// The body is not JSON, or not an object with `version` and `checks`.
     #[error("check message: {0}; must be {{\"version\": 1, \"checks\": […]}}")]
     NotReadable(String),
-    /// Another version.
-    #[error("check message: version is {0}; this pointsd reads version 1")]
+    /// The message has another version.
+    #[error("check message: version is {0}; must be 1")]
     Version(u64),
-    /// More entries than [`MAX_ENTRIES`].
-    #[error("check message: has {0} checks; at most {MAX_ENTRIES} are read")]
+    /// The message has more entries than [`MAX_ENTRIES`].
+    #[error("check message: has {0} checks; at most {MAX_ENTRIES} are accepted")]
     TooMany(usize),
-    /// No entry.
+    /// The message has no entry.
     #[error("check message: checks is empty; must have at least one entry")]
     Empty,
 }
@@ -104,13 +105,14 @@ struct CheckJson {
     kind: Option<String>,
 }
 
-/// Reads a check message: each entry, or what is wrong with it. The entries keep their order.
+/// Parses a check message. Returns each entry, or the error of the entry, in the order of the message.
 pub fn parse(body: &[u8]) -> Result<Vec<Result<ScheduledCheck, BadCheck>>, BadMessage> {
     if body.len() > MAX_BYTES {
         return Err(BadMessage::TooLarge(body.len()));
     }
     let body = body.strip_prefix(BYTE_ORDER_MARK.encode_utf8(&mut [0; 4]).as_bytes()).unwrap_or(body);
-    // The version first: another one may have another shape. The parser's words have a position and nothing of the body.
+    // The version is parsed first, because another version may have another structure. The parser's error contains a
+    // position and nothing of the body.
     let unreadable = |error: serde_json::Error| BadMessage::NotReadable(without_values(&error));
     let VersionJson { version } = serde_json::from_slice(body).map_err(unreadable)?;
     if version != VERSION {
@@ -123,10 +125,10 @@ pub fn parse(body: &[u8]) -> Result<Vec<Result<ScheduledCheck, BadCheck>>, BadMe
     if checks.len() > MAX_ENTRIES {
         return Err(BadMessage::TooMany(checks.len()));
     }
-    Ok(checks.into_iter().map(|json| read(json.get())).collect())
+    Ok(checks.into_iter().map(|json| parse_entry(json.get())).collect())
 }
 
-fn read(json: &str) -> Result<ScheduledCheck, BadCheck> {
+fn parse_entry(json: &str) -> Result<ScheduledCheck, BadCheck> {
     let bad = |error: String| BadCheck {
         json: json.to_owned(),
         payment_id: FieldPaths::default().readable_payment_id(json),
@@ -155,26 +157,23 @@ fn read(json: &str) -> Result<ScheduledCheck, BadCheck> {
     Ok(ScheduledCheck { payment_id, about })
 }
 
-/// The parser's error without the value that it quotes: only the kind of the error and its position.
+/// Returns the parser's error without the value that it quotes: only the kind of error and its position.
 fn without_values(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let quotes_a_value = text.contains("invalid type") || text.contains("invalid value") || text.contains("unknown");
     if quotes_a_value {
-        return format!(
-            "a member has another type than it must have (line {}, column {})",
-            error.line(),
-            error.column()
-        );
+        return format!("a member has the wrong type (line {}, column {})", error.line(), error.column());
     }
     text
 }
 
-/// How large a check message may become.
+/// The limits on the size of one check message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Entries: at least 1 (`ledger.batch_max`).
+    /// The largest number of entries, at least 1 (`ledger.batch_max`).
     pub entries: usize,
-    /// Bytes of a body; one entry is written even if it alone has more (`message.max_body_bytes`).
+    /// The largest size of a body in bytes (`message.max_body_bytes`). A single entry that exceeds it is written
+    /// nevertheless.
     pub bytes: usize,
 }
 
@@ -190,7 +189,7 @@ pub struct Writer {
     entries: usize,
 }
 
-/// An entry as it is written.
+/// An entry in its JSON form.
 #[derive(Serialize)]
 struct Entry<'a> {
     payment_id: &'a str,
@@ -205,7 +204,7 @@ struct Entry<'a> {
 }
 
 impl Writer {
-    /// Without any entry yet.
+    /// Creates a writer without entries.
     pub fn new(limits: Limits) -> Self {
         Self { limits, done: Vec::new(), body: String::new(), entries: 0 }
     }
@@ -243,12 +242,12 @@ impl Writer {
     }
 
     fn push_entry(&mut self, entry: &Entry<'_>) {
-        // Texts and numbers are always written; there is no map with keys of another type.
+        // Serialization cannot fail: all values are texts and numbers, and no map has keys of another type.
         let json = serde_json::to_string(entry).unwrap_or_default();
         self.push_json(&json);
     }
 
-    /// Adds an entry as it was read.
+    /// Adds an entry as JSON text, unchanged.
     pub fn push_json(&mut self, json: &str) {
         let full =
             self.entries >= self.limits.entries || self.body.len() + json.len() + END.len() + 1 > self.limits.bytes;
@@ -267,12 +266,12 @@ impl Writer {
         self.entries = 0;
     }
 
-    /// How many bodies have been begun.
+    /// Returns the number of bodies that have been started.
     pub fn begun(&self) -> usize {
         self.done.len() + usize::from(self.entries > 0)
     }
 
-    /// The bodies; none without entries.
+    /// Returns the bodies; none when there are no entries.
     pub fn finish(mut self) -> Vec<Vec<u8>> {
         if self.entries > 0 {
             self.close();
@@ -350,11 +349,11 @@ mod tests {
         for (body, error) in [
             (&b"{"[..], "EOF while parsing an object at line 1 column 1"),
             (b"[]", "invalid length 0"),
-            (b"7", "a member has another type"),
+            (b"7", "a member has the wrong type"),
             (br#"{"checks": []}"#, "missing field `version`"),
             (br#"{"version": 1}"#, "missing field `checks`"),
-            (br#"{"version": 1, "checks": "S3CRET"}"#, "a member has another type"),
-            (br#"{"version": 2, "checks": [], "x": {}}"#, "version is 2; this pointsd reads version 1"),
+            (br#"{"version": 1, "checks": "S3CRET"}"#, "a member has the wrong type"),
+            (br#"{"version": 2, "checks": [], "x": {}}"#, "version is 2; must be 1"),
             (br#"{"version": 1, "checks": []}"#, "checks is empty"),
         ] {
             let told = parse(body).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! What becomes of a check, or of a notification, and how it is settled.
+//! The outcomes of checks and notifications, and how each is settled.
 
 use super::{
     check::CheckStep,
@@ -7,68 +7,68 @@ use super::{
 };
 use crate::domain::{check_schedule::CheckDelay, dead_letter::Reason, status::PaymentStatus};
 
-/// What became of a check.
+/// The outcome of a check or a notification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CheckOutcome {
-    /// The step is done.
+    /// The step is applied.
     Checked {
-        /// What the source said.
+        /// The status of the payment.
         status: PaymentStatus,
-        /// What was done.
+        /// The step that was applied.
         step: CheckStep,
-        /// When it is checked again, if it is.
+        /// The delay before the next check, if there is one.
         next: Option<CheckDelay>,
     },
-    /// The message wrote the payment's id in another spelling than its record does, and the credit does not count (any
-    /// more).
+    /// The message has the payment ID in another spelling than the payment's record, and the credit does not count or
+    /// no longer counts.
     Misspelt {
-        /// What the source said.
+        /// The status of the payment.
         status: PaymentStatus,
-        /// What was done.
+        /// The step that was applied.
         step: CheckStep,
     },
-    /// Nothing was looked up yet: its checks begin with this wait.
+    /// The payment was not looked up yet: its checks begin after this delay.
     Begins(CheckDelay),
-    /// A person decides.
+    /// The message is parked for a person to decide.
     Parked {
-        /// What the source said.
+        /// The status of the payment.
         status: PaymentStatus,
-        /// Why.
+        /// The reason.
         reason: Reason,
-        /// In words.
+        /// The reason as a text for people.
         error: String,
     },
-    /// It cannot be read, and its own queue has parked it already.
+    /// The message cannot be parsed, and its own queue has parked it already.
     Malformed(String),
-    /// It cannot be read, and nothing else has parked it.
+    /// The message cannot be parsed, and no other consumer has parked it.
     Unreadable(String),
-    /// A notification that asks for nothing: it is of another kind, or its payment gives no points.
+    /// A notification that requires no action: it has another type, or its payment gives no points.
     Ignored,
     /// The payment's own record contradicts the message.
     Conflict {
-        /// How.
+        /// The contradiction.
         error: String,
-        /// What the source said and what was done, where the ledger was brought to agree with it all the same.
+        /// The status of the payment and the step, where the ledger was changed to match the record nevertheless.
         decision: Option<(PaymentStatus, CheckStep)>,
     },
-    /// It is refused now and later; why.
+    /// The message is refused permanently, with the reason.
     Rejected(String),
-    /// It failed alone for a reason that may pass, while something else worked.
+    /// The message failed alone for a reason that may pass, while other messages succeeded.
     Retry {
-        /// The delayed retry that it takes next.
+        /// The delayed retry that the message takes next.
         step: Step,
-        /// Why it failed.
+        /// The reason of the failure.
         error: String,
     },
-    /// The same, and no delayed retry is left.
+    /// The message failed alone for a reason that may pass, and its retries are used up.
     Exhausted {
-        /// Why it failed the last time.
+        /// The reason of the last failure.
         error: String,
     },
 }
 
 impl CheckOutcome {
-    /// Every label, in the order in which people want to read them.
+    /// All labels of checks, in the order in which reports show them.
     pub const LABELS: [&'static str; 10] = [
         "checked",
         "ignored",
@@ -82,7 +82,7 @@ impl CheckOutcome {
         "unrecognised",
     ];
 
-    /// The same for notifications, which may credit at once: one of [`CheckOutcome::label_on_arrival`].
+    /// All labels of notifications, which may credit at once: the values of [`CheckOutcome::label_on_arrival`].
     pub const LABELS_ON_ARRIVAL: [&'static str; 12] = [
         "credited",
         "duplicate",
@@ -98,7 +98,7 @@ impl CheckOutcome {
         "unrecognised",
     ];
 
-    /// Of a check that failed alone for a reason that may pass, after `taken` delayed retries.
+    /// Returns the outcome of a check that failed alone for a reason that may pass, after `taken` delayed retries.
     pub fn after_failure(error: String, taken: u32, policy: &RetryPolicy) -> Self {
         match policy.next(taken) {
             Some(step) => Self::Retry { step, error },
@@ -106,7 +106,7 @@ impl CheckOutcome {
         }
     }
 
-    /// Its name in metrics: one of [`CheckOutcome::LABELS`].
+    /// Returns the outcome's name in metrics: one of [`CheckOutcome::LABELS`].
     pub fn label(&self) -> &'static str {
         match self {
             Self::Checked { .. } | Self::Begins(_) => "checked",
@@ -120,7 +120,7 @@ impl CheckOutcome {
         }
     }
 
-    /// Its name in metrics where it is that of a notification.
+    /// Returns the outcome's name in metrics for a notification: one of [`CheckOutcome::LABELS_ON_ARRIVAL`].
     pub fn label_on_arrival(&self) -> &'static str {
         match self {
             Self::Checked { step: CheckStep::LateCredit, .. } => "credited",
@@ -129,7 +129,7 @@ impl CheckOutcome {
         }
     }
 
-    /// The status and the step that were counted, where the payment was looked up and something was decided.
+    /// Returns the status and the step to count, where the payment was looked up and a step was decided.
     pub fn decision(&self) -> Option<(PaymentStatus, CheckStep)> {
         match self {
             Self::Checked { status, step, .. } | Self::Misspelt { status, step } => Some((*status, *step)),
@@ -139,7 +139,7 @@ impl CheckOutcome {
         }
     }
 
-    /// What is said to a person about it, where something has gone wrong.
+    /// Returns the error text for people, where the outcome is an error.
     pub fn error(&self) -> Option<&str> {
         match self {
             Self::Checked { .. } | Self::Misspelt { .. } | Self::Begins(_) | Self::Ignored => None,
@@ -153,7 +153,7 @@ impl CheckOutcome {
         }
     }
 
-    /// How it is settled.
+    /// Decides how the message is settled.
     pub fn settlement(&self) -> Settlement {
         let dead = |reason| Settlement::Forward(Destination::Dead(reason));
         match self {

@@ -1,4 +1,4 @@
-//! How often and when a payment is checked.
+//! The schedule of a payment's checks.
 
 use super::{
     check::{CheckStep, LedgerState, OnUnpaid},
@@ -6,33 +6,35 @@ use super::{
     status::PaymentStatus,
 };
 
-/// How often and when a credit is checked (`[compensation]`).
+/// The policy for the checks of a credit: how many, when, and what happens if the payment is not paid
+/// (`[compensation]`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckPolicy {
-    /// Of the first check, and then of each further one. Never empty.
+    /// The delay of the first check, then of each further check. Never empty.
     delays: Vec<Delay>,
-    /// Where they begin among the delays of all policies.
+    /// The index of the first delay among the delays of all policies.
     offset: usize,
-    /// What is done when it turns out not to be paid.
+    /// The action when the payment turns out not to be paid.
     pub on_unpaid: OnUnpaid,
 }
 
-/// Which check it is, by the number of those that were done before.
+/// One check of a schedule, determined by the number of checks that were done before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CheckAttempt {
-    /// Whether no further check is configured: the payment has had its time.
+    /// Whether the checks of the payment are used up: no further check is configured.
     pub used_up: bool,
-    /// Whether it confirms a check that was the last one.
+    /// Whether this check confirms the last check of the schedule.
     pub confirming: bool,
-    /// The wait for the next check.
+    /// The delay before the next check.
     next: CheckDelay,
-    /// The wait for the check that confirms the last one.
+    /// The delay before the check that confirms the last one.
     last: CheckDelay,
-    /// The wait for the check that confirms a credit or a reinstatement; `None` for a check beyond all of those.
+    /// The delay before the check that confirms a credit or a reinstatement; `None` for a check after all confirming
+    /// checks.
     confirming_paid: Option<CheckDelay>,
 }
 
-/// A wait for a check. Only [`CheckPolicy::turn`] makes one, so there is a delay for it.
+/// A delay before a check. Only [`CheckPolicy`] creates one, so the delay is always configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CheckDelay {
     pub(super) checks_done: u32,
@@ -40,51 +42,52 @@ pub struct CheckDelay {
 }
 
 impl CheckDelay {
-    /// Checks that are done when it begins: the value of `x-pointsd-check` on its copy.
+    /// Returns the number of checks done when the delay begins: the value of `x-pointsd-check` on the copy.
     pub fn checks_done(self) -> u32 {
         self.checks_done
     }
 
-    /// The place of its delay among those of all policies, one after the other.
+    /// Returns the index of the delay among the delays of all policies, in sequence.
     pub fn index(self) -> usize {
         self.delay
     }
 }
 
 impl Default for CheckPolicy {
-    /// One check, after half a minute.
+    /// A single check, after 30 seconds.
     fn default() -> Self {
-        #[expect(clippy::expect_used, reason = "a constant; the first line of the example configuration")]
+        #[expect(clippy::expect_used, reason = "a constant that is a valid delay")]
         let first = Delay::parse("30s").expect("a delay");
         Self::new(first, Vec::new(), OnUnpaid::Reverse)
     }
 }
 
 impl CheckPolicy {
-    /// `first` after the message, then after each of `delays` as long as nothing is certain.
+    /// Creates a policy: `first` after the message, then after each of `delays` as long as the payment has no final
+    /// status.
     pub fn new(first: Delay, delays: Vec<Delay>, on_unpaid: OnUnpaid) -> Self {
         Self { delays: std::iter::once(first).chain(delays).collect(), offset: 0, on_unpaid }
     }
 
-    /// The same policy behind others, which have so many delays together.
+    /// Returns the policy with its delays indexed after those of other policies, which have `offset` delays in total.
     #[must_use]
     pub fn behind(self, offset: usize) -> Self {
         Self { offset, ..self }
     }
 
-    /// All delays, the first one among them.
+    /// Returns all delays, including the first one.
     pub fn delays(&self) -> &[Delay] {
         &self.delays
     }
 
-    /// The delay before the first check.
+    /// Returns the delay before the first check.
     pub fn first(&self) -> &Delay {
         &self.delays[0]
     }
 
-    /// Which check it is that comes after `done` others.
+    /// Returns the check that follows after `done` checks.
     pub fn attempt(&self, done: u32) -> CheckAttempt {
-        // Bounded by the configuration: a list of delays has at most `retry::MAX_STEPS`.
+        // The configuration limits the number of delays to `retry::MAX_STEPS`.
         let all = u32::try_from(self.delays.len()).unwrap_or(u32::MAX);
         let last = self.delays.len() - 1;
         let wait = |checks_done, delay: usize| CheckDelay { checks_done, delay: self.offset + delay };
@@ -97,24 +100,25 @@ impl CheckPolicy {
         }
     }
 
-    /// The turn of a notification on arrival: no check of it was scheduled yet, so none is used up.
+    /// Returns the check of a notification on arrival: no check is scheduled yet, so the checks are not used up.
     pub fn arrival(&self) -> CheckAttempt {
         CheckAttempt { used_up: false, confirming: false, next: self.beginning(), ..self.attempt(0) }
     }
 
-    /// The wait before the first check.
+    /// Returns the delay before the first check.
     pub fn beginning(&self) -> CheckDelay {
         CheckDelay { checks_done: 0, delay: self.offset }
     }
 }
 
 impl CheckAttempt {
-    /// The wait for the next check after `step`, which left the payment in `state`; `None` when it was the last one.
+    /// Returns the delay before the check that follows `step`, which left the payment in `state`; `None` after the last
+    /// check.
     ///
-    /// The last check of a payment that was not paid in time is followed by a confirming one whatever the ledger said:
-    /// the reversal may have been committed by a daemon that died before it sent the confirming check (ADR 10). A
-    /// confirming one is followed by another only if it has reversed something itself. A credit or a reinstatement is
-    /// confirmed, because the payment may have been closed between the look-up and the commit.
+    /// The last check of a payment that was not paid in time is followed by a confirming check whatever the ledger
+    /// contained: a daemon may have committed the reversal and died before it sent the confirming check (ADR 10). A
+    /// confirming check is followed by another one only if it has reversed something itself. A credit or a
+    /// reinstatement is confirmed because the payment may have been closed between look-up and commit.
     pub fn wait_after(self, status: PaymentStatus, step: CheckStep, state: LedgerState) -> Option<CheckDelay> {
         let in_doubt = matches!(status, PaymentStatus::Pending | PaymentStatus::Unknown);
         match step {
@@ -127,12 +131,12 @@ impl CheckAttempt {
         }
     }
 
-    /// The wait for the check that confirms a credit or a reinstatement.
+    /// Returns the delay before the check that confirms a credit or a reinstatement.
     pub fn confirming_paid(self) -> Option<CheckDelay> {
         self.confirming_paid
     }
 
-    /// The wait for the next check, when nothing is certain.
+    /// Returns the delay before the next check of a payment that has no final status.
     pub fn next(self) -> CheckDelay {
         self.next
     }

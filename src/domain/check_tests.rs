@@ -10,8 +10,8 @@ use LedgerState::{Absent, Credited, Reversed, Verified};
 use PaymentStatus::{Closed, Paid, Pending, Unknown, Unrecognised};
 use proptest::prelude::*;
 
-/// What is done with `on_unpaid = "reverse"`, for each state of the ledger (absent, credited, verified, reversed), before and
-/// at the last check.
+/// The steps with `on_unpaid = "reverse"`, for each state of the ledger (absent, credited, verified, reversed), before
+/// and at the last check.
 const TABLE: [(PaymentStatus, [CheckStep; 4], [CheckStep; 4]); 5] = [
     (Paid, [LateCredit, Verify, Verify, Reinstate], [LateCredit, Verify, Verify, Reinstate]),
     (Pending, [Recheck; 4], [Void, Expire, Dead(Reason::Expired), None]),
@@ -129,7 +129,7 @@ fn checks_are_numbered_and_wait_for_their_own_delay() {
             (false, false, "3s", 2),
             (true, false, "3s", 3),
             (true, true, "3s", 4),
-            // The delays were made fewer while it waited.
+            // The number of delays was reduced while the check waited.
             (true, true, "3s", 5),
         ]
     );
@@ -148,11 +148,11 @@ fn what_was_not_paid_in_time_is_confirmed_even_when_the_daemon_died_in_between()
         (policy.attempt(0), Pending, Recheck, Credited, Some(CheckDelay { checks_done: 1, delay: 1 })),
         (last, Pending, Expire, Reversed, confirmation),
         (last, Unknown, Void, Reversed, confirmation),
-        // Reversed already: by this very message, delivered before.
+        // The credit is reversed already, by an earlier delivery of this very message.
         (last, Pending, None, Reversed, confirmation),
         (confirming, Pending, None, Reversed, Option::None),
         (confirming, Pending, Expire, Reversed, confirmation),
-        // Its record was archived.
+        // The record of the payment was archived.
         (last, Unknown, None, Verified, Option::None),
         (last, Closed, Reverse, Reversed, Option::None),
         (last, Closed, Void, Reversed, Option::None),
@@ -179,8 +179,8 @@ fn a_credit_or_a_reinstatement_by_a_check_is_confirmed_after_the_first_delay_and
 }
 
 proptest! {
-    /// Whatever the source says, and however it changes its mind: a payment is checked as often as there are delays, and at
-    /// most three times more: a confirmed expiry, and a confirmed reinstatement.
+    /// In any sequence of statuses, a payment is checked as often as there are delays, and at most three times more:
+    /// for a confirmed expiry and a confirmed reinstatement.
     #[test]
     fn a_message_is_checked_a_bounded_number_of_times(
         said in prop::collection::vec(prop::sample::select(PaymentStatus::ALL.to_vec()), 60),

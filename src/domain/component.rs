@@ -1,25 +1,26 @@
-//! The parts of the daemon that work on their own.
+//! The components of the daemon, which work independently.
 
-/// What consumes, each on its own: only what needs a dependency pauses when that is down.
+/// A component of the daemon. During an outage only the components that need the failed dependency pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Component {
-    /// The credit queue.
+    /// The consumer of the credit queue.
     Credits,
-    /// The check queue.
+    /// The consumer of the check queue.
     Checks,
-    /// The queue of a source, by the source's name.
+    /// The consumer of a notification source's queue, by the source's name.
     Source(&'static str),
-    /// None: the outbox is relayed.
+    /// The relay, which consumes no queue: it publishes the outbox.
     Relay,
 }
 
 impl Component {
-    /// Of a source. Its name is kept for the life of the process: sources are configured once.
+    /// Creates the component of a notification source. Its name is kept until the process ends: sources are configured
+    /// once.
     pub fn source(name: &str) -> Self {
         Self::Source(name.to_owned().leak())
     }
 
-    /// The metrics' `queue` label; of the relay, which has no queue, its name in the log.
+    /// Returns the value of the metrics' `queue` label. For the relay, which has no queue, returns its name in the log.
     pub fn label(self) -> &'static str {
         match self {
             Self::Credits => "credit",

@@ -1,17 +1,17 @@
-//! A credit, and what the ledger says about it.
+//! A credit, and its comparison with the ledger.
 
 use super::ids::{PaymentId, UserId};
 
-/// The highest `message.max_points` that can be configured.
+/// The highest value of `message.max_points`.
 ///
-/// A whole batch ([`MAX_BATCH`] credits) of that size stays so far below the range of a balance that adding it up
-/// cannot overflow 64 bits before the ledger's own check refuses it.
+/// A whole batch ([`MAX_BATCH`] credits) of this size is so far below the range of a balance that its sum cannot
+/// overflow 64 bits before the ledger's own constraint refuses it.
 pub const MAX_POINTS_LIMIT: i64 = 1_000_000_000_000;
 
-/// The most credits one transaction may hold.
+/// The most credits of one transaction.
 pub const MAX_BATCH: usize = 10_000;
 
-/// The largest balance, and by its negative the smallest, that the ledger accepts. A constraint of the schema.
+/// The largest balance that the ledger accepts; its negative is the smallest. A constraint of the schema.
 pub const MAX_BALANCE: i64 = 9_000_000_000_000_000_000;
 
 /// A positive number of points, at most [`MAX_POINTS_LIMIT`].
@@ -19,59 +19,60 @@ pub const MAX_BALANCE: i64 = 9_000_000_000_000_000_000;
 pub struct Points(i64);
 
 impl Points {
-    /// The smallest number.
+    /// The smallest number of points.
     pub const ONE: Self = Self(1);
 
-    /// `None` when `points` is not within 1 to `max`, or `max` is above [`MAX_POINTS_LIMIT`] and `points` too.
+    /// Returns `None` when `points` is not within 1 to `max`, or exceeds [`MAX_POINTS_LIMIT`].
     pub fn new(points: i64, max: i64) -> Option<Self> {
         (1..=max.min(MAX_POINTS_LIMIT)).contains(&points).then_some(Self(points))
     }
 
-    /// The number.
+    /// Returns the number of points.
     pub fn get(self) -> i64 {
         self.0
     }
 }
 
-/// What a message asks for: `points` for `user_id`, because of `payment_id`.
+/// The request of a message: `points` for `user_id`, because of `payment_id`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credit {
-    /// The payment: credited at most once, for ever.
+    /// The ID of the payment, which is credited at most once, without a time limit.
     pub payment_id: PaymentId,
-    /// Who gets the points.
+    /// The user who receives the points.
     pub user_id: UserId,
-    /// How many.
+    /// The number of points.
     pub points: Points,
 }
 
-/// The version of a payment that stands in the ledger.
+/// The credit of a payment that the ledger contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordedCredit {
-    /// Whose credit it is.
+    /// The user who received the credit.
     pub user_id: String,
-    /// How many points it gave.
+    /// The number of points of the credit.
     pub points: i64,
-    /// Whether no check is needed: it counts and was found paid, or a check has parked it for a person to decide.
+    /// Whether no check is needed: the credit counts and was found paid, or a check has parked it for a person to
+    /// decide.
     pub checked: bool,
 }
 
-/// What the ledger says of one credit of a batch.
+/// The result of comparing one credit of a batch with the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// The payment was new and is credited now.
+    /// The payment was new and is now credited.
     Credited,
-    /// The same payment, user and points stand there already.
+    /// The ledger contains the same payment, user and points already.
     Duplicate {
-        /// As in [`RecordedCredit::checked`].
+        /// See [`RecordedCredit::checked`].
         checked: bool,
     },
-    /// The payment stands there with another user or other points.
+    /// The ledger contains the payment with another user or other points.
     Conflict(RecordedCredit),
 }
 
 impl Verdict {
-    /// Compares a credit with what stands in the ledger under its payment id: a duplicate is found by comparing,
-    /// never assumed from a key that exists.
+    /// Compares a credit with the ledger's row of the same payment ID. A duplicate is the result of a comparison, and
+    /// is never assumed from an existing key.
     pub fn of_existing(given: &Credit, standing: &RecordedCredit) -> Self {
         if given.user_id.as_str() == standing.user_id && given.points.get() == standing.points {
             Self::Duplicate { checked: standing.checked }

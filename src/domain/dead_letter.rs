@@ -1,28 +1,28 @@
-//! Dead letters: messages that are parked in the dead queue for a person to decide.
+//! Dead letters: messages in the dead queue, which a person must inspect.
 
-/// Why a message lies in the dead queue: the value of `x-pointsd-reason`.
+/// The reason why a message is in the dead queue: the value of `x-pointsd-reason`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
-    /// No credit can be read from it.
+    /// The message contains no valid credit.
     Malformed,
-    /// The payment id is in the ledger with another user or other points.
+    /// The ledger contains the payment ID with another user or other points.
     Conflict,
-    /// The ledger refuses this one message for good.
+    /// The ledger permanently refuses this message.
     Rejected,
-    /// It failed again and again for a reason that might have passed, and no retry is left.
+    /// The message failed repeatedly for a reason that may pass, and its retries are used up.
     Exhausted,
-    /// Its payment is closed, and a person decides (`compensation.on_unpaid = "dead"`).
+    /// The payment is closed, and a person decides (`compensation.on_unpaid = "dead"`).
     Unpaid,
-    /// Its payment was not paid in time, and a person decides.
+    /// The payment was not paid in time, and a person decides.
     Expired,
-    /// Its payment has a status that is in none of the configured lists, and no check is left.
+    /// The payment has a status that is in none of the configured lists, and its checks are used up.
     Unrecognised,
-    /// The AMQP client cannot decode its properties.
+    /// The AMQP client cannot decode the properties of the message.
     Unreadable,
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 8] = [
         Self::Malformed,
         Self::Conflict,
@@ -34,7 +34,7 @@ impl Reason {
         Self::Unreadable,
     ];
 
-    /// The header's and the metric's value.
+    /// Returns the value of the header and of the metric's label.
     pub fn label(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",

@@ -1,27 +1,27 @@
-//! What listeners are told: the bodies and the routing keys of events (`docs/guides/events.md`).
+//! Events for other programs: their bodies and routing keys (`docs/guides/events.md`).
 
 use super::check::CheckStep;
 use serde::Serialize;
 
-/// What has happened to a payment's points, or to the payment.
+/// The kind of an event: what happened to the points of a payment, or to the payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum EventKind {
-    /// Its points count.
+    /// The points were credited.
     #[serde(rename = "points.credited")]
     Credited,
-    /// They were taken back.
+    /// The points were reversed.
     #[serde(rename = "points.reversed")]
     Reversed,
-    /// They count again.
+    /// The points were reinstated.
     #[serde(rename = "points.reinstated")]
     Reinstated,
-    /// It was not paid in time, and is closed.
+    /// The payment was not paid in time, and is closed.
     #[serde(rename = "payments.closed")]
     Closed,
 }
 
 impl EventKind {
-    /// The routing key, and the `type` in the body.
+    /// Returns the routing key, which is also the `type` in the body.
     pub fn routing_key(self) -> &'static str {
         match self {
             Self::Credited => "points.credited",
@@ -31,7 +31,7 @@ impl EventKind {
         }
     }
 
-    /// What a step of a check makes known. Whatever moves no balance makes nothing known.
+    /// Returns the event that a step of a check causes. A step that changes no balance causes none.
     pub fn of_step(step: CheckStep) -> Option<Self> {
         match step {
             CheckStep::LateCredit => Some(Self::Credited),
@@ -42,32 +42,32 @@ impl EventKind {
     }
 }
 
-/// One event, as its body has it.
+/// One event, in the form of its body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Event<'a> {
-    /// Its own id, the same however often it is published.
+    /// The ID of the event, equal in every publication of it.
     pub event_id: &'a str,
-    /// What has happened.
+    /// The kind of the event.
     #[serde(rename = "type")]
     pub kind: EventKind,
-    /// To which payment.
+    /// The ID of the payment.
     pub payment_id: &'a str,
-    /// Whose points they are, where that is known.
+    /// The user who owns the points, where known.
     pub user_id: Option<&'a str>,
-    /// How many points were given or taken: always positive. None where no points have moved.
+    /// The number of points given or taken, always positive. `None` where no points were moved.
     pub points: Option<i64>,
-    /// Why, where it is not because of the payment itself.
+    /// The reason, where the cause is not the payment itself.
     pub reason: Option<&'a str>,
-    /// When: RFC 3339, in UTC.
+    /// The time of the event: RFC 3339, in UTC.
     pub at: &'a str,
 }
 
 impl Event<'_> {
-    /// Its body: JSON.
-    #[expect(clippy::missing_panics_doc, reason = "texts and numbers are JSON")]
+    /// Returns the body as JSON.
+    #[expect(clippy::missing_panics_doc, reason = "texts and numbers are always valid JSON")]
     pub fn body(&self) -> String {
-        #[expect(clippy::expect_used, reason = "texts and numbers are JSON")]
-        serde_json::to_string(self).expect("an event is JSON")
+        #[expect(clippy::expect_used, reason = "texts and numbers are always valid JSON")]
+        serde_json::to_string(self).expect("an event is serializable as JSON")
     }
 }
 
@@ -89,7 +89,7 @@ mod tests {
         let body = r#"{"event_id":"e","type":"points.reversed","payment_id":"支付\"7","user_id":"u","points":5,"reason":"closed","at":"2026-01-01T00:00:00Z"}"#;
         assert_eq!(event.body(), body);
         for kind in [EventKind::Credited, EventKind::Reversed, EventKind::Reinstated, EventKind::Closed] {
-            assert_eq!(serde_json::to_value(kind).unwrap(), kind.routing_key(), "the key is the type");
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.routing_key(), "the routing key equals the type");
         }
     }
 }

@@ -1,23 +1,23 @@
-//! What can fail, and what a failure means for messages: the error classes that every decision about retries stands on.
+//! Failures of dependencies and of batches, and the error classes on which every decision about retries depends.
 
 use std::fmt;
 
-/// Something the daemon cannot work without.
+/// A dependency of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dependency {
-    /// The database with the balances.
+    /// The database that contains the ledger.
     Ledger,
-    /// RabbitMQ: its connections, and the queues that are needed.
+    /// RabbitMQ: the connections, and the queues that are required.
     Broker,
-    /// What knows whether payments are paid.
+    /// The payment source.
     PayStatus,
 }
 
 impl Dependency {
-    /// All of them.
+    /// All dependencies.
     pub const ALL: [Self; 3] = [Self::Ledger, Self::Broker, Self::PayStatus];
 
-    /// The metric's label.
+    /// Returns the dependency's label in metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Ledger => "ledger",
@@ -33,43 +33,44 @@ impl fmt::Display for Dependency {
     }
 }
 
-/// A dependency does not work for anybody. No message is to blame, and none is charged for it.
+/// An outage: a dependency does not work for any message. No attempt is charged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{dependency}: {reason}")]
 pub struct Outage {
-    /// Which.
+    /// The dependency that does not work.
     pub dependency: Dependency,
-    /// What was seen, for a person.
+    /// The observed failure, for people.
     pub reason: String,
 }
 
-/// Whose fault an error is. Every kind of error says it of itself, in an exhaustive match beside its type.
+/// The class of an error. Every error type determines its class in an exhaustive match beside the type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// Nobody's message: the dependency does not work.
+    /// The dependency does not work. No message caused the error.
     Outage,
-    /// A message's, for good.
+    /// A message causes the error, and always will.
     Permanent,
-    /// A row that a message needs is held by another transaction.
+    /// Another transaction holds a row that a message needs.
     Locked,
-    /// It may pass, or cannot be told: tried again, then split until the message that fails is alone.
+    /// The error may pass, or its cause is not known. The batch is retried, then split until the failing message is
+    /// alone.
     Transient,
 }
 
-/// Why a batch failed as a whole. It may be committed all the same (its answer was lost, or what came after the commit
-/// failed): then its messages are duplicates the next time.
+/// Why a batch failed as a whole. It may have been committed nevertheless (its response was lost, or a step after the
+/// commit failed): then its messages are duplicates at the next delivery.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
-    /// What it needs is down, read-only, full, or does not answer in time.
+    /// A dependency is down, read-only or full, or does not respond in time.
     #[error(transparent)]
     Outage(#[from] Outage),
-    /// Something in it is refused, and will be again.
+    /// The ledger refuses something in the batch, and will refuse it again.
     #[error("{0}")]
     Refused(String),
-    /// A row that it needs is held by another transaction, and was not released in time.
+    /// Another transaction holds a row that the batch needs, and did not release it in time.
     #[error("{0}")]
     Locked(String),
-    /// It failed for a reason that may pass, or that cannot be told apart from one.
+    /// The batch failed for a reason that may pass, or that cannot be distinguished from one.
     #[error("{0}")]
     Transient(String),
 }

@@ -1,64 +1,64 @@
-//! Where a message's fields stand in its body, and one pass over the JSON that finds them without copying.
+//! The places of a message's fields in its body, and a single pass over the JSON that finds the fields without copying.
 
 use super::ids::PaymentId;
-use crate::domain::malformed::{Field, identifier};
+use crate::domain::malformed::{Field, parse_identifier};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
 
-/// Where the fields stand in a body.
+/// The places of the fields in a body.
 #[derive(Debug, Clone)]
 pub struct FieldPaths {
     root: Node,
 }
 
-/// One step of the way to the fields: an object (or array) that is entered, or a field itself.
+/// One node on the paths to the fields: an object (or array) that is entered, or a field itself.
 #[derive(Debug, Clone, Default)]
 struct Node {
-    /// Of the whole shape, counted; the bit in [`FoundFields::seen`].
+    /// The node's number within the whole tree; its bit in [`FoundFields::seen`].
     number: u32,
     children: Vec<(String, Node)>,
     field: Option<Field>,
 }
 
-/// Why a set of JSON Pointers is no shape.
+/// Why a set of JSON Pointers is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FieldPathsError {
-    /// Not the form of RFC 6901.
+    /// The text is not a JSON Pointer by RFC 6901.
     #[error("must be a JSON Pointer such as \"/data/order/id\" (RFC 6901), at most 8 levels deep")]
     NotAPointer,
-    /// Two fields at one place, or one inside the other.
-    #[error("points at or into the place of another field")]
+    /// Two fields have the same place, or one contains the other.
+    #[error("points at or into another field; each field must have its own place")]
     Overlap,
 }
 
 impl Default for FieldPaths {
-    /// The three fields at the top of the object, in either spelling.
+    /// The three fields at the top level of the object, each in either spelling.
     fn default() -> Self {
-        #[expect(clippy::expect_used, reason = "the spellings are constants, and differ; a test holds it")]
-        Self::new([None, None, None]).expect("the usual places are valid paths")
+        #[expect(clippy::expect_used, reason = "the spellings are distinct constants, as a test verifies")]
+        Self::new([None, None, None]).expect("the default field paths are valid")
     }
 }
 
 impl FieldPaths {
-    /// The most levels a pointer may have.
+    /// The most levels that a pointer may have.
     const MAX_DEPTH: usize = 8;
 
-    /// A shape with the fields (payment, user, points) where the JSON Pointers say, or, without one, at the top in
-    /// either spelling. The error tells which of the three is wrong.
+    /// Creates the paths of the fields (payment, user, points) from JSON Pointers. A field without a pointer is at the
+    /// top level, in either spelling. The error contains the first invalid field.
     pub fn new(pointers: [Option<&str>; 3]) -> Result<Self, (Field, FieldPathsError)> {
         let mut paths = Self { root: Node::default() };
         let mut count = 0;
         for (field, pointer) in Field::WANTED.into_iter().zip(pointers) {
             match pointer {
                 Some(pointer) => {
-                    let path = Self::path(pointer).map_err(|error| (field, error))?;
-                    paths.root.place(&path, field, &mut count).map_err(|error| (field, error))?;
+                    let path = Self::parse_pointer(pointer).map_err(|error| (field, error))?;
+                    paths.root.insert(&path, field, &mut count).map_err(|error| (field, error))?;
                 }
                 None => {
                     for name in field.spellings() {
                         let path = [(*name).to_owned()];
-                        paths.root.place(&path, field, &mut count).map_err(|error| (field, error))?;
+                        paths.root.insert(&path, field, &mut count).map_err(|error| (field, error))?;
                     }
                 }
             }
@@ -66,12 +66,12 @@ impl FieldPaths {
         Ok(paths)
     }
 
-    /// A body in which the fields stand where this shape looks for them.
+    /// Returns a body in which the fields are at these paths.
     pub(super) fn compose(&self, value: &impl Fn(Field) -> serde_json::Value) -> serde_json::Value {
         self.root.compose(value)
     }
 
-    /// Looks for the fields in one pass over a JSON text.
+    /// Finds the fields in one pass over a JSON text.
     pub(super) fn find<'b>(&self, text: &'b str) -> serde_json::Result<FoundFields<'b>> {
         let mut found = FoundFields::default();
         let mut json = serde_json::Deserializer::from_str(text);
@@ -80,21 +80,21 @@ impl FieldPaths {
         Ok(found)
     }
 
-    /// The payment id of a text that is no good message, where one can be read: its place is there once, up to where the text
-    /// stops to be JSON.
+    /// Returns the payment ID of a text that is not a valid message, where one can be read: the field occurs exactly
+    /// once before the text ends or stops being JSON.
     pub(super) fn readable_payment_id(&self, text: &str) -> Option<PaymentId> {
         let mut found = FoundFields::default();
         let mut json = serde_json::Deserializer::from_str(text);
         let is_json = Visit { node: &self.root, found: &mut found }.deserialize(&mut json).is_ok();
         let value = found.values[0].filter(|_| found.given_twice != Some(Field::PaymentId))?;
-        // A number at the end of a text that is cut off may be cut off, too.
+        // A number at the end of a truncated text may be truncated itself.
         if !is_json && !value.get().ends_with('"') && text.ends_with(value.get()) {
             return None;
         }
-        identifier(Field::PaymentId, Some(value), PaymentId::new).ok()
+        parse_identifier(Field::PaymentId, Some(value), PaymentId::new).ok()
     }
 
-    fn path(pointer: &str) -> Result<Vec<String>, FieldPathsError> {
+    fn parse_pointer(pointer: &str) -> Result<Vec<String>, FieldPathsError> {
         let rest = pointer.strip_prefix('/').ok_or(FieldPathsError::NotAPointer)?;
         let mut path = Vec::new();
         for part in rest.split('/') {
@@ -109,7 +109,7 @@ impl FieldPaths {
 }
 
 impl Node {
-    fn place(&mut self, path: &[String], field: Field, count: &mut u32) -> Result<(), FieldPathsError> {
+    fn insert(&mut self, path: &[String], field: Field, count: &mut u32) -> Result<(), FieldPathsError> {
         let Some((name, rest)) = path.split_first() else {
             if !self.children.is_empty() || self.field.is_some() {
                 return Err(FieldPathsError::Overlap);
@@ -126,7 +126,7 @@ impl Node {
             self.children.push((name.clone(), Self { number: *count, ..Self::default() }));
             self.children.len() - 1
         });
-        self.children[index].1.place(rest, field, count)
+        self.children[index].1.insert(rest, field, count)
     }
 
     fn compose(&self, value: &impl Fn(Field) -> serde_json::Value) -> serde_json::Value {
@@ -134,7 +134,7 @@ impl Node {
         let mut written: Vec<Field> = Vec::new();
         for (name, child) in &self.children {
             match child.field {
-                // Of several spellings the first.
+                // Of several spellings, the first one is written.
                 Some(field) if written.contains(&field) => {}
                 Some(field) => {
                     written.push(field);
@@ -152,27 +152,27 @@ impl Node {
         self.children.iter().find(|(name, _)| name == key).map(|(_, node)| node)
     }
 
-    /// The field that stands here, or the first one below.
+    /// Returns the field at this node, or the first field below it.
     fn first_field(&self) -> Field {
         self.field.or_else(|| self.children.first().map(|(_, child)| child.first_field())).unwrap_or(Field::Body)
     }
 }
 
-/// What one pass over a body has found.
+/// The result of one pass over a body.
 #[derive(Default)]
 pub(super) struct FoundFields<'b> {
-    /// Whether the body is an object at all.
+    /// Whether the body is an object.
     pub(super) is_object: bool,
     /// The JSON texts of the fields, in the order of [`Field::WANTED`].
     pub(super) values: [Option<&'b RawValue>; 3],
-    /// The first field that is there more than once.
+    /// The first field that occurs more than once.
     pub(super) given_twice: Option<Field>,
-    /// The nodes met so far, a bit each: 3 pointers of at most 8 levels, or 6 spellings, fit.
+    /// The nodes seen so far, one bit each: 3 pointers of at most 8 levels, or 6 spellings, fit.
     seen: u64,
 }
 
 impl<'b> FoundFields<'b> {
-    fn meet(&mut self, node: &Node) {
+    fn mark_seen(&mut self, node: &Node) {
         let bit = 1_u64 << node.number;
         if self.seen & bit != 0 && self.given_twice.is_none() {
             self.given_twice = Some(node.first_field());
@@ -180,9 +180,9 @@ impl<'b> FoundFields<'b> {
         self.seen |= bit;
     }
 
-    fn keep(&mut self, field: Field, value: &'b RawValue) {
+    fn store(&mut self, field: Field, value: &'b RawValue) {
         for (wanted, slot) in Field::WANTED.into_iter().zip(&mut self.values) {
-            // In two spellings, or in two objects of the same name: given twice.
+            // A field in two spellings, or in two objects of the same name, is given twice.
             if wanted == field && slot.replace(value).is_some() {
                 self.given_twice.get_or_insert(field);
             }
@@ -190,8 +190,8 @@ impl<'b> FoundFields<'b> {
     }
 }
 
-/// Enters one JSON value on the way to the fields. A value of another type than the way needs is passed over: the
-/// fields below it are then missing.
+/// Visits one JSON value on the path to the fields. A value of another type than the path needs is skipped: the fields
+/// below it are then missing.
 struct Visit<'s, 'f, 'b> {
     node: &'s Node,
     found: &'f mut FoundFields<'b>,
@@ -220,9 +220,9 @@ impl<'b> Visitor<'b> for Visit<'_, '_, 'b> {
                 map.next_value::<IgnoredAny>()?;
                 continue;
             };
-            found.meet(child);
+            found.mark_seen(child);
             match child.field {
-                Some(field) => found.keep(field, map.next_value::<&'b RawValue>()?),
+                Some(field) => found.store(field, map.next_value::<&'b RawValue>()?),
                 None => map.next_value_seed(Visit { node: child, found: &mut *found })?,
             }
         }
@@ -239,7 +239,7 @@ impl<'b> Visitor<'b> for Visit<'_, '_, 'b> {
                     Some(field) => {
                         let value = seq.next_element::<&'b RawValue>()?;
                         if let Some(value) = value {
-                            found.keep(field, value);
+                            found.store(field, value);
                         }
                         value.is_some()
                     }
@@ -278,7 +278,7 @@ impl<'b> Visitor<'b> for Visit<'_, '_, 'b> {
     }
 }
 
-/// Reads an object's key and looks it up, without keeping the key.
+/// Reads an object's key and looks up its node, without storing the key.
 struct Key<'s>(&'s Node);
 
 impl<'b, 's> DeserializeSeed<'b> for Key<'s> {

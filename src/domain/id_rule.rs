@@ -1,48 +1,48 @@
-//! Which payment ids are accepted, beyond what every identifier must be: an id that is put into a URL must stay one
-//! segment of its path, whatever a server in between decodes.
+//! Rules for payment IDs in addition to those for every identifier: an ID that is inserted into a URL must remain one
+//! segment of the path, whatever an intermediate server decodes.
 
 use regex::Regex;
 
-/// Characters with a meaning in a URL, also where they are percent-encoded: servers and proxies decode some of them.
+/// Characters with a meaning in a URL, even percent-encoded: servers and proxies decode some of them.
 const RESERVED: [char; 6] = ['/', '\\', '%', '?', '#', ';'];
 
-/// Which payment ids are accepted.
+/// The rule that decides which payment IDs are accepted.
 #[derive(Debug, Clone, Default)]
 pub enum IdRule {
-    /// Every id.
+    /// Every ID is accepted.
     #[default]
     Any,
-    /// Every id except `.`, `..` and those with a character that has a meaning in a URL.
+    /// Every ID is accepted except `.`, `..` and IDs that contain a character with a meaning in a URL.
     UrlSafe,
-    /// Those that match a pattern.
+    /// IDs that match a pattern are accepted.
     Matching(IdPattern),
 }
 
-/// A regular expression that a whole id must match. `.` and `..` are refused all the same.
+/// A regular expression that the whole ID must match. `.` and `..` are refused in any case.
 #[derive(Debug, Clone)]
 pub struct IdPattern {
     text: String,
     regex: Regex,
 }
 
-/// Why a text is not a pattern for ids.
+/// Why a text is not a valid pattern for IDs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdPatternError {
-    /// It matches no id.
+    /// The pattern is empty and would match no ID.
     #[error("is empty; must be a regular expression that matches whole ids, as in \"[A-Za-z0-9_-]+\"")]
     Empty,
-    /// Not a regular expression, or one that is too large. On one line.
+    /// The text is not a regular expression, or the expression is too large. The reason is one line.
     #[error("is not a regular expression: {0}")]
     Invalid(String),
 }
 
-/// Why an id is refused. Its text never quotes the id.
+/// Why an ID is refused. The error text never quotes the ID.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdRefused {
-    /// It could leave its place in a URL.
+    /// The ID could change the path of a URL.
     #[error("is unsafe in a URL; must not be empty, \".\" or \"..\", or contain any of / \\ % ? # ;")]
     UnsafeInUrl,
-    /// It does not match the configured pattern.
+    /// The ID does not match the configured pattern.
     #[error("is refused by pay_status.http.id_pattern; must match {pattern} and must not be \".\" or \"..\"")]
     NoMatch {
         /// The pattern, on one line.
@@ -56,19 +56,19 @@ impl IdPattern {
         if text.is_empty() {
             return Err(IdPatternError::Empty);
         }
-        // Alone first: a text such as `a)|(b` would be an expression only within the group.
+        // The text is compiled alone first: a text such as `a)|(b` would be a valid expression only within the group.
         let regex = Regex::new(text).and_then(|_| Regex::new(&format!(r"\A(?:{text})\z")));
         let regex = regex.map_err(|error| IdPatternError::Invalid(last_line(&error)))?;
         Ok(Self { text: text.to_owned(), regex })
     }
 
-    /// The regular expression, as it is configured.
+    /// Returns the regular expression as configured.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 }
 
-/// A pattern may have line breaks; the text of an error must not.
+/// Returns a pattern with its line breaks escaped, because an error text has one line.
 fn on_one_line(text: &str) -> String {
     let escaped = |character: char| {
         if character.is_control() { character.escape_default().to_string() } else { character.into() }
@@ -76,7 +76,8 @@ fn on_one_line(text: &str) -> String {
     text.chars().map(escaped).collect()
 }
 
-/// The reason: the lines above it repeat the expression and mark a place in it.
+/// Returns the last line of the error, which is the reason: the lines above it repeat the expression and mark a
+/// position.
 fn last_line(error: &regex::Error) -> String {
     let text = error.to_string();
     let line = text.lines().last().unwrap_or_default().trim();
@@ -84,7 +85,7 @@ fn last_line(error: &regex::Error) -> String {
 }
 
 impl IdRule {
-    /// Whether `id` is accepted.
+    /// Returns an error if the ID is refused.
     pub fn check(&self, id: &str) -> Result<(), IdRefused> {
         let is_dots = matches!(id, "." | "..");
         match self {

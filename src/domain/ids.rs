@@ -1,33 +1,33 @@
-//! Identifiers of payments and users, validated once and then trusted.
+//! Identifiers of payments and users, validated when they are created.
 
 use std::fmt;
 
-/// The most characters (Unicode scalar values, not bytes) an identifier may have.
+/// The most characters (Unicode scalar values, not bytes) of an identifier.
 pub const MAX_ID_CHARS: usize = 128;
 
-/// Why a text is no identifier.
+/// Why a text is not a valid identifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
-    /// Nothing is there.
+    /// The text is empty.
     #[error("is empty; must be 1 to {MAX_ID_CHARS} characters")]
     Empty,
-    /// More than [`MAX_ID_CHARS`] characters.
+    /// The text has more than [`MAX_ID_CHARS`] characters.
     #[error("is too long; must be 1 to {MAX_ID_CHARS} characters")]
     TooLong,
-    /// A control character (NUL, newline, DEL, …) anywhere in it.
+    /// The text contains a control character (NUL, newline, DEL, …).
     #[error("has a control character; must have none")]
     ControlCharacter,
-    /// An invisible character, such as a zero-width space or a byte order mark, anywhere in it.
+    /// The text contains an invisible character, such as a zero-width space or a byte order mark.
     #[error("has an invisible character (such as a zero-width space); must have none")]
     InvisibleCharacter,
-    /// White space at its beginning or end.
-    #[error("has blanks around it; must have none at its ends")]
+    /// The text has whitespace at its beginning or end.
+    #[error("has leading or trailing whitespace; must have none")]
     SurroundingBlank,
 }
 
 /// Invisible characters: Unicode's format characters (category Cf), those that are ignored in display
-/// (`Default_Ignorable_Code_Point`), and the separators of lines and paragraphs. Two identifiers that differ only by them
-/// look alike.
+/// (`Default_Ignorable_Code_Point`), and the separators of lines and paragraphs. Two identifiers that differ only in
+/// such characters look alike.
 const INVISIBLE: [(char, char); 25] = [
     ('\u{ad}', '\u{ad}'),
     ('\u{34f}', '\u{34f}'),
@@ -56,17 +56,17 @@ const INVISIBLE: [(char, char); 25] = [
     ('\u{e0000}', '\u{e0fff}'),
 ];
 
-/// Whether a character is invisible.
+/// Returns whether a character is invisible.
 pub fn is_invisible(character: char) -> bool {
     !character.is_ascii() && INVISIBLE.iter().any(|(first, last)| (*first..=*last).contains(&character))
 }
 
 /// Checks `text` against the rules that payment and user identifiers share (`docs/guides/producers.md`).
-fn check(text: &str) -> Result<(), IdError> {
+fn validate(text: &str) -> Result<(), IdError> {
     if text.is_empty() {
         return Err(IdError::Empty);
     }
-    // A character has at most four bytes, so most texts need no counting.
+    // A character has at most four bytes, so only longer texts need counting.
     if text.len() > MAX_ID_CHARS && text.chars().count() > MAX_ID_CHARS {
         return Err(IdError::TooLong);
     }
@@ -89,20 +89,20 @@ macro_rules! identifier {
         pub struct $name(Box<str>);
 
         impl $name {
-            /// Takes `text` as it stands; nothing is trimmed or folded.
+            /// Validates `text` and keeps it unchanged; nothing is trimmed or case-folded.
             pub fn new(text: &str) -> Result<Self, IdError> {
-                check(text)?;
+                validate(text)?;
                 Ok(Self(text.into()))
             }
 
-            /// An id that no message can have, because it breaks the rules of [`Self::new`]: what is written under it is rolled
-            /// back.
+            /// Creates an ID that no message can have, because it violates the rules of [`Self::new`]. Rows that are
+            /// written with it are rolled back.
             pub(crate) fn reserved(text: &str) -> Self {
-                debug_assert!(check(text).is_err());
+                debug_assert!(validate(text).is_err());
                 Self(text.into())
             }
 
-            /// The canonical text.
+            /// Returns the text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -123,12 +123,12 @@ macro_rules! identifier {
 }
 
 identifier! {
-    /// What a payment is known by: the key of de-duplication. Ordered by its bytes, as the ledger orders it.
+    /// The ID of a payment: the key of de-duplication. Ordered by its bytes, as the ledger orders it.
     PaymentId
 }
 
 identifier! {
-    /// Whose points they are. Ordered by its bytes, as the ledger orders it.
+    /// The ID of the user who owns points. Ordered by its bytes, as the ledger orders it.
     UserId
 }
 
@@ -177,7 +177,7 @@ mod tests {
             assert!(is_invisible(character), "U+{:04X}", u32::from(character));
         }
         let seen = regex::Regex::new(r"\A[\p{L}\p{N}\p{P}\p{S}]\z").unwrap();
-        // Letters by category that have no shape: the fillers of Hangul.
+        // The fillers of Hangul are letters by category, but have no visible shape.
         let fillers = ['\u{115f}', '\u{1160}', '\u{3164}', '\u{ffa0}'];
         for character in ('\0'..=char::MAX).filter(|character| seen.is_match(&character.to_string())) {
             assert!(!is_invisible(character) || fillers.contains(&character), "U+{:04X}", u32::from(character));

@@ -1,4 +1,4 @@
-//! Why nothing can be read from a body, and reading identifiers from JSON. No error quotes the body.
+//! Errors of malformed bodies, and the reading of identifiers from JSON. No error quotes the body.
 
 use super::{id_rule::IdRefused, ids::IdError};
 use serde_json::value::RawValue;
@@ -11,25 +11,25 @@ pub(super) const ID_TYPES: &str = "a string or an integer";
 pub enum Field {
     /// The body as a whole.
     Body,
-    /// `paymentId` or `payment_id`.
+    /// The payment ID: `paymentId` or `payment_id`.
     PaymentId,
-    /// `userId` or `user_id`.
+    /// The user ID: `userId` or `user_id`.
     UserId,
-    /// `integral` or `points`.
+    /// The number of points: `integral` or `points`.
     Points,
-    /// Of a pay-result notification.
+    /// The type of a pay-result notification.
     MessageType,
-    /// The same: the payment's id.
+    /// The payment ID of a pay-result notification.
     BusinessKey1,
-    /// The same: what kind of payment.
+    /// The type of the payment in a pay-result notification.
     BusinessKey2,
 }
 
 impl Field {
-    /// The fields that are looked for, in the order in which they are reported.
+    /// The fields of a points message, in the order in which errors are reported.
     pub(super) const WANTED: [Self; 3] = [Self::PaymentId, Self::UserId, Self::Points];
 
-    /// The accepted spellings at the top of a body, the first one being the field's name in errors.
+    /// Returns the accepted spellings at the top level of a body; the first one is the field's name in errors.
     pub fn spellings(self) -> &'static [&'static str] {
         match self {
             Self::Body => &["body"],
@@ -49,73 +49,73 @@ impl fmt::Display for Field {
     }
 }
 
-/// What is wrong with a field.
+/// The error of a field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
-    /// More bytes than `message.max_body_bytes`.
-    #[error("has {bytes} bytes; at most {max} are taken")]
+    /// The body has more bytes than `message.max_body_bytes`.
+    #[error("has {bytes} bytes; at most {max} are accepted")]
     TooLarge {
-        /// The body's size.
+        /// The size of the body in bytes.
         bytes: usize,
-        /// The limit.
+        /// The largest size in bytes.
         max: usize,
     },
-    /// Not UTF-8.
-    #[error("is not UTF-8 from byte {at} on")]
+    /// The body is not UTF-8.
+    #[error("is not UTF-8 from byte {at}; must be UTF-8")]
     NotUtf8 {
-        /// The first byte that is not.
+        /// The index of the first invalid byte.
         at: usize,
     },
-    /// Not JSON; the parser's description has a position, and nothing of the content.
+    /// The body is not JSON. The parser's description contains a position and nothing of the content.
     #[error("is not JSON: {0}")]
     NotJson(String),
-    /// JSON, but no object.
-    #[error("is JSON but not an object")]
+    /// The body is JSON, but not an object.
+    #[error("is JSON but not an object; must be an object")]
     NotAnObject,
-    /// The field is not there.
+    /// The field is absent.
     #[error("is missing")]
     Missing,
-    /// The field is there more than once, in one spelling or both.
+    /// The field occurs more than once, in one spelling or in both.
     #[error("is given twice")]
     GivenTwice,
-    /// Another JSON type than the field has.
+    /// The field has another JSON type than required.
     #[error("is {given}; must be {wanted}")]
     WrongType {
-        /// The JSON type that stands there.
+        /// The JSON type in the body.
         given: &'static str,
-        /// What would be right.
+        /// The required JSON types.
         wanted: &'static str,
     },
-    /// A string whose escapes mean no Unicode text.
+    /// A string whose escapes do not encode Unicode text.
     #[error("is a string with an invalid escape; must be Unicode text")]
     BadEscape,
-    /// A stream of serialized Java objects that is no payment's id.
-    #[error("is serialized Java, but neither a java.lang.Long nor a java.lang.String")]
+    /// A serialized Java object that cannot be a payment ID.
+    #[error("is another serialized Java object; must be a java.lang.Long or a java.lang.String")]
     OtherJava,
-    /// A text that holds something else than one bare id.
-    #[error("is {0}; must be one bare payment id")]
+    /// A text that contains more than one bare ID.
+    #[error("is {0}; must be one bare payment ID")]
     NotAnId(&'static str),
-    /// No identifier.
+    /// The text is not a valid identifier.
     #[error(transparent)]
     Id(#[from] IdError),
-    /// An identifier that the payment source cannot be asked for.
+    /// An identifier that the payment source cannot be asked about.
     #[error(transparent)]
     RefusedId(#[from] IdRefused),
-    /// A whole number outside 1 to the limit.
+    /// A whole number outside the range of 1 to the limit.
     #[error("is out of range; must be 1 to {max}")]
     OutOfRange {
-        /// `message.max_points`.
+        /// The limit: `message.max_points`.
         max: i64,
     },
 }
 
-/// Why no credit can be read from a body. Its text goes into headers and logs: it never quotes the body.
+/// Why a body contains no valid credit. Its text is written to headers and logs, and never quotes the body.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field} {problem}")]
 pub struct Malformed {
-    /// Where.
+    /// The field with the error.
     pub field: Field,
-    /// What, and what would be right.
+    /// The error, and what would be right.
     pub problem: Problem,
 }
 
@@ -125,8 +125,8 @@ impl Malformed {
     }
 }
 
-/// An identifier from its JSON text: a string's content, or an integer's digits as they stand.
-pub(super) fn identifier<T, E: Into<Problem>>(
+/// Reads an identifier from its JSON text: the content of a string, or the digits of an integer, unchanged.
+pub(super) fn parse_identifier<T, E: Into<Problem>>(
     field: Field,
     value: Option<&RawValue>,
     new: impl Fn(&str) -> Result<T, E>,
@@ -148,13 +148,13 @@ pub(super) fn identifier<T, E: Into<Problem>>(
     }
 }
 
-/// Whether a JSON text is a number without fraction and exponent.
+/// Returns whether a JSON text is a number without fraction and exponent.
 pub(super) fn is_integer(text: &str) -> bool {
     let digits = text.strip_prefix('-').unwrap_or(text);
     !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// What a valid JSON text is, as a person would say it.
+/// Returns the type of a valid JSON text, as a phrase for error texts.
 pub(super) fn json_type(text: &str) -> &'static str {
     match text.as_bytes().first() {
         Some(b'"') => "a string",

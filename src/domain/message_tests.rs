@@ -62,10 +62,10 @@ fn malformed_bodies_name_the_field_and_never_the_content() {
         ("{\"paymentId\":01,\"userId\":2,\"integral\":3}", Body, "is not JSON: invalid number at line 1 column 15"),
         ("\u{feff}\u{feff}{}", Body, "is not JSON: expected value at line 1 column 1"),
         ("\u{feff}{}", PaymentId, "is missing"),
-        ("\"secret\"", Body, "is JSON but not an object"),
-        ("[1]", Body, "is JSON but not an object"),
-        ("17", Body, "is JSON but not an object"),
-        ("null", Body, "is JSON but not an object"),
+        ("\"secret\"", Body, "is JSON but not an object; must be an object"),
+        ("[1]", Body, "is JSON but not an object; must be an object"),
+        ("17", Body, "is JSON but not an object; must be an object"),
+        ("null", Body, "is JSON but not an object; must be an object"),
         ("{}", PaymentId, "is missing"),
         (r#"{"paymentId":1,"integral":3}"#, UserId, "is missing"),
         (r#"{"paymentId":1,"userId":2}"#, Points, "is missing"),
@@ -91,12 +91,12 @@ fn malformed_bodies_name_the_field_and_never_the_content() {
         (
             r#"{"paymentId":" 1","userId":2,"integral":3}"#,
             PaymentId,
-            "has blanks around it; must have none at its ends",
+            "has leading or trailing whitespace; must have none",
         ),
         (
             r#"{"paymentId":"1","userId":"2\u00a0","integral":3}"#,
             UserId,
-            "has blanks around it; must have none at its ends",
+            "has leading or trailing whitespace; must have none",
         ),
         (r#"{"paymentId":"1\u0000","userId":2,"integral":3}"#, PaymentId, "has a control character; must have none"),
         (r#"{"paymentId":"1\n2","userId":2,"integral":3}"#, PaymentId, "has a control character; must have none"),
@@ -135,13 +135,16 @@ fn bytes_that_are_not_text_and_bodies_that_are_too_large_are_malformed() {
     let mut invalid = br#"{"paymentId":"1","userId":"2","integral":3,"note":"x"}"#.to_vec();
     let at = invalid.len() - 3;
     invalid[at] = 0xff;
-    assert_eq!(format().parse(&invalid).unwrap_err().to_string(), format!("body is not UTF-8 from byte {at} on"));
+    assert_eq!(
+        format().parse(&invalid).unwrap_err().to_string(),
+        format!("body is not UTF-8 from byte {at}; must be UTF-8")
+    );
 
     let body = br#"{"paymentId":"1","userId":"2","integral":3}"#;
     let fits = Format { max_body_bytes: body.len(), ..format() };
     assert!(fits.parse(body).is_ok());
     let small = Format { max_body_bytes: body.len() - 1, ..format() };
-    assert_eq!(small.parse(body).unwrap_err().to_string(), "body has 43 bytes; at most 42 are taken");
+    assert_eq!(small.parse(body).unwrap_err().to_string(), "body has 43 bytes; at most 42 are accepted");
 }
 
 #[test]
@@ -178,15 +181,11 @@ fn pointers_that_make_no_shape_are_refused() {
         assert_eq!(FieldPaths::new(pointers).unwrap_err(), error, "{pointers:?}");
     }
     let deep = pointed("/1/2/3/4/5/6/7/a", "/b/2/3/4/5/6/7/b", "/c/2/3/4/5/6/7/c");
-    assert_eq!(
-        deep.parse(b"{}").unwrap_err().to_string(),
-        "paymentId is missing",
-        "the deepest shapes fit the bit set"
-    );
+    assert_eq!(deep.parse(b"{}").unwrap_err().to_string(), "paymentId is missing", "the deepest paths fit the bit set");
 }
 
 fn id_text() -> impl Strategy<Value = String> {
-    "[^\\p{Cc}]{1,128}".prop_filter("no blanks around it, nothing invisible", |text| {
+    "[^\\p{Cc}]{1,128}".prop_filter("no surrounding whitespace and no invisible character", |text| {
         text.trim() == text && !text.is_empty() && !text.contains(is_invisible)
     })
 }
@@ -222,7 +221,7 @@ fn the_payment_id_of_a_malformed_body_is_read_where_it_can_be() {
         (br#"{"paymentId": 7, "userId": "#, Some("7")),
         (br#"{"paymentId": "7""#, Some("7")),
         (b"{\"paymentId\": \"7\", \"userId\": \"\xff\"}", Some("7")),
-        // Cut off in the number, perhaps.
+        // The number may be truncated.
         (br#"{"paymentId": 7"#, None),
         (b"{\"paymentId\": 7\xff", None),
         (br#"{"paymentId": "7"#, None),

@@ -1,4 +1,5 @@
-//! The decisions, pure: no I/O, no clock, no async, no database, no broker (`tests/tidy.rs` holds that).
+//! The decisions, as pure functions and types: no I/O, no clock, no async, no database, no broker (`tests/tidy.rs`
+//! enforces this).
 
 pub mod ack_tracker;
 mod bare_id;

@@ -1,63 +1,63 @@
-//! Notifications of the payment side: from a body to the id of a payment, whose own record says the rest
-//! (`docs/guides/notifications.md`). Errors name the field and what would be right, never the content.
+//! Parses notifications of payment services: from a body to a payment ID; all other data comes from the payment's own
+//! record (`docs/guides/notifications.md`). Errors name the field and what would be right, never the content.
 
 use super::{
     bare_id,
     id_rule::IdRule,
     ids::PaymentId,
     java,
-    message::{Format, readable_payment_id, utf8},
+    message::{Format, decode_utf8, readable_payment_id},
 };
 use crate::domain::{
     field_paths::FieldPaths,
-    malformed::{Field, ID_TYPES, Malformed, Problem, identifier, json_type},
+    malformed::{Field, ID_TYPES, Malformed, Problem, json_type, parse_identifier},
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// What a notification says.
+/// The result of parsing a notification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notification {
-    /// Something has happened to this payment.
+    /// The notification concerns this payment.
     Payment(PaymentId),
-    /// It is of another kind than those that are asked for.
+    /// The notification is of a type that is not configured.
     Ignored,
 }
 
-/// How the bodies of notifications look.
+/// The format of a source's notification bodies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotificationFormat {
-    /// A bare payment id: a JSON string or integer, plain text, or a serialized `java.lang.Long` or `java.lang.String`.
+    /// A bare payment ID: a JSON string or integer, plain text, or a serialized `java.lang.Long` or `java.lang.String`.
     PaymentId,
-    /// A pay-result notification: the payment's id in `businessKey1`.
+    /// A pay-result notification, which has the payment ID in `businessKey1`.
     PayNotify {
-        /// The `messageType`s that count.
+        /// The accepted values of `messageType`.
         message_types: Vec<String>,
-        /// The `businessKey2`s that count.
+        /// The accepted values of `businessKey2`.
         business_types: Vec<String>,
     },
 }
 
 impl NotificationFormat {
-    /// Reads one body. `format` has the limits of bodies and of payment ids.
+    /// Parses one body. `format` contains the limits of bodies and the rule for payment IDs.
     pub fn parse(&self, body: &[u8], format: &Format) -> Result<Notification, Malformed> {
         match self {
-            Self::PaymentId => payment_id(body, format).map(Notification::Payment),
+            Self::PaymentId => parse_payment_id(body, format).map(Notification::Payment),
             Self::PayNotify { message_types, business_types } => {
-                pay_notify(body, format, message_types, business_types)
+                parse_pay_notify(body, format, message_types, business_types)
             }
         }
     }
 }
 
 impl NotificationFormat {
-    /// The payment id of a body that [`NotificationFormat::parse`] refuses, where one can be read all the same.
+    /// Returns the payment ID of a body that [`NotificationFormat::parse`] refuses, where one can be read nevertheless.
     pub fn readable_payment_id(&self, body: &[u8], format: &Format) -> Option<PaymentId> {
         match self {
-            // An id that the payment source cannot be asked for, or a points message in the wrong queue.
+            // An ID that the payment source cannot be asked about, or a points message in the wrong queue.
             Self::PaymentId => {
                 let any = Format { payment_ids: IdRule::Any, ..format.clone() };
-                payment_id(body, &any).ok().or_else(|| format.readable_payment_id(body))
+                parse_payment_id(body, &any).ok().or_else(|| format.readable_payment_id(body))
             }
             Self::PayNotify { .. } => {
                 let [key, ..] = Field::BusinessKey1.spellings() else { return None };
@@ -68,16 +68,16 @@ impl NotificationFormat {
     }
 }
 
-fn payment_id(body: &[u8], format: &Format) -> Result<PaymentId, Malformed> {
+fn parse_payment_id(body: &[u8], format: &Format) -> Result<PaymentId, Malformed> {
     let malformed = |problem: Problem| Malformed::new(Field::Body, problem);
-    let checked = |id: &str| bare(id, format).map_err(malformed);
+    let checked = |id: &str| parse_bare_id(id, format).map_err(malformed);
     if java::is_stream(body) && body.len() <= format.max_body_bytes {
-        return checked(&java::read(body).ok_or_else(|| malformed(Problem::OtherJava))?);
+        return checked(&java::read_text(body).ok_or_else(|| malformed(Problem::OtherJava))?);
     }
-    let text = utf8(body, format.max_body_bytes)?;
+    let text = decode_utf8(body, format.max_body_bytes)?;
     match serde_json::from_str::<&RawValue>(text) {
-        Ok(json) => identifier(Field::Body, Some(json), |id| bare(id, format)),
-        // It was meant as JSON.
+        Ok(json) => parse_identifier(Field::Body, Some(json), |id| parse_bare_id(id, format)),
+        // A body that begins like JSON is reported as invalid JSON, and not read as plain text.
         Err(error) if text.trim_start().starts_with(['"', '{', '[']) => {
             Err(malformed(Problem::NotJson(error.to_string())))
         }
@@ -85,15 +85,15 @@ fn payment_id(body: &[u8], format: &Format) -> Result<PaymentId, Malformed> {
     }
 }
 
-/// A payment id that makes up a whole body: any text comes here, so what is a document of some kind is no id.
-fn bare(id: &str, format: &Format) -> Result<PaymentId, Problem> {
-    match bare_id::other_content(id) {
+/// Reads a payment ID that is the whole body. Any text can arrive here, so a document of another format is refused.
+fn parse_bare_id(id: &str, format: &Format) -> Result<PaymentId, Problem> {
+    match bare_id::document_kind(id) {
         Some(content) => Err(Problem::NotAnId(content)),
         None => format.payment_id(id),
     }
 }
 
-/// The members that matter, as their JSON texts. Serde refuses one that is given twice.
+/// The relevant members, as JSON texts. Serde refuses a member that occurs twice.
 #[derive(Deserialize)]
 struct PayNotify<'b> {
     #[serde(borrow, rename = "messageType")]
@@ -104,31 +104,32 @@ struct PayNotify<'b> {
     business_key_2: Option<&'b RawValue>,
 }
 
-fn pay_notify(
+fn parse_pay_notify(
     body: &[u8],
     format: &Format,
     message_types: &[String],
     business_types: &[String],
 ) -> Result<Notification, Malformed> {
-    let text = utf8(body, format.max_body_bytes)?;
+    let text = decode_utf8(body, format.max_body_bytes)?;
     let malformed = |problem| Malformed::new(Field::Body, problem);
     let json: &RawValue = serde_json::from_str(text).map_err(|error| malformed(Problem::NotJson(error.to_string())))?;
     if !json.get().starts_with('{') {
         return Err(malformed(Problem::NotAnObject));
     }
     let PayNotify { message_type, business_key_1, business_key_2 } =
-        serde_json::from_str(json.get()).map_err(|error| given_twice(&error))?;
-    // Of another kind it may look as it likes.
-    if !message_types.contains(&word(Field::MessageType, message_type)?)
-        || !business_types.contains(&word(Field::BusinessKey2, business_key_2)?)
+        serde_json::from_str(json.get()).map_err(|error| member_error(&error))?;
+    // The type decides first: a notification of another type may have any other content.
+    if !message_types.contains(&read_word(Field::MessageType, message_type)?)
+        || !business_types.contains(&read_word(Field::BusinessKey2, business_key_2)?)
     {
         return Ok(Notification::Ignored);
     }
-    identifier(Field::BusinessKey1, business_key_1, |id| format.payment_id(id)).map(Notification::Payment)
+    parse_identifier(Field::BusinessKey1, business_key_1, |id| format.payment_id(id)).map(Notification::Payment)
 }
 
-/// All that an object of valid JSON can do wrong here: its members may be of any type.
-fn given_twice(error: &serde_json::Error) -> Malformed {
+/// Converts the only two errors that remain for an object of valid JSON, whose members may have any type: a repeated
+/// field and an invalid escape.
+fn member_error(error: &serde_json::Error) -> Malformed {
     let told = error.to_string();
     let fields = [Field::MessageType, Field::BusinessKey1, Field::BusinessKey2];
     let field = fields.into_iter().find(|field| told.contains(&format!("`{field}`"))).unwrap_or(Field::Body);
@@ -136,8 +137,8 @@ fn given_twice(error: &serde_json::Error) -> Malformed {
     Malformed::new(field, problem)
 }
 
-/// A text, or the digits of an integer.
-fn word(field: Field, value: Option<&RawValue>) -> Result<String, Malformed> {
+/// Reads a string, or the digits of an integer.
+fn read_word(field: Field, value: Option<&RawValue>) -> Result<String, Malformed> {
     let malformed = |problem| Malformed::new(field, problem);
     let json = value.ok_or_else(|| malformed(Problem::Missing))?.get();
     match json_type(json) {
@@ -208,30 +209,27 @@ mod tests {
             (b"\"7", "body is not JSON: EOF while parsing a string at line 1 column 2"),
             (b"{secret", "body is not JSON: key must be a string at line 1 column 2"),
             (b"ORDER-7\n", "body has a control character; must have none"),
-            (b" ORDER-7", "body has blanks around it; must have none at its ends"),
-            (b"\xff", "body is not UTF-8 from byte 0 on"),
-            (b"<pay><id>7</id></pay>", "body is markup (XML or HTML); must be one bare payment id"),
-            (b"\"<id>7</id>\"", "body is markup (XML or HTML); must be one bare payment id"),
-            (b"a=b&c=d", "body is a form or a pair of name and value; must be one bare payment id"),
-            (b"\"paymentId=7\"", "body is a form or a pair of name and value; must be one bare payment id"),
-            (b"\"{\\\"paymentId\\\":7}\"", "body is JSON within a text; must be one bare payment id"),
-            (b"\"\\\"7\\\"\"", "body is JSON within a text; must be one bare payment id"),
-            (b"\"[7,8]\"", "body is JSON within a text; must be one bare payment id"),
-            (b"7,8,9", "body is a list; must be one bare payment id"),
-            (b"\xac\xed\x00\x05\x74\x00\x037,8", "body is a list; must be one bare payment id"),
-            (
-                b"\xac\xed\x00\x05\x74\x00\x03a=b",
-                "body is a form or a pair of name and value; must be one bare payment id",
-            ),
+            (b" ORDER-7", "body has leading or trailing whitespace; must have none"),
+            (b"\xff", "body is not UTF-8 from byte 0; must be UTF-8"),
+            (b"<pay><id>7</id></pay>", "body is markup (XML or HTML); must be one bare payment ID"),
+            (b"\"<id>7</id>\"", "body is markup (XML or HTML); must be one bare payment ID"),
+            (b"a=b&c=d", "body is form data or a name=value pair; must be one bare payment ID"),
+            (b"\"paymentId=7\"", "body is form data or a name=value pair; must be one bare payment ID"),
+            (b"\"{\\\"paymentId\\\":7}\"", "body is JSON within a string; must be one bare payment ID"),
+            (b"\"\\\"7\\\"\"", "body is JSON within a string; must be one bare payment ID"),
+            (b"\"[7,8]\"", "body is JSON within a string; must be one bare payment ID"),
+            (b"7,8,9", "body is a list; must be one bare payment ID"),
+            (b"\xac\xed\x00\x05\x74\x00\x037,8", "body is a list; must be one bare payment ID"),
+            (b"\xac\xed\x00\x05\x74\x00\x03a=b", "body is form data or a name=value pair; must be one bare payment ID"),
             (
                 b"\xef\xbb\xbf\xef\xbb\xbf7",
                 "body has an invisible character (such as a zero-width space); must have none",
             ),
             ("7\u{200b}".as_bytes(), "body has an invisible character (such as a zero-width space); must have none"),
             (nul, "body has a control character; must have none"),
-            (list, "body is serialized Java, but neither a java.lang.Long nor a java.lang.String"),
-            (&large, "body has 1001 bytes; at most 1000 are taken"),
-            (&large_java, "body has 1005 bytes; at most 1000 are taken"),
+            (list, "body is another serialized Java object; must be a java.lang.Long or a java.lang.String"),
+            (&large, "body has 1001 bytes; at most 1000 are accepted"),
+            (&large_java, "body has 1005 bytes; at most 1000 are accepted"),
         ] {
             assert_eq!(read(&NotificationFormat::PaymentId, body), Err(error.to_owned()), "{body:?}");
         }
@@ -261,10 +259,10 @@ mod tests {
             ),
             (
                 r#"{"messageType": "payresult_notify", "businessKey1": " ", "businessKey2": "60201"}"#,
-                Err("businessKey1 has blanks around it; must have none at its ends"),
+                Err("businessKey1 has leading or trailing whitespace; must have none"),
             ),
-            (r#""7""#, Err("body is JSON but not an object")),
-            (r#"["payresult_notify", "7", "60201"]"#, Err("body is JSON but not an object")),
+            (r#""7""#, Err("body is JSON but not an object; must be an object")),
+            (r#"["payresult_notify", "7", "60201"]"#, Err("body is JSON but not an object; must be an object")),
             ("", Err("body is not JSON: EOF while parsing a value at line 1 column 0")),
             (
                 "\u{feff}{\"messageType\": \"payresult_notify\", \"businessKey1\": \"7\", \"businessKey2\": \"60201\"}",
@@ -338,7 +336,7 @@ mod tests {
             }
         }
 
-        /// Bodies that are nearly right: bytes of good ones replaced, left out and doubled.
+        /// Bodies that are almost valid: bytes of valid bodies replaced, removed and duplicated.
         #[test]
         fn no_mutilated_body_makes_it_panic_or_tells_its_content(
             which in 0..6_usize,
@@ -369,7 +367,8 @@ mod tests {
             }
         }
 
-        /// What is taken for an id is one, whatever form it came in; and an error never quotes the body.
+        /// Every text that is accepted as an ID is returned unchanged in every form, and an error never quotes the
+        /// body.
         #[test]
         fn every_id_comes_through_as_it_is(id in "[!-~]{1,128}", bare in "[A-Za-z0-9][A-Za-z0-9_.:/@#*+-]{0,120}") {
             let json = serde_json::to_string(&bare).unwrap();

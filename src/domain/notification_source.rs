@@ -1,37 +1,37 @@
-//! A source of notifications: how its bodies are read, and what they mean (`docs/guides/notifications.md`).
+//! A notification source: the format and the meaning of its messages (`docs/guides/notifications.md`).
 
 use super::notification::NotificationFormat;
 use crate::domain::check_schedule::CheckPolicy;
 
-/// A `[[source]]` whose messages name a payment that is looked up.
+/// A `[[source]]` whose messages contain the ID of a payment to look up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotificationSource {
-    /// Its name: the metrics' `queue` label, and the value of `x-pointsd-source`.
+    /// The source's name: the `queue` label of the metrics, and the value of `x-pointsd-source`.
     pub name: String,
-    /// How its bodies look.
+    /// The format of its bodies.
     pub format: NotificationFormat,
-    /// What the messages say of the payment.
+    /// The kind of its notifications.
     pub kind: NotificationKind,
-    /// How often and when a payment is checked that is not paid yet.
+    /// The schedule of checks for a payment that is not paid yet.
     pub policy: CheckPolicy,
 }
 
-/// What it means that a message has come.
+/// The meaning of a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NotificationKind {
     /// The payment may have changed: it is looked up.
     StatusChanged,
-    /// It is paid, and its row is to say so (`mark_paid`).
+    /// The payment is paid, and its record is to be set to paid (`mark_paid`).
     Paid,
-    /// It was created just now, and is closed when it is not paid in time (`expire`).
+    /// The payment was created just now, and is closed when it is not paid in time (`expire`).
     OrderCreated,
 }
 
 impl NotificationKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::StatusChanged, Self::Paid, Self::OrderCreated];
 
-    /// The value of `kind` in a check message.
+    /// Returns the value of `kind` in a check message.
     pub fn label(self) -> &'static str {
         match self {
             Self::StatusChanged => "changed",
@@ -40,7 +40,7 @@ impl NotificationKind {
         }
     }
 
-    /// From the value of `kind`.
+    /// Returns the kind with this label, or `None` when there is none.
     pub fn of_label(label: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.label() == label)
     }

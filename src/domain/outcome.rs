@@ -1,4 +1,4 @@
-//! The table of outcomes of a points message (`docs/concepts/delivery.md`).
+//! The outcomes of a points message, and how each is settled (`docs/concepts/delivery.md`).
 
 use super::{
     credit::{RecordedCredit, Verdict},
@@ -8,32 +8,32 @@ use super::{
 };
 use crate::domain::dead_letter::Reason;
 
-/// What became of one message.
+/// The outcome of one points message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// New payment id: credited.
+    /// The payment ID was new, and is credited.
     Credited,
-    /// Same payment id, user and points as in the ledger.
+    /// The ledger contains the payment ID with the same user and points.
     Duplicate {
-        /// As in [`RecordedCredit::checked`].
+        /// See [`RecordedCredit::checked`].
         checked: bool,
     },
-    /// Same payment id, another user or other points: both versions are kept.
+    /// The ledger contains the payment ID with another user or other points: both versions are kept.
     Conflict(RecordedCredit),
-    /// No credit can be read from the body.
+    /// The body contains no valid credit.
     Malformed(Malformed),
-    /// The ledger refuses this one message, now and later; why.
+    /// The ledger refuses this message permanently, with the reason.
     Rejected(String),
-    /// It failed alone for a reason that may pass, while something else was committed.
+    /// The message failed alone for a reason that may pass, while other messages were committed.
     Retry {
-        /// The delayed retry that it takes next.
+        /// The delayed retry that the message takes next.
         step: Step,
-        /// Why it failed.
+        /// The reason of the failure.
         error: String,
     },
-    /// The same, and no delayed retry is left.
+    /// The message failed alone for a reason that may pass, and its retries are used up.
     Exhausted {
-        /// Why it failed the last time.
+        /// The reason of the last failure.
         error: String,
     },
 }
@@ -49,11 +49,11 @@ impl From<Verdict> for Outcome {
 }
 
 impl Outcome {
-    /// Every label, in the order in which people want to read them.
+    /// All labels, in the order in which reports show them.
     pub const LABELS: [&'static str; 7] =
         ["credited", "duplicate", "conflict", "malformed", "rejected", "retry", "exhausted"];
 
-    /// Of a message that failed alone for a reason that may pass, after `taken` delayed retries.
+    /// Returns the outcome of a message that failed alone for a reason that may pass, after `taken` delayed retries.
     pub fn after_failure(error: String, taken: u32, policy: &RetryPolicy) -> Self {
         match policy.next(taken) {
             Some(step) => Self::Retry { step, error },
@@ -61,7 +61,7 @@ impl Outcome {
         }
     }
 
-    /// The outcome's name in metrics, logs and counts: one of [`Outcome::LABELS`].
+    /// Returns the outcome's name in metrics, logs and counts: one of [`Outcome::LABELS`].
     pub fn label(&self) -> &'static str {
         match self {
             Self::Credited => "credited",
@@ -74,8 +74,8 @@ impl Outcome {
         }
     }
 
-    /// Whether a check of the payment is scheduled. Not of a message that comes again by itself, nor of one whose payment
-    /// another message has credited.
+    /// Returns whether a check of the payment is scheduled. A message that is retried schedules none yet; neither does
+    /// one whose payment another message has credited.
     pub fn schedules_check(&self) -> bool {
         match self {
             Self::Credited | Self::Rejected(_) | Self::Exhausted { .. } => true,
@@ -84,7 +84,7 @@ impl Outcome {
         }
     }
 
-    /// How the message is settled: the whole table.
+    /// Decides how the message is settled.
     pub fn settlement(&self) -> Settlement {
         let dead = |reason| Settlement::Forward(Destination::Dead(reason));
         match self {

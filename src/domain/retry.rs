@@ -1,13 +1,13 @@
-//! Delayed retries: after which delays, and how many. The queues that wait are the broker's.
+//! Delayed retries: their number and their delays. The delay queues are in the broker.
 
-/// The longest delay: 30 days, in milliseconds. RabbitMQ keeps a time to live in 32 bits (49 days).
+/// The longest delay in milliseconds: 30 days. RabbitMQ stores a time to live in 32 bits (49 days).
 pub const MAX_DELAY_MILLISECONDS: u64 = 30 * 24 * 3_600_000;
 
-/// The most steps that can be configured.
+/// The largest number of steps that can be configured.
 pub const MAX_STEPS: usize = 50;
 
-/// A delay as it is configured. Its text is part of a queue's name: another text is another queue, so that changing a
-/// delay never meets a queue's immutable argument.
+/// A delay as configured. Its text is part of a queue's name: another text is another queue, so a change of a delay
+/// never conflicts with the immutable arguments of an existing queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delay {
     text: String,
@@ -15,7 +15,7 @@ pub struct Delay {
 }
 
 impl Delay {
-    /// Reads `[1-9][0-9]*(ms|s|m|h)`, up to [`MAX_DELAY_MILLISECONDS`].
+    /// Parses `[1-9][0-9]*(ms|s|m|h)`, up to [`MAX_DELAY_MILLISECONDS`].
     pub fn parse(text: &str) -> Option<Self> {
         let unit_at = text.find(|character: char| !character.is_ascii_digit())?;
         let (number, unit) = text.split_at(unit_at);
@@ -33,50 +33,52 @@ impl Delay {
         (milliseconds <= MAX_DELAY_MILLISECONDS).then(|| Self { text: text.to_owned(), milliseconds })
     }
 
-    /// As it was configured.
+    /// Returns the delay's text as configured.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// How long it is.
+    /// Returns the delay's length in milliseconds.
     pub fn milliseconds(&self) -> u64 {
         self.milliseconds
     }
 }
 
-/// A delayed retry that is still to be had. Only [`RetryPolicy::next`] makes one, so there is a delay for it.
+/// A retry step that a message can still take. Only [`RetryPolicy::next`] creates one, so the delay is always
+/// configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Step(u32);
 
 impl Step {
-    /// Which delayed retry it is, counted from 1: the value of `x-pointsd-attempt` on its copy.
+    /// Returns the number of this delayed retry, counted from 1: the value of `x-pointsd-attempt` on the copy.
     pub fn attempt(self) -> u32 {
         self.0 + 1
     }
 
-    /// The place of its delay among [`RetryPolicy::delays`].
+    /// Returns the index of the delay in [`RetryPolicy::delays`].
     pub fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// The delays of a message's retries, one after the other (`retry.delays`).
+/// The delays of a message's retries, in order (`retry.delays`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RetryPolicy(Vec<Delay>);
 
 impl RetryPolicy {
-    /// Of these delays; those beyond [`MAX_STEPS`] are left out. None of them: a message that fails is exhausted at once.
+    /// Creates a policy with these delays; those after [`MAX_STEPS`] are dropped. Without delays, a message that fails
+    /// is exhausted at once.
     pub fn new(mut delays: Vec<Delay>) -> Self {
         delays.truncate(MAX_STEPS);
         Self(delays)
     }
 
-    /// In order.
+    /// Returns the delays in order.
     pub fn delays(&self) -> &[Delay] {
         &self.0
     }
 
-    /// The step after `taken` delayed retries; `None` when they are used up.
+    /// Returns the step after `taken` delayed retries; `None` when they are used up.
     pub fn next(&self, taken: u32) -> Option<Step> {
         ((taken as usize) < self.0.len()).then_some(Step(taken))
     }
@@ -127,7 +129,7 @@ mod tests {
         RetryPolicy::new((1..=steps).map(|n| Delay::parse(&format!("{n}s")).unwrap()).collect())
     }
 
-    /// Every outcome there is, of a message that has taken so many delayed retries.
+    /// Returns every possible outcome of a message that has taken `taken` delayed retries.
     fn outcomes(taken: u32, policy: &RetryPolicy) -> [Outcome; 6] {
         [
             Outcome::Credited,
@@ -140,7 +142,8 @@ mod tests {
     }
 
     proptest! {
-        /// The whole decision, from outcome, attempts and policy to settlement: total, bounded, monotone in attempts.
+        /// The whole decision, from outcome, attempts and policy to settlement: total, bounded and monotone in
+        /// attempts.
         #[test]
         fn a_message_is_settled_after_a_bounded_number_of_retries(steps in 0..=60_usize, taken in any::<u32>()) {
             let policy = policy(steps);
@@ -151,24 +154,24 @@ mod tests {
                     Settlement::Forward(Destination::Retry(step)) => {
                         prop_assert!(taken < bound, "bounded");
                         prop_assert_eq!(step.attempt(), taken + 1, "each step counts one");
-                        prop_assert!(policy.delays().get(step.index()).is_some(), "there is a delay for it");
+                        prop_assert!(policy.delays().get(step.index()).is_some(), "the delay is configured");
                     }
-                    // Whatever is not retried does not depend on how often it was.
+                    // The settlement of every other outcome does not depend on the number of retries.
                     settlement if outcome.label() != "exhausted" => {
                         prop_assert_eq!(Some(settlement), first.map(|first| first.settlement()));
                     }
                     settlement => {
                         prop_assert_eq!(settlement, Settlement::Forward(Destination::Dead(Reason::Exhausted)));
-                        prop_assert!(taken >= bound, "not before the last step");
+                        prop_assert!(taken >= bound, "only after the last step");
                     }
                 }
             }
-            // Monotone: once exhausted, exhausted whatever else is counted.
+            // Monotone: a message stays exhausted at every higher count.
             let exhausted = |taken| Outcome::after_failure(String::new(), taken, &policy).label() == "exhausted";
             prop_assert!(!exhausted(taken) || exhausted(taken.saturating_add(1)));
         }
 
-        /// A message that fails every time ends, after exactly as many retries as there are delays.
+        /// A message that always fails is exhausted after exactly as many retries as there are delays.
         #[test]
         fn a_message_that_always_fails_takes_every_step_once(steps in 0..=MAX_STEPS) {
             let policy = policy(steps);

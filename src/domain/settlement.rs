@@ -1,31 +1,31 @@
-//! How a message leaves the queue that it was consumed from, and why it is parked.
+//! How a message leaves the queue from which it was consumed, and why it is parked.
 
 use super::{check_schedule::CheckDelay, dead_letter::Reason, retry::Step};
 
-/// How a message leaves the queue it was consumed from.
+/// The way in which a message leaves the queue from which it was consumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settlement {
-    /// Its effect is committed (now or earlier): acknowledge.
+    /// Acknowledge: the effect of the message is committed, now or earlier.
     Ack,
-    /// A confirmed copy goes to another queue first, then acknowledge.
+    /// Publish a confirmed copy to another queue, then acknowledge.
     Forward(Destination),
 }
 
-/// Where a message goes that is not done with.
+/// The destination of a message that is not finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Destination {
-    /// The delay queue of this step: it comes back by itself.
+    /// The delay queue of this retry step. The message returns automatically.
     Retry(Step),
-    /// The delay queue of the next check: the same.
+    /// The delay queue of the next check. The message returns automatically.
     Check(CheckDelay),
-    /// The end of the check queue: what there was no time for.
+    /// The end of the check queue, for checks that exceeded the available time.
     CheckQueue,
-    /// The dead queue: parked for a person.
+    /// The dead queue: the message is parked for a person.
     Dead(Reason),
 }
 
 impl Destination {
-    /// Its name in counts: that of the reason, `retry` or `check`.
+    /// Returns the destination's name in counts: the label of the reason, `retry` or `check`.
     pub fn label(self) -> &'static str {
         match self {
             Self::Retry(_) => "retry",

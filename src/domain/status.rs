@@ -1,25 +1,25 @@
-//! What a payment source says, and what it means.
+//! The statuses of payments, and the values of a payment source that represent them.
 
-/// What a payment source says of a payment.
+/// The status of a payment in the payment source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PaymentStatus {
-    /// One of the values that are configured as paid.
+    /// The status is one of the values configured as paid.
     Paid,
-    /// One of those that are configured as pending.
+    /// The status is one of the values configured as pending.
     Pending,
-    /// One of those that are configured as closed: closed, refunded, failed.
+    /// The status is one of the values configured as closed: closed, refunded, failed.
     Closed,
-    /// There is no such payment, now.
+    /// The payment source has no record of the payment at this time.
     Unknown,
-    /// A value that is in none of the lists.
+    /// The status is a value in none of the lists.
     Unrecognised,
 }
 
 impl PaymentStatus {
-    /// All of them.
+    /// All statuses.
     pub const ALL: [Self; 5] = [Self::Paid, Self::Pending, Self::Unknown, Self::Closed, Self::Unrecognised];
 
-    /// The metric's label.
+    /// Returns the status's label in metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Paid => "paid",
@@ -31,19 +31,20 @@ impl PaymentStatus {
     }
 }
 
-/// The source's words for each status. No word stands in two of the lists.
+/// The values of the payment source for each status. No value occurs in two of the lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatusValues {
-    /// At least one. The first one is what a paid payment's row is set to.
+    /// The values of a paid payment, at least one. The first one is written to the row of a payment that is set to
+    /// paid.
     pub paid: Vec<String>,
-    /// Neither one nor the other yet.
+    /// The values of a payment that is neither paid nor closed yet.
     pub pending: Vec<String>,
-    /// Closed, refunded, failed.
+    /// The values of a payment that is closed, refunded or failed.
     pub closed: Vec<String>,
 }
 
 impl StatusValues {
-    /// What a word of the source means. Words compare as they are, letter by letter.
+    /// Returns the status for a value of the source. Values are compared exactly, character by character.
     pub fn status(&self, word: &str) -> PaymentStatus {
         let within = |list: &[String]| list.iter().any(|value| value == word);
         if within(&self.paid) {
@@ -57,7 +58,7 @@ impl StatusValues {
         }
     }
 
-    /// A word that stands in more than one list, or twice in one.
+    /// Returns a value that occurs in more than one list, or twice in one.
     pub fn ambiguous(&self) -> Option<&str> {
         let all: Vec<&String> = self.paid.iter().chain(&self.pending).chain(&self.closed).collect();
         let twice = |index: usize| all[..index].contains(&all[index]);

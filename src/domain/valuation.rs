@@ -1,53 +1,53 @@
-//! How many points a payment is worth, by its own record: a number of points that stands there, or an exact decimal rule
-//! over its amount. No floating point.
+//! The points that a payment is worth, from its own record: either a number of points in the record, or an exact
+//! decimal rule over the amount. No floating point is used.
 
 use super::{credit::Points, ids::UserId};
 use std::fmt;
 
-/// The most digits before the point of an amount. A larger one is no payment's.
+/// The most digits before the decimal point of an amount. A larger amount is refused.
 const AMOUNT_DIGITS: usize = 15;
-/// The most digits before the point of a rate.
+/// The most digits before the decimal point of a rate.
 const RATE_DIGITS: usize = 6;
-/// The most digits after the point, of both; zeros at the end do not count. So the product of an amount and a rate stays
-/// below 10^37, and within 128 bits.
+/// The most digits after the decimal point of an amount or a rate; trailing zeros do not count. The limits keep the
+/// product of an amount and a rate below 10^37, which fits 128 bits.
 const FRACTION_DIGITS: usize = 8;
 
-/// A decimal that is not negative, exactly: `digits` divided by 10 to the power of `scale`.
+/// An exact decimal number that is not negative: `digits` divided by 10 to the power of `scale`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decimal {
     digits: u128,
     scale: u32,
 }
 
-/// Why a text is no decimal that can be worked with.
+/// Why a text is not an accepted decimal number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecimalError {
-    /// Anything but digits with perhaps a point between them.
-    #[error("is no plain decimal; must be digits with perhaps a point between them, as in 12.50")]
+    /// The text is not digits with at most one decimal point between them.
+    #[error("is not a plain decimal; must be digits with at most one point between them, as in 12.50")]
     NotDecimal,
-    /// Below zero.
+    /// The number is below zero.
     #[error("is negative")]
     Negative,
-    /// Beyond what is believed.
+    /// The number has too many digits before the decimal point.
     #[error("is too large; must have at most {0} digits before the point")]
     TooLarge(usize),
-    /// More digits after the point than are worked with.
-    #[error("is too fine; must have at most {FRACTION_DIGITS} digits after the point")]
+    /// The number has too many digits after the decimal point.
+    #[error("has too many decimals; must have at most {FRACTION_DIGITS} digits after the point")]
     TooFine,
 }
 
 impl Decimal {
-    /// A rate, as in `points_per_unit`.
+    /// Parses a rate, such as `points_per_unit`.
     pub fn rate(text: &str) -> Result<Self, DecimalError> {
         Self::parse(text, RATE_DIGITS)
     }
 
-    /// An amount: whole (cents, say) or with a point.
+    /// Parses an amount: a whole number (of cents, for instance) or one with a decimal point.
     pub fn amount(text: &str) -> Result<Self, DecimalError> {
         Self::parse(text, AMOUNT_DIGITS)
     }
 
-    /// Whether it is nothing.
+    /// Returns whether the number is zero.
     pub fn is_zero(self) -> bool {
         self.digits == 0
     }
@@ -69,59 +69,59 @@ impl Decimal {
         if fraction.len() > FRACTION_DIGITS {
             return Err(DecimalError::TooFine);
         }
-        // At most 23 digits: far below 128 bits.
+        // At most 23 digits, which fit 128 bits.
         let digits = whole.bytes().chain(fraction.bytes()).fold(0, |sum, byte| sum * 10 + u128::from(byte - b'0'));
         Ok(Self { digits, scale: u32::try_from(fraction.len()).unwrap_or(0) })
     }
 
-    /// The product, rounded down to a whole number.
+    /// Returns the product, rounded down to a whole number.
     fn times_rounded_down(self, other: Self) -> u128 {
         self.digits * other.digits / 10_u128.pow(self.scale + other.scale)
     }
 }
 
-/// How the value of the record becomes points.
+/// The rule that converts the value of the record to points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
-    /// It is the number of points.
+    /// The value is the number of points.
     Points,
-    /// It is an amount: so many points for each unit of it, rounded down, then at least `min` and at most `max`.
+    /// The value is an amount: `rate` points per unit, rounded down, then limited to at least `min` and at most `max`.
     PerUnit {
-        /// `points_per_unit`.
+        /// The points per unit (`points_per_unit`).
         rate: Decimal,
-        /// What each payment gives at least.
+        /// The fewest points that a payment gives.
         min: i64,
-        /// What it gives at most; without it a larger number is refused.
+        /// The most points that a payment gives; without it, a number above `message.max_points` is refused.
         max: Option<i64>,
     },
 }
 
-/// What a payment is worth.
+/// The value of a payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PaymentValue {
     /// These points, for this user.
     Points(UserId, Points),
     /// No points.
     Nothing,
-    /// Its record cannot be credited from; which column, and what is wrong with it.
+    /// The record is invalid for a credit, with the column and the error.
     Invalid(String),
 }
 
-/// How a record is read: `[pay_status.sql]`.
+/// The rules for reading a record: `[pay_status.sql]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Valuation {
-    /// How the value becomes points.
+    /// The rule that converts the value to points.
     pub rule: Rule,
-    /// More points for one payment are refused (`message.max_points`).
+    /// The most points of one payment (`message.max_points`); more are refused.
     pub max_points: i64,
-    /// The column with the user, for errors.
+    /// The column that contains the user, for errors.
     pub user_column: String,
-    /// The column with the points or the amount, for errors.
+    /// The column that contains the points or the amount, for errors.
     pub value_column: String,
 }
 
 impl Valuation {
-    /// The setting that names the column with the value.
+    /// Returns the setting that names the value column.
     fn value_key(&self) -> &'static str {
         match self.rule {
             Rule::Points => "points_column",
@@ -133,18 +133,20 @@ impl Valuation {
         PaymentValue::Invalid(format!("{} \"{}\" {problem}", self.value_key(), self.value_column))
     }
 
-    /// Of a table that has no such column.
+    /// Returns the result for a table that has no value column.
     pub fn without_column(&self) -> PaymentValue {
-        self.invalid_value("is not in the payment table")
+        self.invalid_value("is missing in the payment table")
     }
 
-    /// What the record's user and value are worth; `None` is a NULL.
+    /// Returns the points for a record's user and value; `None` represents NULL.
     pub fn of(&self, user: Option<&str>, value: Option<&str>) -> PaymentValue {
         let points = match value.map(Decimal::amount) {
             None => return self.invalid_value("is NULL"),
             Some(Err(error)) => return self.invalid_value(error),
             Some(Ok(value)) => match self.rule {
-                Rule::Points if value.scale > 0 => return self.invalid_value("is no whole number of points"),
+                Rule::Points if value.scale > 0 => {
+                    return self.invalid_value("is not a whole number; must be a whole number of points");
+                }
                 Rule::Points => value.digits,
                 Rule::PerUnit { rate, min, max } => {
                     let points = value.times_rounded_down(rate).max(min.unsigned_abs().into());
@@ -157,7 +159,10 @@ impl Valuation {
         }
         let points = i64::try_from(points).ok().and_then(|points| Points::new(points, self.max_points));
         let Some(points) = points else {
-            return self.invalid_value(format!("gives more than {} points (message.max_points)", self.max_points));
+            return self.invalid_value(format!(
+                "gives more than {} points; must give at most message.max_points",
+                self.max_points
+            ));
         };
         let user_problem = |problem: &dyn fmt::Display| {
             PaymentValue::Invalid(format!("user_column \"{}\" {problem}", self.user_column))
@@ -205,7 +210,7 @@ mod tests {
             ("1299", "0.01", 0, None, 12),
             ("99", "0.01", 0, None, 0),
             ("100", "0.01", 0, None, 1),
-            // What floating point gets wrong: 0.1 * 3, 0.29 * 100, 4.35 * 100, 1.1 * 1.1.
+            // Products that floating point computes wrong: 0.1 * 3, 0.29 * 100, 4.35 * 100, 1.1 * 1.1.
             ("3", "0.1", 0, None, 0),
             ("30", "0.1", 0, None, 3),
             ("0.29", "100", 0, None, 29),
@@ -241,23 +246,23 @@ mod tests {
             (&rule, Some("u"), None, "amount_column \"total\" is NULL"),
             (&rule, Some("u"), Some("-1.25"), "amount_column \"total\" is negative"),
             (&rule, Some("u"), Some("1234567890123456"), "amount_column \"total\" is too large; must have at most 15"),
-            (&rule, Some("u"), Some("1.123456789"), "amount_column \"total\" is too fine"),
-            (&rule, Some("u"), Some("$12.50"), "amount_column \"total\" is no plain decimal"),
-            (&rule, Some("u"), Some("1e9"), "amount_column \"total\" is no plain decimal"),
-            (&rule, Some("u"), Some("NaN"), "amount_column \"total\" is no plain decimal"),
-            (&rule, Some("u"), Some("1,250.00"), "amount_column \"total\" is no plain decimal"),
-            (&rule, Some("u"), Some(".5"), "amount_column \"total\" is no plain decimal"),
-            (&rule, Some("u"), Some("5."), "amount_column \"total\" is no plain decimal"),
-            (&rule, Some("u"), Some(""), "amount_column \"total\" is no plain decimal"),
-            (&rule, Some("u"), Some("--1"), "amount_column \"total\" is no plain decimal"),
+            (&rule, Some("u"), Some("1.123456789"), "amount_column \"total\" has too many decimals"),
+            (&rule, Some("u"), Some("$12.50"), "amount_column \"total\" is not a plain decimal"),
+            (&rule, Some("u"), Some("1e9"), "amount_column \"total\" is not a plain decimal"),
+            (&rule, Some("u"), Some("NaN"), "amount_column \"total\" is not a plain decimal"),
+            (&rule, Some("u"), Some("1,250.00"), "amount_column \"total\" is not a plain decimal"),
+            (&rule, Some("u"), Some(".5"), "amount_column \"total\" is not a plain decimal"),
+            (&rule, Some("u"), Some("5."), "amount_column \"total\" is not a plain decimal"),
+            (&rule, Some("u"), Some(""), "amount_column \"total\" is not a plain decimal"),
+            (&rule, Some("u"), Some("--1"), "amount_column \"total\" is not a plain decimal"),
             (&rule, Some("u"), Some("1000001"), "amount_column \"total\" gives more than 1000000 points"),
-            (&whole, Some("u"), Some("1.5"), "points_column \"total\" is no whole number of points"),
+            (&whole, Some("u"), Some("1.5"), "points_column \"total\" is not a whole number"),
             (&whole, Some("u"), Some("-5"), "points_column \"total\" is negative"),
             (&rule, None, Some("5"), "user_column \"buyer\" is NULL"),
             (&rule, Some(""), Some("5"), "user_column \"buyer\" is empty"),
             (&rule, Some(&long), Some("5"), "user_column \"buyer\" is too long"),
         ] {
-            let PaymentValue::Invalid(told) = valuation.of(user, value) else { panic!("{value:?} is taken") };
+            let PaymentValue::Invalid(told) = valuation.of(user, value) else { panic!("{value:?} is accepted") };
             assert!(told.starts_with(error), "{told}");
         }
         assert_eq!(points(&whole.of(Some("u"), Some("7"))), 7);
@@ -266,7 +271,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against whole numbers: cents times thousandths, divided by 100 000.
+        /// Compares with integer arithmetic: cents times thousandths, divided by 100 000.
         #[test]
         fn the_rule_is_exact(cents in 0..1_000_000_000_u64, thousandths in 0..1_000_000_u64) {
             let amount = format!("{}.{:02}", cents / 100, cents % 100);

@@ -30,7 +30,7 @@ fn exit_statuses_are_those_of_the_contract() {
         (&["migrate"], 0, "migrated: 00000000000001"),
         (&["migrate"], 0, "the ledger's schema is up to date"),
         (&["balance", "u"], 0, "0 points"),
-        (&["balance", " u"], 2, "has blanks around it"),
+        (&["balance", " u"], 2, "has leading or trailing whitespace"),
         (&["balance"], 2, "Usage"),
         (&["payment", "p"], 1, "payment p: nothing is known of it"),
         (&["reconcile"], 0, "0 credits not found paid by a check"),
@@ -69,7 +69,7 @@ fn errors_are_json_where_json_is_asked_for() {
     let setup = Setup::new("amqp://127.0.0.1:1/%2f", &place.url, "");
     assert_eq!(setup.run(&["migrate"]).status.code(), Some(0));
     for (arguments, status, said) in [
-        (&["balance", " u", "--json"][..], 2, "the user's id has blanks around it"),
+        (&["balance", " u", "--json"][..], 2, "the user's id has leading or trailing whitespace"),
         (&["balance", "--json"], 2, "required arguments"),
         (&["unknown", "--json"], 2, "unrecognized subcommand"),
         (&["verify", "--json", "--config", "/nonexistent"], 2, "/nonexistent cannot be read"),
@@ -350,7 +350,7 @@ fn lines_that_are_no_message_are_counted_and_the_rest_goes_on() {
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
         "line 1: malformed: headers: must be an object\n\
-         line 2: malformed: body is not UTF-8 from byte 0 on\n\
+         line 2: malformed: body is not UTF-8 from byte 0; must be UTF-8\n\
          credited 2500, duplicate 0, conflict 0, malformed 2, rejected 0, exhausted 0\n"
     );
 }

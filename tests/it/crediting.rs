@@ -257,7 +257,7 @@ fn bodies_larger_than_the_limit_are_parked_whole() {
     assert_eq!(parked[0].delivery.data, large.as_bytes());
     assert_eq!(
         text(&parked[0], "x-pointsd-error"),
-        Some(format!("body has {} bytes; at most 1000 are taken", large.len()))
+        Some(format!("body has {} bytes; at most 1000 are accepted", large.len()))
     );
     daemon.stop();
 }

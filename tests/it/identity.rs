@@ -21,8 +21,8 @@ fn a_document_is_parked_and_never_looked_up() {
     let example = example("direct-notification", Kind::Sqlite, shop, false);
     let documents = [
         ("<pay>7</pay>", "is markup (XML or HTML)"),
-        ("paymentId=7&status=paid", "is a form or a pair of name and value"),
-        ("\"{\\\"paymentId\\\":7}\"", "is JSON within a text"),
+        ("paymentId=7&status=paid", "is form data or a name=value pair"),
+        ("\"{\\\"paymentId\\\":7}\"", "is JSON within a string"),
         ("7,8", "is a list"),
         ("7\u{200b}", "has an invisible character"),
     ];

@@ -209,7 +209,7 @@ fn direct(kind: Kind, foreign: bool) {
         ("conflict", "3", "the notification says that it is paid, its own record that it is closed"),
         ("expired", "8", "the notification says that it is paid, but no record of it has come"),
         ("malformed", "", "body is an object; must be a string or an integer"),
-        ("malformed", "", "body is serialized Java, but neither a java.lang.Long nor a java.lang.String"),
+        ("malformed", "", "body is another serialized Java object; must be a java.lang.Long or a java.lang.String"),
         ("rejected", "6", "user_column \"biz_user_id\" is NULL"),
         ("rejected", "7", "amount_column \"amount\" is negative"),
     ]
@@ -438,7 +438,7 @@ fn notifications_pause_while_the_payment_table_is_down_and_credits_go_on() {
     example.notify(&[b"1", b"2"]);
     example.wait_for_dead(&daemon, 1);
     let dead = example.dead();
-    assert_eq!(dead[0].2, "amount_column \"amount\" is not in the payment table", "{dead:?}");
+    assert_eq!(dead[0].2, "amount_column \"amount\" is missing in the payment table", "{dead:?}");
     wait_for_settled(&daemon, "trade", "duplicate", 1.0);
     daemon.stop();
 }
