@@ -1,4 +1,4 @@
-//! RecordedMessage messages: JSON Lines, one message a line, bare or in an envelope (`docs/guides/producers.md`).
+//! Recorded messages: JSON Lines with one message per line, bare or in an envelope (`docs/guides/producers.md`).
 
 use crate::domain::{check_message::CONTENT_TYPE as CHECKS, message::BYTE_ORDER_MARK};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -12,74 +12,74 @@ use std::{
     io::{self, BufRead, Read},
 };
 
-/// The longest line that is read. Bytes.
+/// The longest line that is accepted, in bytes.
 const MAX_LINE_BYTES: u64 = 192 * 1024 * 1024;
 
-/// A message as it was recorded.
+/// A recorded message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordedMessage {
     /// The body to send or to process, byte for byte.
     pub body: Vec<u8>,
-    /// Its message id.
+    /// The message ID.
     pub message_id: Option<String>,
-    /// Its headers.
+    /// The headers of the message.
     pub headers: serde_json::Map<String, serde_json::Value>,
-    /// Its routing key, where it is not the configured one.
+    /// The routing key, where it differs from the configured one.
     pub routing_key: Option<String>,
-    /// Its content type, where that matters: a check message's.
+    /// The content type, recorded only for a check message.
     pub content_type: Option<String>,
 }
 
 impl RecordedMessage {
-    /// Whether its body is a check message.
+    /// Returns whether the body is a check message.
     pub fn is_check_message(&self) -> bool {
         self.content_type.as_deref() == Some(CHECKS)
     }
 }
 
-/// Why a line is no recorded message.
+/// Why a line is not a recorded message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordedError {
     /// A member of the envelope has the wrong type.
     #[error("{member}: must be {wanted}")]
     WrongType {
-        /// Which.
+        /// The name of the member.
         member: &'static str,
-        /// What would be right.
+        /// The required type.
         wanted: &'static str,
     },
-    /// A member of the envelope is there twice.
+    /// A member of the envelope occurs twice.
     #[error("{0}: is given twice")]
     GivenTwice(String),
-    /// The line is longer than is read.
-    #[error("the line has more than {MAX_LINE_BYTES} bytes")]
+    /// The line is longer than [`MAX_LINE_BYTES`].
+    #[error("the line is too long; must have at most {MAX_LINE_BYTES} bytes")]
     TooLong,
 }
 
 /// One line that is not blank.
 #[derive(Debug, PartialEq, Eq)]
 pub struct MessageLine {
-    /// Counted from 1.
+    /// The number of the line, counted from 1.
     pub number: u64,
-    /// How many bytes of the input it took, with its end.
+    /// The number of bytes of the line, including its end.
     pub bytes: u64,
-    /// What it says.
+    /// The message of the line, or the error.
     pub message: Result<RecordedMessage, RecordedError>,
 }
 
-/// Reads lines one at a time; blank ones are passed over.
+/// Reads messages line by line; blank lines are skipped.
 pub struct Lines<R> {
     input: R,
     number: u64,
 }
 
 impl<R: BufRead> Lines<R> {
-    /// From the beginning of `input`.
+    /// Creates a reader at the beginning of `input`.
     pub fn new(input: R) -> Self {
         Self { input, number: 0 }
     }
 
-    /// The next line, or `None` at the end. An error is one of reading.
+    /// Returns the next line that is not blank, or `None` at the end of the input. Errors are read errors.
     pub fn next_line(&mut self) -> io::Result<Option<MessageLine>> {
         loop {
             let mut line = Vec::new();
@@ -120,17 +120,17 @@ impl<R: BufRead> Lines<R> {
     }
 }
 
-/// The line that [`parse`] reads as this message again, without its end.
+/// Returns a line, without its end, that [`parse`] reads as the same message.
 ///
-/// The body stands there as JSON where that keeps every byte of it, as a string where it is some other text, and as
-/// base64 where it is no text.
+/// The body is written as JSON where that preserves every byte, as a string where it is other text, and as base64 where
+/// it is not text.
 pub fn to_line(message: &RecordedMessage) -> String {
     let text = std::str::from_utf8(&message.body);
-    let verbatim = text.ok().filter(|text| stands_verbatim(text));
+    let verbatim = text.ok().filter(|text| is_one_line_object(text));
     let (name, body) = match (verbatim, text) {
         (Some(json), _) => (BODY, json.to_owned()),
-        (None, Ok(text)) if quoted(text).len() <= 2 * text.len() + 2 => (BODY, quoted(text)),
-        (None, _) => (BODY_BASE64, quoted(&BASE64_STANDARD.encode(&message.body))),
+        (None, Ok(text)) if json_string(text).len() <= 2 * text.len() + 2 => (BODY, json_string(text)),
+        (None, _) => (BODY_BASE64, json_string(&BASE64_STANDARD.encode(&message.body))),
     };
     let mut line = format!("{{\"{name}\":{body}");
     let mut member = |name: &str, value: String| {
@@ -140,34 +140,34 @@ pub fn to_line(message: &RecordedMessage) -> String {
         line.push_str(&value);
     };
     if let Some(message_id) = &message.message_id {
-        member(MESSAGE_ID, quoted(message_id));
+        member(MESSAGE_ID, json_string(message_id));
     }
     if !message.headers.is_empty() {
         member(HEADERS, harmless(&serde_json::Value::Object(message.headers.clone()).to_string()));
     }
     if let Some(routing_key) = &message.routing_key {
-        member(ROUTING_KEY, quoted(routing_key));
+        member(ROUTING_KEY, json_string(routing_key));
     }
     if let Some(content_type) = &message.content_type {
-        member(CONTENT_TYPE, quoted(content_type));
+        member(CONTENT_TYPE, json_string(content_type));
     }
     line.push('}');
     line
 }
 
-/// An object in one line, with nothing around it.
-fn stands_verbatim(text: &str) -> bool {
+/// Returns whether a text is one JSON object on one line, without surrounding whitespace.
+fn is_one_line_object(text: &str) -> bool {
     text.starts_with('{')
         && text.ends_with('}')
         && !text.contains(char::is_control)
         && serde_json::from_str::<&RawValue>(text).is_ok_and(|value| value.get() == text)
 }
 
-fn quoted(text: &str) -> String {
+fn json_string(text: &str) -> String {
     harmless(&serde_json::Value::String(text.to_owned()).to_string())
 }
 
-/// JSON with those control characters escaped, too, that JSON leaves as they are and a terminal may act on.
+/// Escapes control characters that JSON permits unescaped but a terminal may interpret.
 pub fn harmless(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for character in json.chars() {
@@ -181,7 +181,8 @@ pub fn harmless(json: &str) -> String {
     text
 }
 
-/// An envelope has a `body` and nothing but the members of an envelope; any other line is a body itself.
+/// Parses a line. An object with a body and only members of an envelope is an envelope; any other line is itself a
+/// body.
 fn parse(line: Vec<u8>) -> Result<RecordedMessage, RecordedError> {
     let json = line.strip_prefix(BYTE_ORDER_MARK.encode_utf8(&mut [0; 4]).as_bytes()).unwrap_or(&line);
     match serde_json::from_slice::<Members<'_>>(json) {
@@ -203,7 +204,7 @@ const HEADERS: &str = "headers";
 const ROUTING_KEY: &str = "routing_key";
 const CONTENT_TYPE: &str = "content_type";
 
-/// The members of an object, also those that come twice.
+/// The members of an object, including repeated ones.
 struct Members<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'a> Members<'a> {
@@ -215,12 +216,12 @@ impl<'a> Members<'a> {
 
     fn into_recorded(self) -> Result<RecordedMessage, RecordedError> {
         let base64: Option<String> = self.typed(BODY_BASE64, "a string")?;
-        let body = match (self.one(BODY)?, base64) {
+        let body = match (self.single(BODY)?, base64) {
             (Some(_), Some(_)) => return Err(RecordedError::GivenTwice(BODY.to_owned())),
             (None, Some(base64)) => BASE64_STANDARD
                 .decode(base64)
                 .map_err(|_| RecordedError::WrongType { member: BODY_BASE64, wanted: "base64" })?,
-            // A string stands for its text, so that any text can be recorded; anything else for its JSON.
+            // A string is recorded as its text, so that any text can be recorded; any other value as its JSON.
             (Some(body), None) => match serde_json::from_str::<String>(body.get()) {
                 Ok(text) => text.into_bytes(),
                 Err(_) => body.get().as_bytes().to_vec(),
@@ -236,7 +237,7 @@ impl<'a> Members<'a> {
         })
     }
 
-    fn one(&self, name: &'static str) -> Result<Option<&'a RawValue>, RecordedError> {
+    fn single(&self, name: &'static str) -> Result<Option<&'a RawValue>, RecordedError> {
         let mut of_name = self.0.iter().filter(|(member, _)| member == name).map(|(_, value)| *value);
         let first = of_name.next();
         if of_name.next().is_some() { Err(RecordedError::GivenTwice(name.to_owned())) } else { Ok(first) }
@@ -247,7 +248,7 @@ impl<'a> Members<'a> {
         member: &'static str,
         wanted: &'static str,
     ) -> Result<Option<T>, RecordedError> {
-        let Some(value) = self.one(member)?.filter(|value| value.get() != "null") else { return Ok(None) };
+        let Some(value) = self.single(member)?.filter(|value| value.get() != "null") else { return Ok(None) };
         serde_json::from_str(value.get()).map(Some).map_err(|_| RecordedError::WrongType { member, wanted })
     }
 }
@@ -283,7 +284,7 @@ mod tests {
         std::iter::from_fn(|| lines.next_line().unwrap()).map(|line| (line.number, line.message)).collect()
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "compared with what is read")]
+    #[expect(clippy::unnecessary_wraps, reason = "compared with the parsed result")]
     fn bare(body: &[u8]) -> Result<RecordedMessage, RecordedError> {
         Ok(RecordedMessage {
             body: body.to_vec(),
@@ -325,7 +326,7 @@ mod tests {
         assert_eq!(lines(line), [(1, Ok(recorded))]);
         assert_eq!(lines(br#"{"body":"{\"a\":1} x","message_id":null}"#), [(1, bare(b"{\"a\":1} x"))]);
         assert_eq!(lines(br#"{"body":17}"#), [(1, bare(b"17"))]);
-        // A file that begins with a byte order mark: it is no part of the envelope; a bare body keeps its bytes.
+        // A byte order mark at the start of a file is not part of an envelope; a bare body keeps its bytes.
         assert_eq!(
             lines("\u{feff}{\"body\":17}\n\u{feff}17".as_bytes()),
             [(1, bare(b"17")), (2, bare("\u{feff}17".as_bytes()))]

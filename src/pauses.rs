@@ -1,23 +1,23 @@
-//! Waiting between attempts: the one place that knows the `backoff` crate (ADR 2), so that another could replace it.
+//! Pauses between attempts. Only this module uses the `backoff` crate (ADR 2), so that another crate could replace it.
 
 use ::backoff::{ExponentialBackoff, ExponentialBackoffBuilder, backoff::Backoff as _};
 use std::time::Duration;
 
 /// The first pause after a failure that may pass at once.
 const IMMEDIATE_FIRST: Duration = Duration::from_millis(20);
-/// The longest pause of the immediate stage: others wait behind it.
+/// The longest pause of the immediate attempts: other messages wait for them.
 const IMMEDIATE_LONGEST: Duration = Duration::from_millis(500);
-/// The immediate stage ends here, however many attempts are left.
+/// The time after which the immediate attempts end, however many are left.
 const IMMEDIATE_TIME: Duration = Duration::from_secs(20);
-/// The longest pause between two probes of a dependency that is down: its return is noticed within a second.
+/// The longest pause between two probes of a dependency that is down: its recovery is detected within a second.
 const BETWEEN_PROBES: Duration = Duration::from_secs(1);
 /// The first pause after a session that settled nothing.
 const FRUITLESS_FIRST: Duration = Duration::from_millis(200);
 /// The longest pause between sessions that settle nothing.
 const FRUITLESS_LONGEST: Duration = Duration::from_secs(15);
 
-/// Exponential with jitter; `most` bounds the time since the first pause. The crate bounds time only: attempts are
-/// counted here.
+/// Creates an exponential backoff with jitter; `most` limits the time since the first pause. The crate limits only the
+/// time, so attempts are counted here.
 fn exponential(first: Duration, longest: Duration, most: Option<Duration>) -> ExponentialBackoff {
     ExponentialBackoffBuilder::new()
         .with_initial_interval(first)
@@ -28,14 +28,15 @@ fn exponential(first: Duration, longest: Duration, most: Option<Duration>) -> Ex
         .build()
 }
 
-/// The pauses between `attempts` attempts in all: one fewer than there are attempts, and none after [`IMMEDIATE_TIME`].
+/// Returns the pauses between `attempts` attempts in total: one fewer than there are attempts, and none after
+/// [`IMMEDIATE_TIME`].
 pub fn immediate(attempts: u32) -> impl Iterator<Item = Duration> {
     let mut backoff = exponential(IMMEDIATE_FIRST, IMMEDIATE_LONGEST, Some(IMMEDIATE_TIME));
     (1..attempts).map_while(move |_| backoff.next_backoff())
 }
 
-/// The pause before the next probe of a dependency that is down: about a second, with jitter, so that many daemons do not
-/// probe at the same moment.
+/// Returns the pause before the next probe of a dependency that is down: about a second, with jitter, so that many
+/// daemons do not probe at the same moment.
 pub fn between_probes() -> Duration {
     let mut backoff = ExponentialBackoffBuilder::new()
         .with_initial_interval(BETWEEN_PROBES.mul_f64(0.8))
@@ -44,8 +45,8 @@ pub fn between_probes() -> Duration {
     backoff.next_backoff().unwrap_or(BETWEEN_PROBES)
 }
 
-/// The pauses between sessions that settle nothing although their probes succeed: each of them gives deliveries back, which
-/// counts against these. The pauses grow to a cap and never end.
+/// The pauses between sessions that settle nothing although their probes succeed. Each such session requeues
+/// deliveries, which counts towards their delivery limit. The pauses grow to a maximum and never end.
 #[derive(Debug)]
 pub struct OutageBackoff(ExponentialBackoff);
 
@@ -56,12 +57,12 @@ impl Default for OutageBackoff {
 }
 
 impl OutageBackoff {
-    /// How long to wait before the next session.
+    /// Returns the pause before the next session.
     pub fn next_pause(&mut self) -> Duration {
         self.0.next_backoff().unwrap_or(FRUITLESS_LONGEST)
     }
 
-    /// A session settled something: the next pause is a short one again.
+    /// Resets the pauses after a session that settled something: the next pause is short again.
     pub fn reset(&mut self) {
         self.0.reset();
     }

@@ -1,9 +1,10 @@
-//! A deadline for every call to a database, kept by the caller.
+//! A deadline for every call to a database, enforced by the caller.
 //!
-//! No setting of libpq ends a query whose server has stopped, and r2d2 waits for it when it checks a connection out.
-//! So each call runs on a thread of its own that is left behind when it does not answer, together with its
-//! connection and pool. A commit of credits that lands after that is harmless: the message comes again and is a duplicate.
-//! What would not be harmless keeps its deadline itself ([`WithDeadline::call_until`]).
+//! No setting of libpq ends a query whose server has stopped, and r2d2 waits for such a query when it checks a
+//! connection out. So each call runs on a thread of its own, which is abandoned together with its connection and pool
+//! if the call does not return in time. A commit of credits that happens after that is harmless: the message is
+//! delivered again and is a duplicate. Work whose late commit would be harmful enforces the deadline itself
+//! ([`WithDeadline::call_until`]).
 
 use super::DatabaseError;
 use crate::{domain::failure::Class, observe::events};
@@ -13,21 +14,22 @@ use std::{
 };
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// The stack of a thread that waits for a database, in bytes: nothing there is recursive.
+/// The stack of a thread that waits for a database, in bytes: its code is not recursive.
 const STACK: usize = 2 * 1024 * 1024;
 
-/// The threads that wait for databases, apart from those that handle messages, which need deep stacks.
+/// Returns the threads that wait for databases. They are separate from the threads that process messages, which need
+/// larger stacks.
 fn blocking_threads() -> Result<&'static Handle, DatabaseError> {
     static RUNTIME: OnceLock<Option<Runtime>> = OnceLock::new();
-    // Never driven: only its pool of threads is used.
+    // The runtime is never driven: only its blocking threads are used.
     let runtime = RUNTIME.get_or_init(|| Builder::new_current_thread().thread_stack_size(STACK).build().ok());
-    let runtime = runtime.as_ref().ok_or_else(|| DatabaseError::Unreachable("no thread can be started".into()))?;
+    let runtime = runtime.as_ref().ok_or_else(|| DatabaseError::Unreachable("cannot start a thread".into()))?;
     Ok(runtime.handle())
 }
 
 type Open<D> = dyn Fn() -> Arc<D> + Send + Sync;
 
-/// A ledger, or another database, whose calls answer in time or fail.
+/// A database (the ledger or another one) whose calls return in time or fail.
 pub struct WithDeadline<D: ?Sized> {
     open: Box<Open<D>>,
     current: Mutex<Arc<D>>,
@@ -35,7 +37,8 @@ pub struct WithDeadline<D: ?Sized> {
 }
 
 impl<D: ?Sized + Send + Sync + 'static> WithDeadline<D> {
-    /// `open` makes one with a pool of its own and without waiting: now, and whenever one is abandoned.
+    /// Creates a database with a deadline. `open` returns a database with its own pool, without blocking; it is called
+    /// now, and whenever a database is abandoned.
     pub fn new(open: impl Fn() -> Arc<D> + Send + Sync + 'static, timeout: Duration) -> Self {
         let current = Mutex::new(open());
         Self { open: Box::new(open), current, timeout }
@@ -49,7 +52,7 @@ impl<D: ?Sized + Send + Sync + 'static> WithDeadline<D> {
         self.call_until(|database, _| work(database)).await
     }
 
-    /// The same for work that must not land when nobody waits for it any more: it is told when that is.
+    /// Runs `work` as [`Self::call`] does, and passes it the deadline, after which it must not commit.
     pub async fn call_until<T: Send + 'static>(
         &self,
         work: impl FnOnce(&D, Instant) -> Result<T, DatabaseError> + Send + 'static,
@@ -62,7 +65,7 @@ impl<D: ?Sized + Send + Sync + 'static> WithDeadline<D> {
         });
         match tokio::time::timeout(self.timeout, thread).await {
             Ok(Ok(answer)) => answer.inspect_err(|error| {
-                // What is pooled may be connected to a server that is down, or no primary any more.
+                // The pooled connections may belong to a server that is down or is no longer the primary.
                 if error.class() == Class::Outage {
                     self.renew(&database);
                 }
@@ -77,7 +80,7 @@ impl<D: ?Sized + Send + Sync + 'static> WithDeadline<D> {
         }
     }
 
-    /// The same without a deadline, for work that may take its time: nobody's message waits for it.
+    /// Runs `work` without a deadline, for work that no message waits for.
     pub async fn call_at_leisure<T: Send + 'static>(
         &self,
         work: impl FnOnce(&D) -> Result<T, DatabaseError> + Send + 'static,
@@ -87,7 +90,7 @@ impl<D: ?Sized + Send + Sync + 'static> WithDeadline<D> {
         thread.await.unwrap_or_else(|join| Err(DatabaseError::Panicked(join.to_string())))
     }
 
-    /// Puts a fresh one in the place of this one, unless another call has done so already.
+    /// Replaces this database by a new one, unless another call has replaced it already. Returns whether it did.
     fn renew(&self, this: &Arc<D>) -> bool {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let still_current = Arc::ptr_eq(&current, this);

@@ -1,49 +1,49 @@
-//! What can go wrong with a database, and whose fault it is.
+//! Errors of databases and their error classes.
 
 use crate::domain::failure::{Class, Dependency, Outage};
 use diesel::result::{ConnectionError, DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError};
 use std::time::Duration;
 
-/// An error of a database. No text in it has a password or a message's body.
+/// An error of a database. Its text contains neither a password nor a message's body.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DatabaseError {
-    /// No connection, or it was lost.
+    /// No connection could be opened, or it was lost.
     #[error("cannot connect: {0}")]
     Unreachable(String),
-    /// It did not answer in time; the connection and its thread were abandoned.
+    /// The database did not respond in time; the connection and its thread were abandoned.
     #[error("no answer within {0:?} (ledger.timeout)")]
     Deadline(Duration),
-    /// It takes no writes now.
+    /// The database accepts no writes at present.
     #[error("read-only: {0}")]
     ReadOnly(String),
-    /// There is no room for writes.
+    /// The database has no space for writes.
     #[error("no space left: {0}")]
     Full(String),
-    /// The file is no database, or a broken one.
+    /// The file is not a database, or is damaged.
     #[error("not a usable database: {0}")]
     Unusable(String),
-    /// A pooler gives each transaction another session: settings, prepared statements and session locks do not hold.
+    /// A pooler gives each transaction another session: settings, prepared statements and session locks are lost.
     #[error(
-        "the connections go through a pooler that gives each transaction another session (pgbouncer: pool_mode = \
+        "a pooler gives each transaction another session (pgbouncer: pool_mode = \
          transaction or statement): connect to PostgreSQL itself, or set pool_mode = session for this database"
     )]
     Pooled,
-    /// A constraint of the schema, or the database's encoding, forbids the write, now and later.
+    /// A constraint of the schema, or the database's encoding, permanently refuses the write.
     #[error("{0}")]
     Refused(String),
-    /// A row was held by another transaction for longer than the lock timeout.
+    /// Another transaction held a row for longer than the lock timeout.
     #[error("{0}")]
     Locked(String),
-    /// Anything else that the database says: a deadlock, a busy file, a statement that was cancelled, …
+    /// Any other error of the database: a deadlock, a busy file, a cancelled statement, …
     #[error("{0}")]
     Database(String),
-    /// The code that talks to it panicked.
+    /// The code that uses the database panicked.
     #[error("internal error: {0}")]
     Panicked(String),
 }
 
 impl DatabaseError {
-    /// Decided here, for every error there is.
+    /// Returns the error class.
     pub fn class(&self) -> Class {
         match self {
             Self::Unreachable(_)
@@ -58,7 +58,7 @@ impl DatabaseError {
         }
     }
 
-    /// As an outage of that dependency, whatever it is: for calls that concern no message.
+    /// Returns the error as an outage of `dependency`, whatever its class: for calls that concern no message.
     pub fn into_outage(self, dependency: Dependency) -> Outage {
         Outage { dependency, reason: self.to_string() }
     }
@@ -67,10 +67,12 @@ impl DatabaseError {
 impl From<DieselError> for DatabaseError {
     fn from(error: DieselError) -> Self {
         match error {
-            DieselError::DatabaseError(kind, information) => of_database(kind, &*information),
-            // The commit failed, and so did the rollback after it: SQLite has rolled back by itself.
+            DieselError::DatabaseError(kind, information) => from_diesel_error(kind, &*information),
+            // The commit failed, and so did the rollback after it: SQLite has rolled back already.
             DieselError::RollbackErrorOnCommit { commit_error, .. } => (*commit_error).into(),
-            DieselError::BrokenTransactionManager => Self::Unreachable("the connection broke in a transaction".into()),
+            DieselError::BrokenTransactionManager => {
+                Self::Unreachable("the connection was lost in a transaction".into())
+            }
             other => Self::Database(other.to_string()),
         }
     }
@@ -91,7 +93,7 @@ impl From<r2d2::Error> for DatabaseError {
     }
 }
 
-fn of_database(kind: DatabaseErrorKind, information: &dyn DatabaseErrorInformation) -> DatabaseError {
+fn from_diesel_error(kind: DatabaseErrorKind, information: &dyn DatabaseErrorInformation) -> DatabaseError {
     let message = one_line(information.message());
     match kind {
         DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand => {
@@ -103,14 +105,14 @@ fn of_database(kind: DatabaseErrorKind, information: &dyn DatabaseErrorInformati
         | DatabaseErrorKind::ForeignKeyViolation
         | DatabaseErrorKind::ExclusionViolation
         | DatabaseErrorKind::RestrictViolation
-        | DatabaseErrorKind::UniqueViolation => DatabaseError::Refused(refusal(&message)),
+        | DatabaseErrorKind::UniqueViolation => DatabaseError::Refused(refusal_text(&message)),
         DatabaseErrorKind::SerializationFailure => DatabaseError::Database(message),
-        // Diesel hides the SQLSTATE of everything else, and is free to add kinds: the text must do.
-        _ => of_text(message),
+        // Diesel hides the SQLSTATE of all other errors, and may add kinds, so their text decides.
+        _ => classify_text(message),
     }
 }
 
-fn refusal(message: &str) -> String {
+fn refusal_text(message: &str) -> String {
     if message.contains("points_balances_range") {
         "the user's balance would leave its range of 9000000000000000000 points".into()
     } else {
@@ -118,9 +120,10 @@ fn refusal(message: &str) -> String {
     }
 }
 
-/// SQLite's texts are constants of its source; PostgreSQL's are those of an English server (its SQLSTATE classes 53
-/// and 57). An outage that is not recognised here is found by the probe that follows a transient error.
-fn of_text(message: String) -> DatabaseError {
+/// Classifies an error by its text. SQLite's texts are constants of its source; PostgreSQL's are those of an English
+/// server (its SQLSTATE classes 53 and 57). The probe that follows a transient error finds an outage that is not
+/// recognised here.
+fn classify_text(message: String) -> DatabaseError {
     let any = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
     if any(&["database or disk is full", "No space left on device", "disk I/O error"]) {
         DatabaseError::Full(message)
@@ -142,15 +145,15 @@ fn of_text(message: String) -> DatabaseError {
         DatabaseError::Locked(message)
     } else if any(&["out of range", "integer overflow"]) {
         DatabaseError::Refused(message)
-    // SQLSTATE 22P05 and 22021. The message quotes bytes of the text, which may be anything.
+    // SQLSTATE 22P05 and 22021. The message quotes bytes of the text, which may be confidential.
     } else if any(&["has no equivalent in encoding", "invalid byte sequence for encoding"]) {
-        DatabaseError::Refused("the database's encoding cannot hold a character of it".into())
+        DatabaseError::Refused("the database's encoding cannot represent a character of the text".into())
     } else {
         DatabaseError::Database(message)
     }
 }
 
-/// libpq's messages have several lines; a log event has one.
+/// Joins the lines of libpq's messages, because a log event has one line.
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

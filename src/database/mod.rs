@@ -1,5 +1,5 @@
-//! What the ledger and a payment table need of a database, whatever it is for: where it is, how it is connected to,
-//! what can go wrong and whose fault that is, and a deadline for every call.
+//! Database access for the ledger and the payment table: URLs, connections, errors with their classes, and a deadline
+//! for every call.
 
 use scheduled_thread_pool::ScheduledThreadPool;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ mod session;
 pub(crate) mod sqlite;
 mod url;
 
-/// The thread that makes a pool's connections. One each instead of the three of r2d2, and not one for all: a server that does
-/// not answer must not keep another pool from its own.
+/// Returns the thread that opens a pool's connections: one thread per pool instead of the three of r2d2, and not one
+/// for all pools, because a server that does not respond must not block another pool.
 fn connecting_thread() -> Arc<ScheduledThreadPool> {
     Arc::new(ScheduledThreadPool::builder().num_threads(1).thread_name_pattern("r2d2-worker-{}").build())
 }

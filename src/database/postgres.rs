@@ -1,4 +1,4 @@
-//! Connections to PostgreSQL, every wait of which is bounded.
+//! Connections to PostgreSQL with a bound on every wait.
 
 use super::{DatabaseError, PostgresUri};
 use diesel::{
@@ -12,21 +12,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long the pool waits for a connection, at most: a server that refuses shall be told as such, before the caller's
-/// deadline passes.
+/// How long the pool waits for a connection, at most: a server that refuses connections must be reported as such before
+/// the caller's deadline passes.
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A connection that is known to have worked so lately is not tested before it is used again, because the test is a round
-/// trip.
-const LATELY: Duration = Duration::from_secs(1);
+/// How recently a connection must have worked to be reused without a test, because the test is a round trip.
+const RECENT: Duration = Duration::from_secs(1);
 
-/// Connections that are kept.
+/// A pool of connections.
 pub(crate) type Pool = r2d2::Pool<Manager>;
 
-/// One of them, in use.
+/// A connection of the pool, in use.
 pub(crate) type PooledConnection = r2d2::PooledConnection<Manager>;
 
-/// Where a PostgreSQL is, and how its connections are set.
+/// A PostgreSQL server and the settings of its connections.
 pub(crate) struct Server {
     uri: PostgresUri,
     settings: Settings,
@@ -34,13 +33,15 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Connects to nothing yet. `timeout`: the deadline that the caller keeps; the server is told a shorter one.
+    /// Creates a server without connecting. `timeout` is the deadline that the caller enforces; the server receives a
+    /// shorter one.
     pub(crate) fn new(uri: &PostgresUri, timeout: Duration) -> Self {
         let settings = Settings { statement_timeout: timeout.mul_f64(0.8), lock_timeout: timeout.mul_f64(0.2) };
         Self { uri: uri.clone(), settings, timeout }
     }
 
-    /// At most `size` connections, made when they are needed. `more`: SQL that each is set with besides.
+    /// Returns a pool of at most `size` connections, opened on demand. `more` is SQL that runs on each new connection
+    /// after the settings.
     pub(crate) fn pool(&self, size: u32, more: Option<&'static str>) -> Pool {
         r2d2::Pool::builder()
             .max_size(size)
@@ -48,7 +49,7 @@ impl Server {
             .test_on_check_out(true)
             .thread_pool(super::connecting_thread())
             .connection_timeout(CHECKOUT_TIMEOUT.min(self.timeout.mul_f64(0.5)))
-            // What goes wrong is in the error of the call; the pool's own log line would repeat it.
+            // The error of the call contains the cause; the pool's own log line would repeat it.
             .error_handler(Box::new(r2d2::NopErrorHandler))
             .build_unchecked(Manager {
                 uri: self.uri.clone(),
@@ -58,20 +59,21 @@ impl Server {
             })
     }
 
-    /// An error when a pooler gives each transaction another session.
+    /// Returns an error when a pooler gives each transaction another session.
     pub(crate) fn check_session(&self) -> Result<(), DatabaseError> {
         let uri = self.uri.current().map_err(|error| diesel::ConnectionError::BadConnection(error.to_string()))?;
         super::session::check(&with_parameters(&uri, self.timeout))
     }
 
-    /// A connection outside the pool.
+    /// Opens a connection outside the pool.
     pub(crate) fn fresh(&self) -> Result<PgConnection, DatabaseError> {
         let mut connection = establish(&self.uri, self.timeout)?;
         self.settings.apply(&mut connection)?;
         Ok(connection)
     }
 
-    /// The same without a time limit on statements, for commands that a person has started and can stop.
+    /// Opens a connection outside the pool without a time limit on statements, for commands that a person has started
+    /// and can stop.
     pub(crate) fn fresh_unlimited(&self) -> Result<PgConnection, DatabaseError> {
         let mut connection = self.fresh()?;
         connection.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0")?;
@@ -79,21 +81,21 @@ impl Server {
     }
 }
 
-/// What every connection is set to.
+/// The settings of every connection.
 #[derive(Debug, Clone)]
 struct Settings {
-    /// Shorter than the caller's deadline: a server that works can then say itself what it waited for.
+    /// Shorter than the caller's deadline, so that a working server can report itself what it waited for.
     statement_timeout: Duration,
-    /// Shorter still: a row that somebody else holds is one payment's trouble, and a whole batch waits while that payment
-    /// is looked for. Not shorter than this: a message is charged for four such waits in a row, which is as long as a
-    /// statement of another writer of ours may take.
+    /// Shorter still: a row that another session holds concerns one payment, and a whole batch waits while that payment
+    /// is identified. Not shorter than this: a message is charged after four such waits in a row, which is as long as a
+    /// statement of another pointsd writer may take.
     lock_timeout: Duration,
 }
 
 impl Settings {
-    /// A commit that was answered must survive a crash, so `synchronous_commit = off` is not accepted; every other
-    /// setting waits for the disk and stays. A transaction of ours that falls silent in the middle (its machine died)
-    /// is ended by the server, because it holds rows that other daemons wait for.
+    /// Applies the settings to a connection. A commit that was reported as successful must survive a crash, so
+    /// `synchronous_commit = off` is not accepted; every other setting waits for the disk and is kept. The server ends
+    /// a transaction that becomes idle (because its machine died), because it holds rows for which other daemons wait.
     fn apply(&self, connection: &mut PgConnection) -> diesel::QueryResult<()> {
         let timeout = self.statement_timeout.as_millis();
         let lock_timeout = self.lock_timeout.as_millis();
@@ -104,25 +106,26 @@ impl Settings {
     }
 }
 
-/// Makes the connections of a pool.
+/// Opens the connections of a pool.
 pub(crate) struct Manager {
     uri: PostgresUri,
     settings: Settings,
     timeout: Duration,
-    /// SQL for each new one.
+    /// SQL for each new connection.
     more: Option<&'static str>,
 }
 
 /// A connection of a pool.
 pub(crate) struct Pooled {
     connection: PgConnection,
-    /// When its last user was done, if that user has said that it works.
+    /// When the last user of the connection finished, if that user has marked the connection as working.
     worked: Option<Instant>,
 }
 
 impl Pooled {
-    /// Everything that was asked of it was answered. Without this word it is tested before the next use.
-    pub(crate) fn has_worked(&mut self) {
+    /// Marks the connection as working: every statement was answered. Without this mark, the connection is tested
+    /// before its next use.
+    pub(crate) fn mark_working(&mut self) {
         self.worked = Some(Instant::now());
     }
 }
@@ -155,7 +158,7 @@ impl ManageConnection for Manager {
 
     fn is_valid(&self, pooled: &mut Pooled) -> Result<(), diesel_r2d2::Error> {
         match pooled.worked.take() {
-            Some(worked) if worked.elapsed() < LATELY => Ok(()),
+            Some(worked) if worked.elapsed() < RECENT => Ok(()),
             _ => pooled.connection.ping().map_err(diesel_r2d2::Error::QueryError),
         }
     }
@@ -165,17 +168,17 @@ impl ManageConnection for Manager {
     }
 }
 
-/// Connects with the URI as it is now.
+/// Connects with the current URI.
 fn establish(uri: &PostgresUri, timeout: Duration) -> diesel::ConnectionResult<PgConnection> {
     let uri = uri.current().map_err(|error| diesel::ConnectionError::BadConnection(error.to_string()))?;
     PgConnection::establish(&with_parameters(&uri, timeout))
 }
 
-/// Adds the libpq parameters that bound a wait, unless the URI has them. (libpq, "Parameter Key Words".)
+/// Adds the libpq parameters that bound waits, unless the URI contains them. (libpq, "Parameter Key Words".)
 fn with_parameters(uri: &str, timeout: Duration) -> String {
     let authority = uri.split_once("://").map_or("", |(_, rest)| rest.split(['/', '?']).next().unwrap_or(rest));
     let hosts = u64::try_from(authority.split(',').count()).unwrap_or(1);
-    // libpq waits so long for each host, two seconds at the least.
+    // libpq applies this timeout to each host, and rounds it up to two seconds.
     let seconds = (timeout.as_secs() / 2 / hosts).clamp(2, 5);
     let milliseconds = timeout.as_millis();
     let mut uri = uri.trim_end_matches(['?', '&']).to_owned();
@@ -183,7 +186,8 @@ fn with_parameters(uri: &str, timeout: Duration) -> String {
         ("application_name", "pointsd".to_owned()),
         ("connect_timeout", seconds.to_string()),
         ("tcp_user_timeout", milliseconds.to_string()),
-        // A server that vanished while a connection was idle is noticed within half a minute, not two hours.
+        // Keepalives detect within 30 seconds, instead of two hours, that a server vanished while a connection was
+        // idle.
         ("keepalives_idle", "15".to_owned()),
         ("keepalives_interval", "5".to_owned()),
         ("keepalives_count", "3".to_owned()),

@@ -1,5 +1,5 @@
-//! Whether a PostgreSQL session is a session: behind a pooler in transaction mode each transaction may have another one, which
-//! has neither the settings nor the prepared statements nor the locks of the one before.
+//! Detects poolers. Behind a pooler in transaction mode, each transaction may have another session, without the
+//! settings, the prepared statements and the locks of the previous one.
 
 use super::DatabaseError;
 use diesel::{
@@ -12,36 +12,36 @@ struct Backend {
     pid: i32,
 }
 
-/// The server's process behind a connection.
-fn backend(connection: &mut PgConnection) -> diesel::QueryResult<i32> {
+/// Returns the process ID of the server process that serves a connection.
+fn backend_pid(connection: &mut PgConnection) -> diesel::QueryResult<i32> {
     let backend: Backend = sql_query("SELECT pg_backend_pid() AS pid").get_result(connection)?;
     Ok(backend.pid)
 }
 
-/// An error when two connections to this server share a session, or one has several.
+/// Returns an error when two connections to this server share a session, or when one connection has several sessions.
 pub(super) fn check(uri: &str) -> Result<(), DatabaseError> {
     let (mut one, mut other) = (PgConnection::establish(uri)?, PgConnection::establish(uri)?);
     match is_shared(&mut one, &mut other) {
         Ok(false) => Ok(()),
         Ok(true) => Err(DatabaseError::Pooled),
-        Err(error) if is_of_a_pooler(&error.to_string()) => Err(DatabaseError::Pooled),
+        Err(error) if is_pooler_error(&error.to_string()) => Err(DatabaseError::Pooled),
         Err(error) => Err(error.into()),
     }
 }
 
 fn is_shared(one: &mut PgConnection, other: &mut PgConnection) -> diesel::QueryResult<bool> {
-    let session = backend(one)?;
-    // As long as this transaction lasts its session is nobody else's. pgbouncer in statement mode ends the connection here,
-    // while others still answer.
+    let session = backend_pid(one)?;
+    // During this transaction its session belongs to this connection alone. pgbouncer in statement mode ends the
+    // connection here, while other connections still work.
     if let Err(error) = other.batch_execute("BEGIN") {
-        return backend(one).map(|_| true).map_err(|_| error);
+        return backend_pid(one).map(|_| true).map_err(|_| error);
     }
-    let is_shared = backend(other)? == session || backend(one)? != session;
+    let is_shared = backend_pid(other)? == session || backend_pid(one)? != session;
     other.batch_execute("ROLLBACK")?;
     Ok(is_shared)
 }
 
-/// A statement that was prepared in another session.
-fn is_of_a_pooler(error: &str) -> bool {
+/// Returns whether an error is typical of a pooler: a statement was prepared in another session.
+fn is_pooler_error(error: &str) -> bool {
     error.contains("prepared statement")
 }

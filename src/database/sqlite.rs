@@ -14,27 +14,27 @@ use std::{
     time::Duration,
 };
 
-/// Connections that are kept.
+/// A pool of connections.
 pub(crate) type Pool = r2d2::Pool<ConnectionManager<SqliteConnection>>;
 
-/// A database file, and how its connections are set.
+/// A database file and the settings of its connections.
 pub(crate) struct Database {
     file: PathBuf,
     settings: Settings,
 }
 
 impl Database {
-    /// Opens nothing yet. `timeout`: the deadline that the caller keeps.
+    /// Creates a database without opening it. `timeout` is the deadline that the caller enforces.
     pub(crate) fn new(file: &Path, timeout: Duration) -> Self {
         Self { file: file.into(), settings: Settings { busy_timeout: timeout.mul_f64(0.5), ours: true } }
     }
 
-    /// The same for a file whose journal is somebody else's to choose.
-    pub(crate) fn of_somebody_else(file: &Path, timeout: Duration) -> Self {
+    /// Creates a database for a file that belongs to another program, which chooses its journal mode.
+    pub(crate) fn foreign(file: &Path, timeout: Duration) -> Self {
         Self { file: file.into(), settings: Settings { busy_timeout: timeout.mul_f64(0.5), ours: false } }
     }
 
-    /// At most `size` connections, made when they are needed.
+    /// Returns a pool of at most `size` connections, opened on demand.
     pub(crate) fn pool(&self, size: u32) -> Pool {
         r2d2::Pool::builder()
             .max_size(size)
@@ -47,7 +47,7 @@ impl Database {
             .build_unchecked(ConnectionManager::new(self.file.to_string_lossy()))
     }
 
-    /// A connection of its own. SQLite makes a file that is not there.
+    /// Opens a connection outside the pool. SQLite creates a missing file.
     pub(crate) fn open(&self) -> Result<SqliteConnection, DatabaseError> {
         let mut connection = SqliteConnection::establish(&self.file.to_string_lossy())?;
         self.settings.apply(&mut connection)?;
@@ -55,8 +55,8 @@ impl Database {
     }
 }
 
-/// A file that must stay the one that it was when it was first used. SQLite would make one that is not there, and goes on with
-/// one that was replaced. An error has the caller begin anew, with the file that is there then.
+/// Verifies that a file is still the one that was used first. SQLite would create a missing file, and would continue
+/// with a replaced one. After an error, the caller opens the file that is present then.
 pub(crate) struct SameFile {
     file: PathBuf,
     identity: OnceLock<(u64, u64)>,
@@ -78,7 +78,7 @@ impl SameFile {
     }
 }
 
-/// What every connection is set to.
+/// The settings of every connection.
 #[derive(Debug, Clone)]
 struct Settings {
     /// How long SQLite waits for another program's lock: less than the caller's deadline.
@@ -88,8 +88,9 @@ struct Settings {
 }
 
 impl Settings {
-    /// `busy_timeout` comes first, because switching to WAL takes a lock itself. `FULL`, because with `NORMAL` a power
-    /// cut can lose a commit whose message was acknowledged (SQLite, "PRAGMA synchronous").
+    /// Applies the settings to a connection. `busy_timeout` comes first, because switching to WAL takes a lock itself.
+    /// `FULL`, because with `NORMAL` a power failure can lose a commit whose message was acknowledged (SQLite, "PRAGMA
+    /// synchronous").
     fn apply(&self, connection: &mut SqliteConnection) -> diesel::QueryResult<()> {
         let busy = self.busy_timeout.as_millis();
         connection.batch_execute(&format!("PRAGMA busy_timeout = {busy}; PRAGMA synchronous = FULL;"))?;

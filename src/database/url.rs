@@ -1,4 +1,4 @@
-//! Where a database is.
+//! URLs of databases.
 
 use crate::files::{self, FileError};
 use std::{
@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where a database is.
+/// The URL of a database.
 #[derive(Clone, PartialEq, Eq)]
 pub enum DatabaseUrl {
     /// A database file.
@@ -16,34 +16,35 @@ pub enum DatabaseUrl {
     Postgres(PostgresUri),
 }
 
-/// A libpq connection URI. It may have a password: it is not printed.
+/// A libpq connection URI. It may contain a password, so it is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PostgresUri {
     text: String,
-    /// The file that holds it: read again for each connection, because the password may be another one by then.
+    /// The file that contains the URI. It is read for each new connection, because the password may have changed.
     file: Option<PathBuf>,
 }
 
 impl PostgresUri {
-    /// As it is now. Blocks the thread where it is in a file.
+    /// Returns the current URI. Blocks the thread if the URI is in a file.
     pub fn current(&self) -> Result<String, FileError> {
         let Some(file) = &self.file else { return Ok(self.text.clone()) };
         let text = files::read_text_now(file)?;
         match DatabaseUrl::parse(text.trim(), None) {
-            Ok(DatabaseUrl::Postgres(uri)) if place(&uri.text) == place(&self.text) => Ok(uri.text),
-            Ok(DatabaseUrl::Postgres(_)) => Err(FileError::malformed(
-                file,
-                "names another server or database than at the start; restart the daemon",
-            )),
-            Ok(DatabaseUrl::Sqlite(_)) => Err(FileError::malformed(file, "is no longer a PostgreSQL URL")),
+            Ok(DatabaseUrl::Postgres(uri)) if database_identity(&uri.text) == database_identity(&self.text) => {
+                Ok(uri.text)
+            }
+            Ok(DatabaseUrl::Postgres(_)) => {
+                Err(FileError::malformed(file, "has another server or database than at the start; restart the daemon"))
+            }
+            Ok(DatabaseUrl::Sqlite(_)) => Err(FileError::malformed(file, "is no longer a PostgreSQL URL; must be one")),
             Err(error) => Err(FileError::malformed(file, error)),
         }
     }
 }
 
-/// Which database a connection URI names: all of it but the credentials. A part of a running program must not move to
-/// another one.
-fn place(uri: &str) -> (String, Vec<&str>) {
+/// Returns the database that a connection URI identifies: the whole URI without the credentials. A part of a running
+/// daemon must not change to another database.
+fn database_identity(uri: &str) -> (String, Vec<&str>) {
     const CREDENTIALS: [&str; 8] =
         ["user", "password", "passfile", "sslpassword", "sslcert", "sslkey", "sslrootcert", "sslcrl"];
     let (_, rest) = uri.split_once("://").unwrap_or(("", uri));
@@ -62,7 +63,7 @@ impl From<&str> for PostgresUri {
     }
 }
 
-/// As it was when the program began.
+/// The URI as it was when the program started.
 impl Deref for PostgresUri {
     type Target = str;
 
@@ -77,31 +78,32 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
-/// Why a text is no database's URL. It does not repeat the text, which may have a password.
+/// Why a text is not a database URL. The error does not repeat the text, which may contain a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DatabaseUrlError {
-    /// Another scheme.
+    /// The URL has another scheme.
     #[error("must be sqlite:FILE, postgres://… or postgresql://…")]
     Scheme,
-    /// `sqlite:` without a file.
-    #[error("names no file; must be sqlite:FILE, as in sqlite:pointsd.db or sqlite:///var/lib/pointsd/pointsd.db")]
+    /// The URL is `sqlite:` without a file.
+    #[error("has no file; must be sqlite:FILE, as in sqlite:pointsd.db or sqlite:///var/lib/pointsd/pointsd.db")]
     NoFile,
-    /// A database that ends with the process cannot keep a credit.
+    /// The database is in memory, so it would lose all credits when the process ends.
     #[error("is a database in memory, which would lose every credit; must be sqlite:FILE")]
     InMemory,
-    /// Blanks, control characters, several lines.
-    #[error("has blanks or control characters in it; must be one URL in one line, special characters percent-encoded")]
+    /// The URL contains whitespace, control characters or several lines.
+    #[error("has whitespace or control characters; must be one URL on one line, special characters percent-encoded")]
     Blank,
-    /// libpq would take it for something else, and quote it in an error.
+    /// The URL is ambiguous: libpq would interpret it differently, and quote it in an error.
     #[error("{0}; must be as in postgres://user:password@host:5432/database, special characters percent-encoded")]
     Postgres(&'static str),
-    /// The file's name would be read as options.
-    #[error("has a '?' in the file's name; SQLite options are not taken")]
+    /// A part of the file's name would be read as options.
+    #[error("has a '?' in the file name; must have no SQLite options")]
     Options,
 }
 
 impl DatabaseUrl {
-    /// Reads a URL. A relative file is taken from `state_directory`, where there is one, else from the current folder.
+    /// Parses a URL. A relative file is resolved against `state_directory` if there is one, otherwise against the
+    /// current directory.
     pub fn parse(url: &str, state_directory: Option<&Path>) -> Result<Self, DatabaseUrlError> {
         if url.contains(char::is_control) {
             return Err(DatabaseUrlError::Blank);
@@ -124,7 +126,7 @@ impl DatabaseUrl {
         Ok(Self::Sqlite(state_directory.map_or_else(|| file.into(), |folder| folder.join(file))))
     }
 
-    /// The same database, whose URL is in a file. A database file stays where it was at the start.
+    /// Returns the same database with its URL in a file. For SQLite, the path that was read at the start is used.
     #[must_use]
     pub fn from_file(self, file: Option<PathBuf>) -> Self {
         match self {
@@ -133,7 +135,7 @@ impl DatabaseUrl {
         }
     }
 
-    /// For logs: which database, and for a file where.
+    /// Returns a description for logs: the kind of database, and the path of a database file.
     pub fn describe(&self) -> String {
         match self {
             Self::Sqlite(file) => format!("SQLite {}", file.display()),
@@ -141,14 +143,14 @@ impl DatabaseUrl {
         }
     }
 
-    /// Whether the schema is brought up to date at the start unless the configuration says otherwise.
+    /// Returns whether the schema is migrated at the start by default.
     pub fn auto_migrate_default(&self) -> bool {
         matches!(self, Self::Sqlite(_))
     }
 }
 
-/// The form of libpq's "Connection URIs", after the scheme. libpq would find the same faults later, and repeat the
-/// password in telling them.
+/// Checks the form of libpq's "Connection URIs", after the scheme. libpq would find the same errors later, and would
+/// repeat the password when it reports them.
 fn check_postgres(rest: &str) -> Result<(), DatabaseUrlError> {
     let wrong = |what| Err(DatabaseUrlError::Postgres(what));
     if rest.contains(char::is_whitespace) {
@@ -157,11 +159,11 @@ fn check_postgres(rest: &str) -> Result<(), DatabaseUrlError> {
     let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, database) = place.split_once('/').unwrap_or((place, ""));
     if database.contains(['@', '/', '#', ':']) || query.contains(['@', '#', '?']) || authority.contains('#') {
-        return wrong("has one of @ / : # ? in a wrong place");
+        return wrong("has one of @ / : # ? in the wrong place");
     }
     let (user, hosts) = authority.split_once('@').unwrap_or(("", authority));
     if hosts.contains('@') || user.matches(':').count() > 1 {
-        return wrong("has an @ or a : too many before the host");
+        return wrong("has too many @ or : before the host");
     }
     let port_of = |host: &str| {
         let after_address = host.rsplit_once(']').map_or(host, |(_, after)| after).to_owned();
@@ -172,7 +174,7 @@ fn check_postgres(rest: &str) -> Result<(), DatabaseUrlError> {
             return wrong("has a [ or ] that does not enclose an IPv6 address");
         }
         if port_of(host).is_some_and(|port| !port.is_empty() && port.parse::<u16>().is_err()) {
-            return wrong("has a port that is no number (is there no @ before the host?)");
+            return wrong("has a port that is not a number (is the @ before the host missing?)");
         }
     }
     if query
@@ -230,7 +232,7 @@ mod tests {
             ("postgres://u:p@a:5432,b/other?sslmode=require", false),
             ("postgres://u:p@a:5432,b/points?sslmode=require&options=-csearch_path%3Dx", false),
         ] {
-            assert_eq!(place(at_start) == place(now), is_same, "{now}");
+            assert_eq!(database_identity(at_start) == database_identity(now), is_same, "{now}");
         }
     }
 

@@ -122,7 +122,7 @@ fn credentials_in_files_are_read_again_without_a_restart() {
     rotated.end_database_sessions();
     daemon.wait_not_ready("password authentication failed");
     rotated.write(1, "postgres://u:first-s3cret@h:x/db");
-    daemon.wait_not_ready(&format!("{}: has a port that is no number", rotated.files[1].display()));
+    daemon.wait_not_ready(&format!("{}: has a port that is not a number", rotated.files[1].display()));
     rotated.write_ledger("second-s3cret");
     daemon.wait_ready();
     rotated.credit(&client, &daemon, 3);

@@ -164,7 +164,7 @@ impl Ledger for PostgresLedger {
                 sorted.verdicts(|payment| inserted.contains(payment), &standing)
             }
         };
-        connection.has_worked();
+        connection.mark_working();
         verdicts
     }
 

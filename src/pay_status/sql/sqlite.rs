@@ -16,7 +16,7 @@ pub(super) struct SqliteTable {
 
 impl SqliteTable {
     pub(super) fn new(file: &Path, columns: Columns, timeout: Duration) -> Self {
-        Self { pool: Database::of_somebody_else(file, timeout).pool(1), file: SameFile::new(file), columns }
+        Self { pool: Database::foreign(file, timeout).pool(1), file: SameFile::new(file), columns }
     }
 }
 
