@@ -1,4 +1,5 @@
-//! What both databases need of a batch: each payment id once, in key order, and the way back to one verdict a message.
+//! The preparation of a batch for both databases: each payment ID once, in key order, and then the mapping to one
+//! verdict per message.
 
 use crate::database::DatabaseError;
 use crate::domain::credit::{Credit, RecordedCredit, Verdict};
@@ -7,7 +8,7 @@ use std::collections::HashMap;
 /// A batch in the order in which its rows are written.
 pub(super) struct Sorted<'a> {
     batch: &'a [Credit],
-    /// Indices into the batch, by payment id and then by position.
+    /// Indices into the batch, ordered by payment ID and then by position.
     by_payment: Vec<usize>,
 }
 
@@ -18,12 +19,12 @@ impl<'a> Sorted<'a> {
         Self { batch, by_payment }
     }
 
-    /// The batch, in its own order.
+    /// Returns the batch in its own order.
     pub(super) fn batch(&self) -> &'a [Credit] {
         self.batch
     }
 
-    /// The first credit of each payment id, by payment id.
+    /// Returns the first credit of each payment ID, ordered by payment ID.
     pub(super) fn firsts(&self) -> impl Iterator<Item = &'a Credit> {
         let mut previous: Option<&str> = None;
         self.by_payment.iter().filter_map(move |index| {
@@ -33,9 +34,10 @@ impl<'a> Sorted<'a> {
         })
     }
 
-    /// One verdict a credit, in the batch's own order.
+    /// Returns one verdict per credit, in the batch's own order.
     ///
-    /// `inserted` are the payment ids of this batch that were new, `standing` what the ledger has under the others.
+    /// `inserted` decides which payment IDs of this batch were new; `standing` contains the ledger's rows of the
+    /// others.
     pub(super) fn verdicts(
         &self,
         mut inserted: impl FnMut(&str) -> bool,
@@ -47,7 +49,7 @@ impl<'a> Sorted<'a> {
             let first = &self.batch[same[0]];
             let payment = first.payment_id.as_str();
             let new = inserted(payment);
-            // One that was new is credited by its first message, and what that says now stands in the ledger.
+            // A new payment is credited by its first message, whose user and points are now in the ledger.
             let compared = if new { &same[1..] } else { same };
             if compared.is_empty() {
                 continue;
@@ -55,9 +57,10 @@ impl<'a> Sorted<'a> {
             // The first message schedules the check.
             let own = RecordedCredit { user_id: first.user_id.to_string(), points: first.points.get(), checked: true };
             let standing = if new { Some(&own) } else { standing.get(payment) };
-            // No entry is ever deleted, so a payment id that was not new must be there.
-            let standing = standing
-                .ok_or_else(|| DatabaseError::Database(format!("payment {payment} vanished from the ledger")))?;
+            // No row is ever deleted, so a payment ID that was not new must be in the ledger.
+            let standing = standing.ok_or_else(|| {
+                DatabaseError::Database(format!("payment {payment} existed and is now missing in the ledger"))
+            })?;
             for index in compared {
                 verdicts[*index] = Verdict::of_existing(&self.batch[*index], standing);
             }

@@ -1,32 +1,32 @@
-//! What a check's step writes: the same for both databases.
+//! The rows that a step of a check writes, for both databases.
 
 use crate::domain::check::{Check, CheckStep, Checked, LedgerState, OnUnpaid};
 use std::borrow::Cow;
 
-/// A payment's row as it was found and locked; `None` where there was none.
+/// The row of a payment, as it was found and locked.
 pub(super) struct StoredCredit {
     pub(super) user_id: String,
     pub(super) points: i64,
     pub(super) state: LedgerState,
 }
 
-/// What is written for one payment.
+/// The changes for one payment.
 pub(super) struct Change<'a> {
     pub(super) payment_id: &'a str,
     pub(super) user_id: &'a str,
-    /// The row's state from now on: a value of the column.
+    /// The new state of the row: a value of the column.
     pub(super) state: &'static str,
     /// Whether the payment was found paid.
     pub(super) verified: bool,
-    /// Whether it is parked for a person to decide.
+    /// Whether the credit is parked for a person to decide.
     pub(super) asked: bool,
-    /// Added to the user's balance.
+    /// The number of points to add to the user's balance.
     pub(super) balance: i64,
-    /// Appended.
+    /// The adjustment to append.
     pub(super) adjustment: Option<Adjustment<'a>>,
 }
 
-/// An entry of `points_adjustments`.
+/// A new row of `points_adjustments`.
 pub(super) struct Adjustment<'a> {
     pub(super) kind: &'static str,
     pub(super) points: i64,
@@ -36,12 +36,12 @@ pub(super) struct Adjustment<'a> {
 const CREDITED: &str = "credited";
 const REVERSED: &str = "reversed";
 
-/// Decides about one payment, given its row.
+/// Decides the step for one payment, given its row.
 pub(super) fn decide(check: &Check, found: Option<StoredCredit>, on_unpaid: OnUnpaid) -> Checked {
     let before = found.as_ref().map_or(LedgerState::Absent, |found| found.state);
     let step = check.decide(before, on_unpaid);
     let (user_id, points) = match (found, &check.claim) {
-        // The ledger's own row counts, whatever the message says.
+        // The ledger's own row takes precedence over the message.
         (Some(found), _) => (found.user_id, found.points),
         (None, Some(claim)) => (claim.user_id.to_string(), claim.points.get()),
         (None, None) => (String::new(), 0),
@@ -49,7 +49,7 @@ pub(super) fn decide(check: &Check, found: Option<StoredCredit>, on_unpaid: OnUn
     Checked { step, state: step.leaves(before), user_id, points }
 }
 
-/// What is written for a decision; `None` where nothing is.
+/// Returns the changes for a decision; `None` where there are none.
 pub(super) fn change<'a>(check: &'a Check, checked: &'a Checked) -> Option<Change<'a>> {
     let Checked { step, user_id, points, state: after } = checked;
     let adjustment = |kind, points| Some(Adjustment { kind, points, reason: check.reason(*step) });
@@ -62,7 +62,7 @@ pub(super) fn change<'a>(check: &'a Check, checked: &'a Checked) -> Option<Chang
         CheckStep::LateCredit => of(CREDITED, true, *points, None),
         CheckStep::Reinstate => of(CREDITED, true, *points, adjustment("reinstatement", *points)),
         CheckStep::Expire | CheckStep::Reverse => of(REVERSED, false, -points, adjustment("reversal", -points)),
-        // Credited and reversed at once: the balance does not move.
+        // Credited and reversed at once: the balance is unchanged.
         CheckStep::Void => of(REVERSED, false, 0, adjustment("reversal", -points)),
         CheckStep::Dead(_) if after.counts() => {
             of(CREDITED, false, 0, None).map(|change| Change { asked: true, ..change })
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_payment_that_was_absent_always_gets_its_row() {
-        // PostgreSQL inserts the row before it is decided what to do with it.
+        // PostgreSQL inserts the row before the step is decided.
         for resolution in
             [Resolution::Paid, Resolution::Closed, Resolution::Misspelt, Resolution::Pending, Resolution::Unknown]
         {

@@ -1,4 +1,4 @@
-//! One writing program at a time on a SQLite ledger, held by a lock on a file beside it.
+//! The lock of a SQLite ledger, which permits one writing program at a time: a lock on a file beside the database.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -10,46 +10,47 @@ use std::{
 /// The mode of the files of a ledger.
 pub(super) const OWNERS_ONLY: u32 = 0o600;
 
-/// Held as long as the value lives; the kernel releases it when the process ends, however it ends.
+/// The lock of a writing program. It is held until the value is dropped; the kernel also releases it when the process
+/// ends.
 #[derive(Debug)]
 pub struct WriterLock {
     _file: File,
 }
 
-/// Why the lock was not taken.
+/// Why the lock could not be acquired.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another program writes to this ledger.
     #[error(
-        "another pointsd uses the ledger {} (its lock file is {}); a SQLite ledger takes one at a time: \
+        "another pointsd uses the ledger {} (its lock file is {}); only one may write to a SQLite ledger: \
          stop the other one, or use PostgreSQL",
         ledger.display(), file.display()
     )]
     Held {
-        /// The database.
+        /// The database file.
         ledger: PathBuf,
-        /// The file that is locked.
+        /// The lock file.
         file: PathBuf,
     },
-    /// The lock file cannot be made or locked.
+    /// The lock file cannot be created or locked.
     #[error("the lock file {} cannot be locked: {error}", file.display())]
     Io {
-        /// The file.
+        /// The lock file.
         file: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         error: io::Error,
     },
 }
 
 impl WriterLock {
-    /// Takes the lock of the database file at `ledger`, without waiting.
+    /// Acquires the lock of the database file `ledger` without waiting.
     pub fn take(ledger: &Path) -> Result<Self, LockError> {
-        // By whatever name it is called, it is one ledger.
-        let mut name = resolved(ledger).into_os_string();
+        // All names of a ledger (symbolic links) resolve to one lock file.
+        let mut name = resolve_links(ledger).into_os_string();
         name.push(".lock");
         let file = PathBuf::from(name);
         let failed = |error| LockError::Io { file: file.clone(), error };
-        // One that another user has made can be locked, too, as long as it can be read.
+        // A lock file of another user can be locked, too, as long as it is readable.
         let writable = OpenOptions::new().create(true).truncate(false).write(true).mode(OWNERS_ONLY).open(&file);
         let opened = writable.or_else(|error| File::open(&file).map_err(|_| error)).map_err(failed)?;
         match opened.try_lock() {
@@ -60,11 +61,11 @@ impl WriterLock {
     }
 }
 
-/// Symbolic links that are followed at most, as the kernel does.
+/// The largest number of symbolic links to follow, as in the kernel.
 const MOST_LINKS: usize = 40;
 
-/// The file that a name leads to through symbolic links, whether it is there yet or not.
-pub(super) fn resolved(name: &Path) -> PathBuf {
+/// Returns the file to which a name resolves through symbolic links, whether or not it exists.
+pub(super) fn resolve_links(name: &Path) -> PathBuf {
     let mut name = name.to_owned();
     for _ in 0..MOST_LINKS {
         let Ok(target) = std::fs::read_link(&name) else { break };

@@ -1,4 +1,4 @@
-//! The schema's versions: what the database has against what is embedded here.
+//! The versions of the schema: a comparison of the database with the embedded migrations.
 
 use crate::database::DatabaseError;
 use diesel::{
@@ -7,21 +7,21 @@ use diesel::{
 };
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
-/// For PostgreSQL.
+/// The migrations for PostgreSQL.
 pub(super) const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
-/// For SQLite.
+/// The migrations for SQLite.
 pub(super) const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 
-/// How a ledger's schema stands to what this program needs.
+/// The state of a ledger's schema, compared with the schema that this program needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SchemaState {
-    /// As needed.
+    /// The schema is the one that this program needs.
     Current,
     /// No migration was ever run.
     Missing,
     /// These migrations are missing.
     Outdated(Vec<String>),
-    /// It has migrations that this program does not know: a newer one made it.
+    /// The database has these migrations, which this program does not contain: a newer version has run them.
     Newer(Vec<String>),
 }
 
@@ -30,7 +30,7 @@ pub(super) fn state<DB: Backend>(
     source: &EmbeddedMigrations,
     applied: &[String],
 ) -> Result<SchemaState, DatabaseError> {
-    let known = versions::<DB>(source)?;
+    let known = known_versions::<DB>(source)?;
     let of = |these: &[String], without: &[String]| -> Vec<String> {
         these.iter().filter(|version| !without.contains(version)).cloned().collect()
     };
@@ -46,24 +46,24 @@ pub(super) fn state<DB: Backend>(
     })
 }
 
-fn versions<DB: Backend>(source: &EmbeddedMigrations) -> Result<Vec<String>, DatabaseError> {
-    let migrations: Vec<Box<dyn Migration<DB>>> = source.migrations().map_err(|error| failed(&*error))?;
+fn known_versions<DB: Backend>(source: &EmbeddedMigrations) -> Result<Vec<String>, DatabaseError> {
+    let migrations: Vec<Box<dyn Migration<DB>>> = source.migrations().map_err(|error| migration_error(&*error))?;
     let mut versions: Vec<String> =
         migrations.iter().map(|migration| migration.name().version().as_owned().to_string()).collect();
     versions.sort();
     Ok(versions)
 }
 
-/// Runs what is missing.
+/// Runs the missing migrations. Returns their names.
 pub(super) fn run<DB: Backend>(
     connection: &mut impl MigrationHarness<DB>,
     source: EmbeddedMigrations,
 ) -> Result<Vec<String>, DatabaseError> {
-    let versions = connection.run_pending_migrations(source).map_err(|error| failed(&*error))?;
+    let versions = connection.run_pending_migrations(source).map_err(|error| migration_error(&*error))?;
     Ok(versions.iter().map(MigrationVersion::to_string).collect())
 }
 
-fn failed(error: &(dyn std::error::Error + Send + Sync + 'static)) -> DatabaseError {
+fn migration_error(error: &(dyn std::error::Error + Send + Sync + 'static)) -> DatabaseError {
     match error.downcast_ref::<diesel::result::Error>() {
         Some(error) => DatabaseError::Database(error.to_string()),
         None => DatabaseError::Database(format!("a migration failed: {error}")),

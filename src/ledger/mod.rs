@@ -1,8 +1,8 @@
 //! The ledger: credits, adjustments and balances in a SQL database, behind one trait.
 //!
-//! Every writer takes rows in one order (all credit rows by payment id, then adjustments, then balances by user id),
-//! so that two writers cannot deadlock. In every committed state a user's balance is the sum of its credits and
-//! adjustments; [`Ledger::verify`] proves it.
+//! Every writer locks rows in one order (all credit rows by payment ID, then adjustments, then balances by user ID), so
+//! that two writers cannot deadlock. In every committed state the balance of a user is the sum of the user's credits
+//! and adjustments; [`Ledger::verify`] verifies it.
 
 mod batch;
 mod changes;
@@ -36,12 +36,12 @@ use crate::{
 };
 use std::time::{Duration, Instant, SystemTime};
 
-/// Unverified credits are counted so far: a number that is looked at every quarter of a minute must not cost much.
+/// The largest count of unverified credits. The count is read every 15 seconds, so it must be cheap.
 pub const MOST_COUNTED: i64 = 1_000_000;
 
-/// Runs `work` within `transaction`, and keeps its error: when a database has rolled back by itself, as SQLite does on a
-/// full disk, the rollback that follows fails, and that failure would hide the reason.
-fn keeping_the_reason<C, T>(
+/// Runs `work` within `transaction`, and returns the error of `work`. When a database has rolled back already, as
+/// SQLite does on a full disk, the rollback that follows fails, and that failure would hide the cause.
+fn run_keeping_error<C, T>(
     transaction: impl FnOnce(&mut dyn FnMut(&mut C) -> Result<T, DatabaseError>) -> Result<T, DatabaseError>,
     work: impl FnOnce(&mut C) -> Result<T, DatabaseError>,
 ) -> Result<T, DatabaseError> {
@@ -49,45 +49,45 @@ fn keeping_the_reason<C, T>(
     let mut reason = None;
     let done = transaction(&mut |connection| match work.take() {
         Some(work) => work(connection).inspect_err(|error| reason = Some(error.clone())),
-        None => Err(DatabaseError::Database("the transaction was run twice".into())),
+        None => Err(DatabaseError::Database("the transaction ran twice".into())),
     });
     done.map_err(|error| reason.unwrap_or(error))
 }
 
-/// The work of a transaction that must not be committed later than that.
-fn in_time<T>(done: T, deadline: Instant) -> Result<T, DatabaseError> {
+/// Returns the result of a transaction, or an error that rolls it back if the deadline has passed.
+fn within_deadline<T>(done: T, deadline: Instant) -> Result<T, DatabaseError> {
     if Instant::now() < deadline {
         return Ok(done);
     }
-    Err(DatabaseError::Database("too late: whoever waited for it has given up".into()))
+    Err(DatabaseError::Database("deadline exceeded before commit; rolled back".into()))
 }
 
-/// The work that a probe does.
+/// The statements that a probe runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Probe {
-    /// That of the credits.
+    /// The statements of the credits.
     Credits,
-    /// That of the checks, which write credits, too.
+    /// The statements of the checks, which write credits, too.
     Checks,
 }
 
-/// The error that rolls a probe's statements back.
+/// Returns the error that rolls the statements of a probe back.
 fn probe_done() -> DatabaseError {
     DatabaseError::Database(PROBE_DONE.into())
 }
 
 const PROBE_DONE: &str = "the probe is rolled back";
 
-/// The result of a probe's transaction, which never commits.
-fn rolled_back(result: Result<(), DatabaseError>) -> Result<(), DatabaseError> {
+/// Converts the result of a probe's transaction, which never commits.
+fn expect_rolled_back(result: Result<(), DatabaseError>) -> Result<(), DatabaseError> {
     match result {
         Err(DatabaseError::Database(reason)) if reason == PROBE_DONE => Ok(()),
         result => result,
     }
 }
 
-/// A probe that writes nothing proves nothing.
-fn probed(rows: usize) -> Result<(), DatabaseError> {
+/// Returns an error unless the probe wrote its one row: a probe that writes nothing proves nothing.
+fn require_probe_row(rows: usize) -> Result<(), DatabaseError> {
     if rows == 1 {
         return Ok(());
     }
@@ -96,17 +96,18 @@ fn probed(rows: usize) -> Result<(), DatabaseError> {
     ))
 }
 
-/// A ledger. Its calls block the thread; [`crate::database::WithDeadline`] gives them a deadline.
+/// A ledger. Its calls block the thread; [`crate::database::WithDeadline`] adds a deadline.
 pub trait Ledger: Send + Sync {
-    /// Credits a batch in one transaction: all or nothing. Answers for each credit, in order, the same as if it had
-    /// come alone; of two with one payment id the first is credited and the second compared with it. An error may come
-    /// after the commit, too: the same batch again is then one of duplicates.
+    /// Credits a batch in one transaction: all or nothing. Returns a verdict for each credit, in order, equal to that
+    /// of the credit alone; of two credits with one payment ID, the first is credited and the second is compared with
+    /// it. An error may also occur after the commit: a repeated batch then consists of duplicates.
     fn credit(&self, batch: &[Credit], patience: Patience) -> Result<Vec<Verdict>, DatabaseError>;
 
-    /// Brings each payment to agree with what was found of it, in one transaction: all or nothing. Finds its row as it is
-    /// at that moment and decides by [`Resolution::decide`](crate::domain::check::Resolution::decide). `checks`: in the order of
-    /// the payment ids, each once. Answers in that order. Rolls back when `deadline` has passed before the commit: what was
-    /// found out then may no longer be true, and somebody else may have been told meanwhile.
+    /// Makes each payment agree with the finding about it, in one transaction: all or nothing. Reads and locks the
+    /// current row of each payment and decides by [`Resolution::decide`](crate::domain::check::Resolution::decide).
+    /// `checks` contains each payment ID once, in order; the results are in the same order. Rolls back if `deadline`
+    /// has passed before the commit: the finding may be outdated by then, and another process may have acted on a newer
+    /// one.
     fn check(
         &self,
         checks: &[Check],
@@ -115,37 +116,39 @@ pub trait Ledger: Send + Sync {
         deadline: Instant,
     ) -> Result<Vec<Checked>, DatabaseError>;
 
-    /// Which of these rows are locked now, and by whom. A payment counts as locked, too, when the balance of its user is.
-    /// Without row locks there are none.
+    /// Returns which of these rows are locked now, and by which session. A payment also counts as locked when the
+    /// balance of its user is. A database without row locks returns none.
     fn row_locks(&self, rows: &[LedgerRow]) -> Result<RowLocks, DatabaseError> {
         let _ = rows;
         Ok(RowLocks::default())
     }
 
-    /// Counts the credits that no check has found paid, up to [`MOST_COUNTED`]; those that were credited longer ago than
-    /// `overdue_after` are overdue.
+    /// Counts the credits that no check has found paid, up to [`MOST_COUNTED`]; those that were credited longer ago
+    /// than `overdue_after` are overdue.
     fn count_unverified(&self, overdue_after: Duration) -> Result<UnverifiedCount, DatabaseError>;
 
-    /// A page of the credits that no check has found paid, oldest first.
+    /// Returns a page of the credits that no check has found paid, oldest first.
     fn unverified(&self, page: &UnverifiedPage) -> Result<Vec<UnverifiedCredit>, DatabaseError>;
 
-    /// Runs the statements of a batch on a reserved id and rolls them back, and then commits a write that concerns no
-    /// credit, over a connection of its own: it fails where the work would.
+    /// Runs the statements of a batch on a reserved ID and rolls them back, and then commits a write that concerns no
+    /// credit, over a separate connection. It fails where the batch would fail.
     fn probe(&self, probe: Probe) -> Result<(), DatabaseError>;
 
-    /// The time by the clock that the ledger's times come from: that of the server, or our own where there is none.
+    /// Returns the time of the clock from which the ledger's times come: the server's clock, or the local one for an
+    /// embedded database.
     fn now(&self) -> Result<SystemTime, DatabaseError>;
 
-    /// How the schema stands to what this program needs. Writes nothing.
+    /// Returns the state of the schema, compared with the one that this program needs. Writes nothing.
     fn schema(&self) -> Result<SchemaState, DatabaseError>;
 
-    /// Brings the schema up to date, once, however many do it at a time; the names of the migrations that it ran.
+    /// Migrates the schema, once even if several processes do so at the same time. Returns the names of the migrations
+    /// that it ran.
     fn migrate(&self) -> Result<Vec<String>, DatabaseError>;
 
-    /// A user's points; 0 for one that is not known.
+    /// Returns a user's balance; 0 for an unknown user.
     fn balance(&self, user_id: &str) -> Result<i64, DatabaseError>;
 
-    /// Everything that the ledger knows of a payment.
+    /// Returns the ledger's record of a payment, or `None` when the payment has none.
     fn payment(&self, payment_id: &str) -> Result<Option<PaymentRecord>, DatabaseError>;
 
     /// Checks the ledger's invariants in one consistent snapshot.

@@ -1,4 +1,4 @@
-//! From a URL to a ledger.
+//! Opens a ledger or an outbox for a URL.
 
 use super::{
     Ledger,
@@ -9,29 +9,29 @@ use super::{
 use crate::database::DatabaseUrl;
 use std::{sync::Arc, time::Duration};
 
-/// What the caller is going to do.
+/// The access that the caller needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Write: a SQLite file that is not there is made.
+    /// Write access: a missing SQLite file is created.
     Write,
-    /// Read, beside a daemon that writes.
+    /// Read access, while a daemon writes.
     Read,
 }
 
-/// How to open a ledger.
+/// The options for opening a ledger.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Connections of the pool that credits: at least 1.
+    /// The number of connections of the pool that credits, at least 1.
     pub pool_size: u32,
-    /// The deadline that the caller keeps. The database is told a shorter one, so that it can answer first.
+    /// The deadline that the caller enforces. The database receives a shorter one, so that it can respond first.
     pub timeout: Duration,
-    /// What for.
+    /// The access that the caller needs.
     pub access: Access,
-    /// The exchange for events, where what is committed is to be made known (`[events]`).
+    /// The exchange of the events that report committed changes, if events are configured (`[events]`).
     pub events: Option<String>,
 }
 
-/// Makes a ledger. Nothing is connected yet: that the database is down is found by the first call.
+/// Returns a ledger without connecting: the first call detects a database that is down.
 pub fn open(url: &DatabaseUrl, options: &Options) -> Arc<dyn Ledger> {
     match url {
         DatabaseUrl::Sqlite(file) => Arc::new(SqliteLedger::new(file, options)),
@@ -39,7 +39,7 @@ pub fn open(url: &DatabaseUrl, options: &Options) -> Arc<dyn Ledger> {
     }
 }
 
-/// Opens an outbox. Nothing is connected yet.
+/// Returns an outbox without connecting.
 pub fn open_outbox(url: &DatabaseUrl, timeout: Duration) -> Arc<dyn Outbox> {
     match url {
         DatabaseUrl::Sqlite(file) => Arc::new(SqliteOutbox::new(file, timeout)),

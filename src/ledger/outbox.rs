@@ -1,6 +1,6 @@
-//! The outbox's table: what is to be published, read in order, deleted when it is confirmed (`docs/guides/events.md`).
+//! The outbox table, whose rows the relay publishes in order and deletes after the confirm (`docs/guides/events.md`).
 //!
-//! A row that could not be delivered is *held*: it has a time at which it is tried again, and so have the later rows of its
+//! A row that could not be delivered is *held*: it is tried again at a certain time, and so are the later rows of its
 //! key. One relay works at a time, over one connection, so that it loses its turn together with the connection.
 
 use crate::database::DatabaseError;
@@ -8,25 +8,25 @@ use diesel::sql_types::{BigInt, Binary, Double, Integer, Nullable, Text};
 use serde::Serialize;
 use std::time::Duration;
 
-/// Most bytes of bodies that are read at a time, unless one alone has more.
+/// The most bytes of bodies that are read at a time, unless a single body has more.
 pub(super) const MOST_BYTES: i64 = 8 * 1024 * 1024;
 
-/// Rows are counted so far.
+/// The largest count of rows.
 pub(super) const MOST_COUNTED: i64 = 1_000_000;
 
-/// What a person changes is changed so many rows at a time, so that the relay never waits for long.
+/// The number of rows that a command changes at a time, so that the relay never waits for long.
 pub(super) const AT_A_TIME: usize = 1000;
 
-/// A row's id.
+/// The ID of a row.
 #[derive(diesel::QueryableByName)]
 pub(super) struct Id {
     #[diesel(sql_type = BigInt)]
     pub(super) id: i64,
 }
 
-/// Repeats a bounded change, each time of the rows behind the last one that was changed, until there is nothing left; how many
-/// rows it was. A row that the relay changes meanwhile is not changed twice.
-pub(super) fn bit_by_bit(
+/// Repeats a bounded change until no row is left, each time on the rows after the last changed one. Returns the number
+/// of changed rows. A row that the relay changes meanwhile is not changed twice.
+pub(super) fn change_in_portions(
     mut change: impl FnMut(i64) -> Result<Vec<Id>, DatabaseError>,
 ) -> Result<usize, DatabaseError> {
     let (mut changed, mut after) = (0, i64::MIN);
@@ -38,144 +38,144 @@ pub(super) fn bit_by_bit(
     }
 }
 
-/// Which rows a person means.
+/// The rows that a command selects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RowSelection {
-    /// All of them.
+    /// All rows.
     All,
-    /// Those that are held.
+    /// The held rows.
     Held,
-    /// These.
+    /// The rows with these IDs.
     Ids(Vec<i64>),
 }
 
-/// The outbox. Its calls block the thread; [`crate::database::WithDeadline`] gives them a deadline.
+/// The outbox. Its calls block the thread; [`crate::database::WithDeadline`] adds a deadline.
 pub trait Outbox: Send + Sync {
-    /// Takes the turn, or finds that it still has it. `false`: another relay works.
+    /// Acquires the relay's turn, or verifies that this relay still has it. Returns `false` while another relay has it.
     fn take_turn(&self) -> Result<bool, DatabaseError>;
 
-    /// Lets another relay have the turn.
+    /// Releases the relay's turn.
     fn give_turn_up(&self);
 
-    /// The next rows that were never tried, in order. Only with the turn.
+    /// Returns the next rows that were never tried, in order. Requires the turn.
     fn fresh(&self, most: i64) -> Result<Vec<OutboxRow>, DatabaseError>;
 
-    /// Held rows that are to be tried again now, in order. Only with the turn.
+    /// Returns held rows that are due for another try, in order. Requires the turn.
     fn due(&self, most: i64) -> Result<Vec<OutboxRow>, DatabaseError>;
 
-    /// Deletes rows that are confirmed. Only with the turn.
+    /// Deletes rows that are confirmed. Requires the turn.
     fn delete(&self, ids: &[i64]) -> Result<(), DatabaseError>;
 
-    /// Holds rows. Only with the turn.
+    /// Holds rows. Requires the turn.
     fn hold(&self, failures: &[FailedDelivery]) -> Result<(), DatabaseError>;
 
-    /// How many rows there are, and since when.
+    /// Returns the number of rows, and the age of the first one.
     fn summary(&self) -> Result<Summary, DatabaseError>;
 
-    /// The first rows, in order; `held`: only of those that are held.
+    /// Returns the first rows, in order; with `held`, only held rows.
     fn list(&self, held: bool, most: i64) -> Result<Vec<Listed>, DatabaseError>;
 
-    /// Has held rows tried again at once; how many. Of chosen ids their whole keys.
+    /// Makes held rows due at once, and returns their number. Retrying an ID retries every held row with its key.
     fn retry(&self, selection: &RowSelection) -> Result<usize, DatabaseError>;
 
-    /// Deletes rows that nobody has published; how many.
+    /// Deletes rows that were not published, and returns their number.
     fn drop_rows(&self, selection: &RowSelection) -> Result<usize, DatabaseError>;
 }
 
-/// A row that is to be published.
+/// A row to publish.
 #[derive(Debug, Clone, PartialEq, diesel::QueryableByName)]
 pub struct OutboxRow {
-    /// Its place in the order.
+    /// The row's position in the order.
     #[diesel(sql_type = BigInt)]
     pub id: i64,
-    /// By which a listener knows it again.
+    /// The ID by which a consumer recognises a repeated message.
     #[diesel(sql_type = Text)]
     pub message_id: String,
-    /// Where it goes.
+    /// The exchange to publish to.
     #[diesel(sql_type = Text)]
     pub exchange: String,
-    /// With which key.
+    /// The routing key.
     #[diesel(sql_type = Text)]
     pub routing_key: String,
-    /// Rows of one key stay in order. `None`: it waits for no other.
+    /// The key: rows with the same key stay in order. A row without a key (`None`) waits for no other.
     #[diesel(sql_type = Nullable<Text>)]
     pub key: Option<String>,
-    /// A JSON object.
+    /// The headers, as a JSON object.
     #[diesel(sql_type = Text)]
     pub headers: String,
-    /// As it is sent.
+    /// The body, as it is sent.
     #[diesel(sql_type = Binary)]
     pub body: Vec<u8>,
-    /// How often it could not be delivered.
+    /// The number of failed deliveries.
     #[diesel(sql_type = Integer)]
     pub attempts: i32,
-    /// The held row of its key that stands next before it, which it must not overtake.
+    /// The ID of the last held row of the same key before this row, which this row must not overtake.
     #[diesel(sql_type = Nullable<BigInt>)]
     pub behind_id: Option<i64>,
-    /// In how many seconds that one is tried again.
+    /// The number of seconds until that held row is tried again.
     #[diesel(sql_type = Nullable<Double>)]
     pub behind_seconds: Option<f64>,
-    /// Why it cannot be published, if its text is none.
+    /// Why the row cannot be published, if one of its texts is not valid.
     #[diesel(sql_type = Nullable<Text>)]
     pub problem: Option<String>,
 }
 
-/// A row that is not delivered now.
+/// A row that could not be delivered now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FailedDelivery {
-    /// Which.
+    /// The ID of the row.
     pub id: i64,
-    /// What the broker said; `None` when it only waits for an earlier one of its key.
+    /// The error of the broker; `None` when the row only waits for an earlier row of its key.
     pub error: Option<String>,
-    /// When it is tried again.
+    /// The delay before the next try.
     pub again_in: Duration,
 }
 
-/// How full the outbox is.
+/// The fill level of the outbox.
 #[derive(Debug, Clone, PartialEq, Serialize, diesel::QueryableByName)]
 pub struct Summary {
-    /// Rows, counted up to a million.
+    /// The number of rows, counted up to a million.
     #[diesel(sql_type = BigInt)]
     pub rows: i64,
-    /// Those among them that are held, the same.
+    /// The number of held rows, counted up to a million.
     #[diesel(sql_type = BigInt)]
     pub held: i64,
-    /// The age of the first one.
+    /// The age of the first row in seconds.
     #[diesel(sql_type = Nullable<Double>)]
     pub oldest_seconds: Option<f64>,
 }
 
-/// A row as a person sees it: never its body.
+/// A row as commands show it, without its body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, diesel::QueryableByName)]
 pub struct Listed {
-    /// Its place in the order.
+    /// The row's position in the order.
     #[diesel(sql_type = BigInt)]
     pub id: i64,
-    /// By which a listener knows it again.
+    /// The ID by which a consumer recognises a repeated message.
     #[diesel(sql_type = Text)]
     pub message_id: String,
-    /// Where it goes.
+    /// The exchange to publish to.
     #[diesel(sql_type = Text)]
     pub exchange: String,
-    /// With which key.
+    /// The routing key.
     #[diesel(sql_type = Text)]
     pub routing_key: String,
-    /// Rows of one key stay in order.
+    /// The key: rows with the same key stay in order.
     #[diesel(sql_type = Nullable<Text>)]
     pub key: Option<String>,
-    /// How long its body is.
+    /// The length of the body in bytes.
     #[diesel(sql_type = Integer)]
     pub body_bytes: i32,
-    /// How often it could not be delivered.
+    /// The number of failed deliveries.
     #[diesel(sql_type = Integer)]
     pub attempts: i32,
-    /// What the broker said last.
+    /// The last error of the broker.
     #[diesel(sql_type = Nullable<Text>)]
     pub last_error: Option<String>,
-    /// RFC 3339.
+    /// The time at which the row was written (RFC 3339).
     #[diesel(sql_type = Text)]
     pub created_at: String,
-    /// When it is tried again; `None` for one that was not tried yet.
+    /// The time of the next try (RFC 3339); `None` for a row that was not tried yet.
     #[diesel(sql_type = Nullable<Text>)]
     pub next_try_at: Option<String>,
 }

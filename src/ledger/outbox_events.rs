@@ -1,5 +1,5 @@
-//! What a transaction of the ledger makes known: rows of the outbox, written with what they tell of. The same for both
-//! databases.
+//! The events of a ledger transaction: rows of the outbox, written in the transaction that they report. Both databases
+//! use this module.
 
 use crate::domain::{
     check::{Check, Checked},
@@ -9,13 +9,13 @@ use crate::domain::{
 use std::borrow::Cow;
 use uuid::Uuid;
 
-/// Makes the rows, for one exchange (`events.exchange`).
+/// Creates the event rows for one exchange (`events.exchange`).
 #[derive(Debug, Clone)]
 pub(super) struct EventWriter {
     exchange: String,
 }
 
-/// Rows that are about to be written, column by column.
+/// Rows to be written, column by column.
 #[derive(Debug, Default)]
 pub(super) struct OutboxEvents {
     pub(super) exchange: String,
@@ -25,8 +25,8 @@ pub(super) struct OutboxEvents {
     pub(super) bodies: Vec<String>,
 }
 
-/// What an event tells, but its id and its time.
-struct News<'a> {
+/// The data of an event, without its ID and its time.
+struct EventData<'a> {
     kind: EventKind,
     payment_id: &'a str,
     user_id: Option<&'a str>,
@@ -34,8 +34,9 @@ struct News<'a> {
     reason: Option<Cow<'a, str>>,
 }
 
-/// The ids of closings are made of the payment's (RFC 9562, version 5): a check that is done again after its daemon died
-/// tells of the same closing. Everything else happens in the transaction that tells of it, once.
+/// The namespace of the event IDs of closed payments, which derive from the payment ID (RFC 9562, version 5): a check
+/// that is repeated after its daemon died reports the same closing. All other events are written once, in the
+/// transaction that they report.
 const CLOSINGS: Uuid = Uuid::from_u128(0x2f6d_0c4e_8b1a_4f6e_9d53_70a4_c1e8_b2f7);
 
 impl EventWriter {
@@ -43,9 +44,9 @@ impl EventWriter {
         Self { exchange: exchange.to_owned() }
     }
 
-    /// Of these credits, which are new.
+    /// Returns the events for these credits, which are new.
     pub(super) fn credited<'a>(&self, credits: impl Iterator<Item = &'a Credit>) -> OutboxEvents {
-        self.announce(credits.map(|credit| News {
+        self.build_rows(credits.map(|credit| EventData {
             kind: EventKind::Credited,
             payment_id: credit.payment_id.as_str(),
             user_id: Some(credit.user_id.as_str()),
@@ -54,10 +55,10 @@ impl EventWriter {
         }))
     }
 
-    /// Of these checks, and what was done about each.
+    /// Returns the events for these checks and their results.
     pub(super) fn checked(&self, checks: &[Check], checked: &[Checked]) -> OutboxEvents {
         let of_points = checks.iter().zip(checked).filter_map(|(check, Checked { step, user_id, points, .. })| {
-            Some(News {
+            Some(EventData {
                 kind: EventKind::of_step(*step)?,
                 payment_id: check.payment_id.as_str(),
                 user_id: Some(user_id),
@@ -66,7 +67,7 @@ impl EventWriter {
             })
         });
         let of_payments = checks.iter().filter_map(|check| {
-            Some(News {
+            Some(EventData {
                 kind: EventKind::Closed,
                 payment_id: check.payment_id.as_str(),
                 user_id: check.closing.as_ref()?.user_id.as_deref(),
@@ -74,13 +75,13 @@ impl EventWriter {
                 reason: Some("not paid in time".into()),
             })
         });
-        self.announce(of_points.chain(of_payments))
+        self.build_rows(of_points.chain(of_payments))
     }
 
-    fn announce<'a>(&self, news: impl Iterator<Item = News<'a>>) -> OutboxEvents {
+    fn build_rows<'a>(&self, news: impl Iterator<Item = EventData<'a>>) -> OutboxEvents {
         let at = jiff::Timestamp::now().to_string();
         let mut rows = OutboxEvents { exchange: self.exchange.clone(), ..OutboxEvents::default() };
-        for News { kind, payment_id, user_id, points, reason } in news {
+        for EventData { kind, payment_id, user_id, points, reason } in news {
             let id = match kind {
                 EventKind::Closed => Uuid::new_v5(&CLOSINGS, payment_id.as_bytes()),
                 EventKind::Credited | EventKind::Reversed | EventKind::Reinstated => Uuid::new_v4(),

@@ -1,4 +1,4 @@
-//! The ledger as the pipelines need it: every call with its deadline, every error with its class.
+//! The ledger ports of the pipelines: every call with its deadline, every error with its class.
 
 use super::{Ledger, Probe};
 use crate::{

@@ -1,88 +1,90 @@
-//! What the ledger shows to people.
+//! The records of the ledger that commands and reports show.
 
 use serde::Serialize;
 use std::time::Duration;
 
-/// Everything that the ledger knows of one payment. Times are RFC 3339 in UTC.
+/// The ledger's record of one payment. Times are RFC 3339 in UTC.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PaymentRecord {
-    /// The payment.
+    /// The ID of the payment.
     pub payment_id: String,
-    /// Whose points.
+    /// The user who owns the points.
     pub user_id: String,
-    /// How many.
+    /// The number of points.
     pub points: i64,
-    /// `credited` or `reversed`.
+    /// The state: `credited` or `reversed`.
     pub state: String,
-    /// When the credit was committed.
+    /// The time at which the credit was committed.
     pub credited_at: String,
-    /// When a check last found the payment paid.
+    /// The time at which a check last found the payment paid.
     pub verified_at: Option<String>,
-    /// Since when a check has parked it for a person to decide.
+    /// The time since which the credit is parked for a person to decide.
     pub asked_at: Option<String>,
-    /// What was appended since, in order.
+    /// The adjustments, in order.
     pub adjustments: Vec<Adjustment>,
 }
 
-/// An appended correction.
+/// An adjustment of a credit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Adjustment {
-    /// Counted from 1 for each payment.
+    /// The number of the adjustment, counted from 1 for each payment.
     pub seq: i32,
-    /// `reversal` or `reinstatement`.
+    /// The kind: `reversal` or `reinstatement`.
     pub kind: String,
-    /// Signed.
+    /// The number of points, with its sign.
     pub points: i64,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// When.
+    /// The time at which the adjustment was written.
     pub created_at: String,
 }
 
-/// Which unverified or reversed credits to show.
+/// The selection of unverified or reversed credits to show.
 #[derive(Debug, Clone)]
 pub struct UnverifiedPage {
-    /// Those that are reversed, instead of those that count and were never found paid.
+    /// Selects reversed credits instead of those that count and were never found paid.
     pub reversed: bool,
-    /// Credited (or reversed) longer ago than this.
+    /// Selects credits that were credited (or reversed) longer ago than this.
     pub older_than: Duration,
-    /// And within this time.
+    /// Selects credits that were credited (or reversed) within this time.
     pub newer_than: Option<Duration>,
-    /// After this one: its time and its payment.
+    /// The last credit of the previous page: its time and its payment ID.
     pub after: Option<(String, String)>,
-    /// At most so many.
+    /// The most credits of the page.
     pub limit: i64,
 }
 
 /// A credit that no check has found paid, or that is reversed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, diesel::QueryableByName)]
 pub struct UnverifiedCredit {
-    /// The payment.
+    /// The ID of the payment.
     #[diesel(sql_type = diesel::sql_types::Text)]
     pub payment_id: String,
-    /// Whose points.
+    /// The user who owns the points.
     #[diesel(sql_type = diesel::sql_types::Text)]
     pub user_id: String,
-    /// How many.
+    /// The number of points.
     #[diesel(sql_type = diesel::sql_types::BigInt)]
     pub points: i64,
-    /// Since when it is credited, or reversed: RFC 3339 in UTC.
+    /// The time since which it is credited or reversed: RFC 3339 in UTC.
     #[diesel(sql_type = diesel::sql_types::Text)]
     pub since: String,
 }
 
-/// Credits that no check has found paid.
+/// The number of credits that no check has found paid.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, diesel::QueryableByName)]
 pub struct UnverifiedCount {
-    /// All of them, up to [`super::MOST_COUNTED`].
+    /// The number of all such credits, up to [`super::MOST_COUNTED`].
     #[diesel(sql_type = diesel::sql_types::BigInt)]
     pub unverified: i64,
-    /// Those that should have been verified or reversed by now, and that no check has parked for a person to decide.
+    /// The number of credits that should be verified or reversed by now, and that no check has parked for a person to
+    /// decide.
     #[diesel(sql_type = diesel::sql_types::BigInt)]
     pub overdue: i64,
 }
 
-/// Counts unverified credits: all, by the index alone, and the overdue ones. `overdue`: credited before this they are.
+/// Returns the SQL that counts unverified credits: all of them, by the index alone, and the overdue ones. `overdue` is
+/// the SQL expression of the time before which an overdue credit was credited.
 pub(super) fn count_unverified(overdue: &str) -> String {
     let count = |further: &str| {
         format!(
@@ -130,7 +132,7 @@ pub(super) struct AdjustmentRow {
     created_at: String,
 }
 
-/// A user's balance.
+/// The balance of a user.
 #[derive(diesel::QueryableByName)]
 pub(super) struct BalanceRow {
     #[diesel(sql_type = diesel::sql_types::BigInt)]
@@ -147,7 +149,7 @@ pub(super) struct VersionRow {
 /// A reading of the database's clock.
 #[derive(diesel::QueryableByName)]
 pub(super) struct ClockRow {
-    /// Since 1970.
+    /// The seconds since 1970.
     #[diesel(sql_type = diesel::sql_types::Double)]
     pub(super) seconds: f64,
 }

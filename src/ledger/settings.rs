@@ -1,26 +1,26 @@
-//! The settings of the ledger and of the events that it writes.
+//! The settings of the ledger and of its events.
 
 use crate::database::DatabaseUrl;
 use std::time::Duration;
 
-/// `[ledger]`: where credits go.
+/// The settings of the ledger (`[ledger]`).
 #[derive(Debug, Clone)]
 pub struct LedgerSettings {
-    /// Which database.
+    /// The URL of the database.
     pub url: DatabaseUrl,
-    /// Batches that are committed at a time, each over a connection of its own.
+    /// The number of batches that are committed at a time, each on a connection of its own.
     pub pool_size: u32,
-    /// Most messages in one transaction.
+    /// The most messages in one transaction.
     pub batch_max: usize,
-    /// Deadline of every call.
+    /// The deadline of every call.
     pub timeout: Duration,
-    /// Whether `run` brings the schema up to date.
+    /// Whether `run` migrates the schema.
     pub auto_migrate: bool,
 }
 
-/// `[events]`: what is made known.
+/// The settings of the events (`[events]`).
 #[derive(Debug, Clone)]
 pub struct EventsSettings {
-    /// The exchange, where events are wanted: topic, durable.
+    /// The exchange to which events are published (topic, durable), if events are configured.
     pub exchange: Option<String>,
 }

@@ -1,42 +1,42 @@
-//! The proof that a ledger is right. The SQL is the same for both databases; each runs it in one snapshot.
+//! The verification of the ledger's invariants. Both databases use the same SQL; each runs it in one snapshot.
 
 use diesel::{QueryResult, result::Error};
 use serde::Serialize;
 
-/// The most findings that are listed.
+/// The most violations that are listed.
 const LISTED: usize = 100;
-/// The most violations that are looked for, each rule.
+/// The most violations that are searched for, per invariant.
 const LOOKED_FOR: usize = 1000;
 
-/// What [`super::Ledger::verify`] found.
+/// The result of [`super::Ledger::verify`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Verification {
-    /// Rows in `points_credits`.
+    /// The number of rows in `points_credits`.
     pub credits: i64,
-    /// Rows in `points_adjustments`.
+    /// The number of rows in `points_adjustments`.
     pub adjustments: i64,
-    /// Rows in `points_balances`.
+    /// The number of rows in `points_balances`.
     pub users: i64,
-    /// Credits that count and that no check has found paid.
+    /// The number of credits that count and that no check has found paid.
     pub unverified: i64,
-    /// All balances added up: points. The sum may be larger than 64 bits.
+    /// The sum of all balances in points. It may exceed 64 bits.
     pub points: i128,
-    /// How often an invariant is violated: 0 when the ledger is right. At most 1000 are looked for, each invariant.
+    /// The number of violations: 0 when the ledger is consistent. At most 1000 are counted per invariant.
     pub violations: usize,
-    /// The first ones of them.
+    /// The first violations.
     pub findings: Vec<Violation>,
 }
 
-/// One violation.
+/// One violation of an invariant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, diesel::QueryableByName)]
 pub struct Violation {
-    /// Which rule, and of whom.
+    /// The violated invariant, with the user, payment or adjustment.
     #[diesel(sql_type = diesel::sql_types::Text)]
     pub subject: String,
-    /// What would be right.
+    /// The value that would be right.
     #[diesel(sql_type = diesel::sql_types::Text)]
     pub expected: String,
-    /// What is there.
+    /// The value in the ledger.
     #[diesel(sql_type = diesel::sql_types::Text)]
     pub found: String,
 }
@@ -63,9 +63,9 @@ pub(super) const TOTALS: &str = "
            (SELECT count(*) FROM points_credits WHERE verified_at IS NULL AND state = 'credited') AS unverified,
            (SELECT CAST(coalesce(sum(balance), 0) AS text) FROM points_balances) AS points";
 
-/// Each finds the violations of one invariant.
+/// The queries for the violations of each invariant.
 const RULES: [&str; 3] = [
-    // balance(user) = sum of its credits + sum of its adjustments
+    // The balance of a user = the sum of the user's credits + the sum of the user's adjustments.
     "SELECT 'balance of user ' || coalesce(entries.user_id, b.user_id) AS subject,
             CAST(coalesce(entries.points, 0) AS text) AS expected,
             coalesce(CAST(b.balance AS text), 'no balance') AS found
@@ -75,7 +75,7 @@ const RULES: [&str; 3] = [
               GROUP BY user_id) AS entries
        FULL JOIN points_balances AS b ON b.user_id = entries.user_id
       WHERE coalesce(entries.points, 0) <> coalesce(b.balance, 0)",
-    // a credit's adjustments add up to its state, and are numbered without a gap
+    // The adjustments of a credit add up to its state, and are numbered without a gap.
     "SELECT 'adjustments of payment ' || c.payment_id AS subject,
             'a sum of ' || CAST(CASE c.state WHEN 'reversed' THEN -c.points ELSE 0 END AS text)
                 || ' because it is ' || c.state AS expected,
@@ -86,7 +86,7 @@ const RULES: [&str; 3] = [
                     FROM points_adjustments GROUP BY payment_id) AS a ON a.payment_id = c.payment_id
       WHERE coalesce(a.points, 0) <> CASE c.state WHEN 'reversed' THEN -c.points ELSE 0 END
          OR coalesce(a.entries, 0) <> coalesce(a.last, 0)",
-    // an adjustment belongs to a credit of the same user, and moves just that credit's points
+    // An adjustment belongs to a credit of the same user, and moves exactly the points of that credit.
     "SELECT 'adjustment ' || CAST(a.seq AS text) || ' of payment ' || a.payment_id AS subject,
             coalesce('user ' || c.user_id || ', ' || CAST(CASE a.kind WHEN 'reversal' THEN -c.points
                 ELSE c.points END AS text) || ' points', 'a credit of that payment') AS expected,
@@ -97,7 +97,7 @@ const RULES: [&str; 3] = [
          OR a.points <> CASE a.kind WHEN 'reversal' THEN -c.points ELSE c.points END",
 ];
 
-/// Runs every rule through `find`.
+/// Runs every query with `find` and returns the result.
 pub(super) fn report(
     totals: Totals,
     mut find: impl FnMut(String) -> QueryResult<Vec<Violation>>,

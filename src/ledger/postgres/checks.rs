@@ -1,7 +1,7 @@
-//! The SQL of a batch of checks on PostgreSQL: three statements, whatever its size.
+//! The SQL of a batch of checks on PostgreSQL: three statements for a batch of any size.
 //!
-//! Rows are taken in the one order of all writers: the credit rows by payment id, existing ones locked and new ones
-//! inserted in one go; then adjustments; then balances by user id.
+//! Rows are locked in the order of all writers: the credit rows by payment ID, with existing rows locked and new rows
+//! inserted in one statement; then adjustments; then balances by user ID.
 
 use crate::{
     domain::check::{Check, Checked, LedgerState, OnUnpaid},
@@ -16,10 +16,10 @@ use diesel::{
 };
 use std::collections::HashMap;
 
-/// Within a transaction: finds and locks, decides, writes.
+/// Within a transaction: locks and reads the rows, decides the steps, and writes the changes.
 pub(super) fn check(connection: &mut PgConnection, checks: &[Check], on_unpaid: OnUnpaid) -> QueryResult<Vec<Checked>> {
-    // By payment id, whether the row is new. What is not among them was not there when the others were taken, and is left
-    // alone: a row that has come since is not locked.
+    // Whether the row is new, by payment ID. A row that is missing here did not exist when the others were locked, and
+    // is left unchanged: a row that was inserted since then is not locked.
     let taken: HashMap<String, bool> = TakeRows::new(checks).load(connection)?;
     let mut found = ReadRows::new(checks).load(connection)?;
     let checked: Vec<Checked> = checks
@@ -38,11 +38,11 @@ pub(super) fn check(connection: &mut PgConnection, checks: &[Check], on_unpaid: 
     Ok(checked)
 }
 
-/// Locks the rows that are there and inserts those that are not, in the order of the payment ids. One without a claim is
-/// locked only: it is left out unless its row is there, and none is ever deleted.
+/// Locks the existing rows and inserts the missing ones, in the order of the payment IDs. A check without a claim only
+/// locks: it is skipped unless its row exists, and rows are never deleted.
 struct TakeRows<'a> {
     payments: Vec<&'a str>,
-    /// Empty where there is no claim.
+    /// Empty where the check has no claim.
     users: Vec<&'a str>,
     points: Vec<i64>,
 }
@@ -56,7 +56,7 @@ impl<'a> TakeRows<'a> {
         }
     }
 
-    /// The payment ids of the rows that are held now, and whether each was new.
+    /// Returns the payment IDs of the rows that are now locked, and whether each row is new.
     fn load(&self, connection: &mut PgConnection) -> QueryResult<HashMap<String, bool>> {
         <&Self as LoadQuery<'_, PgConnection, (String, bool)>>::internal_load(self, connection)?.collect()
     }
@@ -81,7 +81,8 @@ impl QueryFragment<Pg> for TakeRows<'_> {
         out.push_bind_param::<Array<Text>, _>(&self.users)?;
         out.push_sql(", ");
         out.push_bind_param::<Array<BigInt>, _>(&self.points)?;
-        // An existing row is locked before the condition is looked at, and not written (PostgreSQL, "INSERT").
+        // PostgreSQL locks an existing row before it evaluates the condition, and does not write it (PostgreSQL,
+        // "INSERT").
         out.push_sql(
             ") AS t (payment_id, user_id, points) \
              WHERE t.user_id <> '' OR EXISTS (SELECT 1 FROM points_credits AS e WHERE e.payment_id = t.payment_id)\
@@ -94,7 +95,7 @@ impl QueryFragment<Pg> for TakeRows<'_> {
     }
 }
 
-/// The rows as they are now that nobody else can change them.
+/// Reads the locked rows, which no other transaction can change now.
 struct ReadRows<'a> {
     payments: Vec<&'a str>,
 }
@@ -104,7 +105,7 @@ impl<'a> ReadRows<'a> {
         Self { payments: checks.iter().map(|check| check.payment_id.as_str()).collect() }
     }
 
-    /// By payment id.
+    /// Returns the rows by payment ID.
     fn load(&self, connection: &mut PgConnection) -> QueryResult<HashMap<String, StoredCredit>> {
         <&Self as LoadQuery<'_, PgConnection, (String, String, i64, String, bool)>>::internal_load(self, connection)?
             .map(|row| {
@@ -139,7 +140,7 @@ impl QueryFragment<Pg> for ReadRows<'_> {
     }
 }
 
-/// Everything that a batch writes.
+/// Writes all changes of a batch.
 struct Write<'a> {
     payments: Vec<&'a str>,
     users: Vec<&'a str>,
@@ -147,7 +148,7 @@ struct Write<'a> {
     verified: Vec<bool>,
     asked: Vec<bool>,
     balances: Vec<i64>,
-    /// Empty where nothing is appended.
+    /// Empty where no adjustment is appended.
     kinds: Vec<&'a str>,
     points: Vec<i64>,
     reasons: Vec<&'a str>,

@@ -1,8 +1,8 @@
-//! Which rows are locked, and by whom.
+//! Detects locked rows and the sessions that lock them.
 //!
-//! A row that is locked is passed over by `SKIP LOCKED`, and its `xmax` is the transaction that holds it (PostgreSQL,
-//! "System Columns"), which `pg_locks` leads to a session. Where it does not (several transactions share the lock, or it was
-//! taken in a subtransaction), a second look decides: a holder that is still the same is another session's.
+//! `SKIP LOCKED` skips a locked row, and the row's `xmax` is the transaction that holds it (PostgreSQL, "System
+//! Columns"); `pg_locks` maps this transaction to a session. Where it does not (several transactions share the lock, or
+//! a subtransaction acquired it), a second query decides: if the holder is unchanged, it is another session's lock.
 
 use crate::{
     database::DatabaseError,
@@ -15,11 +15,11 @@ use diesel::{
 };
 use std::{collections::HashSet, time::Duration};
 
-/// The time between two looks at a lock whose holder is unknown.
+/// The time between two queries for a lock whose holder is unknown.
 const SECOND_LOOK: Duration = Duration::from_millis(100);
 
-/// The locked ones of the payments $1 and the users $2. pointsd's own writers are known by their role and their application's
-/// name, unless they are idle within a transaction, as no writer is for long.
+/// Returns the locked rows of the payments $1 and the users $2. pointsd's own writers are recognised by their role and
+/// application name, unless they are idle in a transaction, as no writer is for long.
 const LOCKED: &str = "
     WITH free_credits AS MATERIALIZED (
         SELECT payment_id FROM points_credits WHERE payment_id = ANY ($1) FOR NO KEY UPDATE SKIP LOCKED
@@ -73,7 +73,7 @@ impl Locked {
         }
     }
 
-    /// The session that holds it, for a person.
+    /// Describes the session that holds the lock, for people.
     fn describe(&self) -> String {
         let Some(process) = &self.process else { return "process unknown".into() };
         let application = self.application.as_deref().unwrap_or_default();
@@ -83,9 +83,9 @@ impl Locked {
     }
 }
 
-/// Looks at these rows; those that are free are locked for the moment of the statement.
+/// Finds the locked ones of these rows; free rows are locked only during the statement.
 pub(super) fn row_locks(connection: &mut PgConnection, rows: &[LedgerRow]) -> Result<RowLocks, DatabaseError> {
-    let first = look(connection, rows)?;
+    let first = load_locked(connection, rows)?;
     let mut locks = RowLocks::default();
     let mut unknown = HashSet::new();
     for locked in &first {
@@ -99,7 +99,7 @@ pub(super) fn row_locks(connection: &mut PgConnection, rows: &[LedgerRow]) -> Re
         return Ok(locks);
     }
     std::thread::sleep(SECOND_LOOK);
-    for locked in look(connection, rows)? {
+    for locked in load_locked(connection, rows)? {
         if locked.is_own.is_none() && unknown.contains(&(locked.id.as_str(), locked.holder.as_str())) {
             locks.by_others.extend(locked.row().map(|row| (row, locked.describe())));
         }
@@ -107,7 +107,7 @@ pub(super) fn row_locks(connection: &mut PgConnection, rows: &[LedgerRow]) -> Re
     Ok(locks)
 }
 
-fn look(connection: &mut PgConnection, rows: &[LedgerRow]) -> Result<Vec<Locked>, DatabaseError> {
+fn load_locked(connection: &mut PgConnection, rows: &[LedgerRow]) -> Result<Vec<Locked>, DatabaseError> {
     let (mut payments, mut users) = (Vec::new(), Vec::new());
     for row in rows {
         match row {

@@ -41,52 +41,52 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// Longer ago than any credit.
-const FOR_EVER_SECONDS: f64 = 1e10;
+/// A time span in seconds that exceeds the age of every credit.
+const UNLIMITED_SECONDS: f64 = 1e10;
 
-/// What the pool's connections are set to. READ COMMITTED whatever the server's default is, because a credit that waited for
-/// another writer of the same payment must find that it is there. And every row is found by its key: statements are planned
-/// once a connection, perhaps while a table is empty, when reading it through is the best way, and would then go that way
-/// for the rest of the connection's life.
-const FOR_WRITERS: &str = "SET default_transaction_isolation = 'read committed'; SET enable_seqscan = off";
+/// The settings of the pool's connections. READ COMMITTED whatever the server's default is, because a credit that
+/// waited for another writer of the same payment must see its row. Sequential scans are off so that every row is found
+/// by its key: a statement is planned once per connection, perhaps while a table is empty and a scan is cheapest, and
+/// would then scan for the rest of the connection's life.
+const WRITER_SETTINGS: &str = "SET default_transaction_isolation = 'read committed'; SET enable_seqscan = off";
 
-/// For a transaction that other messages wait for, on a row that is known to be locked.
-const BRIEFLY: &str = "SET LOCAL lock_timeout = '100ms'";
+/// The setting for a transaction that other messages wait for, on a row that is known to be locked.
+const BRIEF_LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '100ms'";
 
-/// Held while migrating, by whoever migrates (a number of our own; see `pg_advisory_lock`).
+/// The advisory lock that is held while migrating (a constant of pointsd; see `pg_advisory_lock`).
 const MIGRATION_LOCK: i64 = 0x706f_696e_7473_6401;
 
 /// A ledger in PostgreSQL.
 pub(super) struct PostgresLedger {
     pool: Pool,
-    /// Connections outside the pool: for a probe, and for whatever may take longer than a credit.
+    /// The server, for connections outside the pool: for probes, and for statements that may take longer than a credit.
     server: Server,
-    /// What makes events of what is committed, where they are wanted.
-    announcer: Option<EventWriter>,
+    /// Creates the events of committed changes, if events are configured.
+    event_writer: Option<EventWriter>,
 }
 
 impl PostgresLedger {
-    /// Connects to nothing yet.
+    /// Creates the ledger without connecting.
     pub(super) fn new(uri: &PostgresUri, options: &Options) -> Self {
         let server = Server::new(uri, options.timeout);
-        let announcer = options.events.as_deref().map(EventWriter::new);
-        Self { pool: server.pool(options.pool_size, Some(FOR_WRITERS)), server, announcer }
+        let event_writer = options.events.as_deref().map(EventWriter::new);
+        Self { pool: server.pool(options.pool_size, Some(WRITER_SETTINGS)), server, event_writer }
     }
 }
 
 impl PostgresLedger {
-    /// Writes what is to be made known, where that is wanted.
-    fn announce(
+    /// Writes the events of a change, if events are configured.
+    fn write_events(
         &self,
         connection: &mut PgConnection,
         of: impl FnOnce(&EventWriter) -> OutboxEvents,
     ) -> diesel::QueryResult<()> {
-        let Some(rows) = self.announcer.as_ref().map(of).filter(|rows| !rows.is_empty()) else { return Ok(()) };
+        let Some(rows) = self.event_writer.as_ref().map(of).filter(|rows| !rows.is_empty()) else { return Ok(()) };
         outbox::InsertRows(&rows).execute(connection)?;
         Ok(())
     }
 
-    /// Credits what is new, and commits.
+    /// Inserts the new credits, and commits.
     fn insert(
         &self,
         connection: &mut PgConnection,
@@ -94,14 +94,14 @@ impl PostgresLedger {
         sorted: &Sorted<'_>,
         patience: Patience,
     ) -> Result<New, DatabaseError> {
-        if self.announcer.is_none() && patience == Patience::Usual {
-            // A statement alone is a transaction: one round trip instead of three.
+        if self.event_writer.is_none() && patience == Patience::Usual {
+            // A single statement is a transaction: one round trip instead of three.
             return Ok(insert.run(connection)?);
         }
         transaction(connection, patience, |connection| Ok(self.insert_within(connection, insert, sorted)?))
     }
 
-    /// Within a transaction: credits what is new, and writes its events.
+    /// Within a transaction: inserts the new credits and their events.
     fn insert_within(
         &self,
         connection: &mut PgConnection,
@@ -109,17 +109,17 @@ impl PostgresLedger {
         sorted: &Sorted<'_>,
     ) -> diesel::QueryResult<New> {
         let new = insert.run(connection)?;
-        self.announce(connection, |announcer| {
+        self.write_events(connection, |event_writer| {
             if matches!(new, New::All) && insert.size() == sorted.batch().len() {
-                announcer.credited(sorted.batch().iter())
+                event_writer.credited(sorted.batch().iter())
             } else {
-                announcer.credited(sorted.firsts().filter(|credit| new.has(credit.payment_id.as_str())))
+                event_writer.credited(sorted.firsts().filter(|credit| new.has(credit.payment_id.as_str())))
             }
         })?;
         Ok(new)
     }
 
-    /// Within a transaction: the same for checks.
+    /// Within a transaction: applies checks and writes their events.
     fn check_within(
         &self,
         connection: &mut PgConnection,
@@ -127,13 +127,13 @@ impl PostgresLedger {
         on_unpaid: OnUnpaid,
     ) -> diesel::QueryResult<Vec<Checked>> {
         let checked = checks::check(connection, checks, on_unpaid)?;
-        self.announce(connection, |announcer| announcer.checked(checks, &checked))?;
+        self.write_events(connection, |event_writer| event_writer.checked(checks, &checked))?;
         Ok(checked)
     }
 }
 
-/// Runs `work` in a transaction. READ COMMITTED: what is read must be what was locked, not what was there when the
-/// transaction began.
+/// Runs `work` in a transaction. READ COMMITTED, because statements must read the rows that they locked, not those of
+/// the start of the transaction.
 fn transaction<T>(
     connection: &mut PgConnection,
     patience: Patience,
@@ -141,11 +141,11 @@ fn transaction<T>(
 ) -> Result<T, DatabaseError> {
     let work = |connection: &mut PgConnection| {
         if patience == Patience::Brief {
-            connection.batch_execute(BRIEFLY)?;
+            connection.batch_execute(BRIEF_LOCK_TIMEOUT)?;
         }
         work(connection)
     };
-    super::keeping_the_reason(|work| connection.build_transaction().read_committed().run(work), work)
+    super::run_keeping_error(|work| connection.build_transaction().read_committed().run(work), work)
 }
 
 impl Ledger for PostgresLedger {
@@ -156,8 +156,8 @@ impl Ledger for PostgresLedger {
         let verdicts = match self.insert(&mut connection, &insert, &sorted, patience)? {
             New::All => sorted.verdicts(|_| true, &HashMap::new()),
             New::Only(inserted) => {
-                // After the commit: what stands in the ledger under a payment id never changes, and this statement sees
-                // what another writer committed while the insert waited for it.
+                // This runs after the commit: the user and points of a row never change, and this statement sees the
+                // rows that another writer committed while the insert waited for it.
                 let existing = sorted.firsts().map(|credit| credit.payment_id.as_str());
                 let existing = CompareExisting::new(existing.filter(|payment| !inserted.contains(*payment)));
                 let standing: HashMap<String, RecordedCredit> = existing.load(&mut connection)?;
@@ -176,7 +176,7 @@ impl Ledger for PostgresLedger {
         deadline: Instant,
     ) -> Result<Vec<Checked>, DatabaseError> {
         transaction(&mut *self.pool.get()?, patience, |connection| {
-            super::in_time(self.check_within(connection, checks, on_unpaid)?, deadline)
+            super::within_deadline(self.check_within(connection, checks, on_unpaid)?, deadline)
         })
     }
 
@@ -186,16 +186,16 @@ impl Ledger for PostgresLedger {
 
     fn count_unverified(&self, overdue_after: Duration) -> Result<UnverifiedCount, DatabaseError> {
         let count = sql_query(records::count_unverified("now() - make_interval(secs => $1)"))
-            .bind::<Double, _>(overdue_after.as_secs_f64().min(FOR_EVER_SECONDS))
+            .bind::<Double, _>(overdue_after.as_secs_f64().min(UNLIMITED_SECONDS))
             .get_result(&mut self.server.fresh()?)?;
         Ok(count)
     }
 
     fn unverified(&self, page: &UnverifiedPage) -> Result<Vec<UnverifiedCredit>, DatabaseError> {
         let (at, payment_id) = page.after.as_ref().map_or(("-infinity", ""), |(at, id)| (at, id));
-        let newer_than = page.newer_than.map_or(f64::INFINITY, |it| it.as_secs_f64()).min(FOR_EVER_SECONDS);
+        let newer_than = page.newer_than.map_or(f64::INFINITY, |it| it.as_secs_f64()).min(UNLIMITED_SECONDS);
         let rows = sql_query(if page.reversed { statements::REVERSED } else { statements::UNVERIFIED })
-            .bind::<Double, _>(page.older_than.as_secs_f64().min(FOR_EVER_SECONDS))
+            .bind::<Double, _>(page.older_than.as_secs_f64().min(UNLIMITED_SECONDS))
             .bind::<Double, _>(newer_than)
             .bind::<Text, _>(at)
             .bind::<Text, _>(payment_id)
@@ -215,8 +215,8 @@ impl Ledger for PostgresLedger {
             }
             Err(super::probe_done())
         };
-        super::rolled_back(transaction(connection, Patience::Usual, work))?;
-        super::probed(sql_query("UPDATE points_probe SET probed_at = now()").execute(connection)?)
+        super::expect_rolled_back(transaction(connection, Patience::Usual, work))?;
+        super::require_probe_row(sql_query("UPDATE points_probe SET probed_at = now()").execute(connection)?)
     }
 
     fn now(&self) -> Result<SystemTime, DatabaseError> {
@@ -231,7 +231,7 @@ impl Ledger for PostgresLedger {
     fn schema(&self) -> Result<SchemaState, DatabaseError> {
         self.server.check_session()?;
         let connection = &mut self.server.fresh()?;
-        // A table that may be missing cannot be named in the statement that looks for it.
+        // A statement cannot name a table that may be missing, so the table is looked up in the catalogue.
         let there: Vec<VersionRow> = sql_query(
             "SELECT tablename::text AS version FROM pg_tables WHERE tablename = '__diesel_schema_migrations' \
              AND schemaname = ANY (current_schemas(false))",
@@ -247,7 +247,7 @@ impl Ledger for PostgresLedger {
 
     fn migrate(&self) -> Result<Vec<String>, DatabaseError> {
         let connection = &mut self.server.fresh_unlimited()?;
-        // Released when the connection closes, whatever happens here.
+        // The lock is released when the connection closes, in every case.
         sql_query(format!("SELECT pg_advisory_lock({MIGRATION_LOCK})")).execute(connection)?;
         migrations::run(connection, migrations::POSTGRES)
     }

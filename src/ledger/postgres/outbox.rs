@@ -1,9 +1,9 @@
-//! The outbox in PostgreSQL. The turn is an advisory lock of the session: it ends with the connection, however the relay
-//! dies.
+//! The outbox in PostgreSQL. The relay's turn is an advisory lock of the session: it ends with the connection, however
+//! the relay ends.
 
 use crate::ledger::outbox::{
     AT_A_TIME, FailedDelivery, Id, Listed, MOST_BYTES, MOST_COUNTED, Outbox, OutboxRow, RowSelection, Summary,
-    bit_by_bit,
+    change_in_portions,
 };
 use crate::{
     database::{DatabaseError, PostgresUri, postgres::Server},
@@ -22,14 +22,14 @@ use std::{
     time::Duration,
 };
 
-/// Held by the relay that works: a number of our own, and the table's, because another schema of the database may have an
-/// outbox with a relay of its own (see `pg_advisory_lock`).
+/// The lock of the active relay: a constant of pointsd combined with the table's OID, because another schema of the
+/// database may have an outbox with its own relay (see `pg_advisory_lock`).
 const RELAY_LOCK: &str =
     "pg_try_advisory_lock(1886349684, ('points_outbox'::regclass::oid::bigint - 2147483648)::integer)";
 
 pub(in crate::ledger) struct PostgresOutbox {
     server: Server,
-    /// The relay's one connection, which has the turn or waits for it.
+    /// The relay's only connection, which has the turn or waits for it.
     session: Mutex<Option<Session>>,
 }
 
@@ -49,7 +49,7 @@ impl PostgresOutbox {
         Self { server: Server::new(uri, timeout), session: Mutex::default() }
     }
 
-    /// A relay whose machine has died must lose its turn within seconds, not hours.
+    /// Opens the relay's connection. A relay whose machine has died must lose its turn within seconds, not hours.
     fn connect(&self) -> Result<PgConnection, DatabaseError> {
         let mut connection = self.server.fresh()?;
         connection.batch_execute(
@@ -58,11 +58,14 @@ impl PostgresOutbox {
         Ok(connection)
     }
 
-    /// On the connection that has the turn. One that fails is let go of, and the turn with it.
+    /// Runs `work` on the connection that has the turn. After an error the connection is closed, and the turn is lost
+    /// with it.
     fn in_turn<T>(&self, work: impl FnOnce(&mut PgConnection) -> Result<T, DatabaseError>) -> Result<T, DatabaseError> {
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(Session { connection, has_turn: true }) = session.as_mut() else {
-            return Err(DatabaseError::Unreachable("the relay's connection is lost, and its turn with it".into()));
+            return Err(DatabaseError::Unreachable(
+                "the relay's connection is lost, and its advisory lock with it".into(),
+            ));
         };
         let done = work(connection);
         if done.is_err() {
@@ -72,8 +75,8 @@ impl PostgresOutbox {
     }
 }
 
-/// Rows in order, each with the held row of its key that stands next before it.
-fn rows(which: &str, order: &str) -> String {
+/// Returns the SQL for rows in order, each with the last held row of the same key before it.
+fn select_rows(which: &str, order: &str) -> String {
     format!(
         "SELECT page.id, page.message_id, page.exchange, page.routing_key, page.key, page.headers::text AS headers, convert_to(page.body, 'UTF8') AS body, \
                 page.attempts, page.behind_id, \
@@ -91,12 +94,12 @@ fn rows(which: &str, order: &str) -> String {
 impl Outbox for PostgresOutbox {
     fn take_turn(&self) -> Result<bool, DatabaseError> {
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        // A connection that fails is not put back.
+        // A connection that fails is not kept.
         let Session { mut connection, has_turn } = match session.take() {
             Some(session) => session,
             None => Session { connection: self.connect()?, has_turn: false },
         };
-        // That it answers is the proof of a turn that was taken before: the lock lives as long as the session.
+        // A response proves that the turn is still held: the lock lasts as long as the session.
         let lock = if has_turn { "true".to_owned() } else { RELAY_LOCK.to_owned() };
         let has_turn = sql_query(format!("SELECT {lock} AS locked")).get_result::<Locked>(&mut connection)?.locked;
         *session = Some(Session { connection, has_turn });
@@ -108,13 +111,13 @@ impl Outbox for PostgresOutbox {
     }
 
     fn fresh(&self, most: i64) -> Result<Vec<OutboxRow>, DatabaseError> {
-        let query = rows("o.next_try_at IS NULL", "o.id");
+        let query = select_rows("o.next_try_at IS NULL", "o.id");
         self.in_turn(|connection| Ok(sql_query(query).bind::<BigInt, _>(most).load(connection)?))
     }
 
     fn due(&self, most: i64) -> Result<Vec<OutboxRow>, DatabaseError> {
-        // What has waited longest comes first, so that none of many is left for ever.
-        let query = rows("o.next_try_at <= now()", "o.next_try_at, o.id");
+        // The row that has waited longest comes first, so that no row is postponed for ever.
+        let query = select_rows("o.next_try_at <= now()", "o.next_try_at, o.id");
         self.in_turn(|connection| Ok(sql_query(query).bind::<BigInt, _>(most).load(connection)?))
     }
 
@@ -133,7 +136,7 @@ impl Outbox for PostgresOutbox {
         let errors: Vec<Option<&str>> = failures.iter().map(|trouble| trouble.error.as_deref()).collect();
         self.in_turn(|connection| {
             sql_query(
-                // In the order of their ids, as everybody takes them.
+                // Rows are locked in the order of their IDs, as in every other statement.
                 "WITH held AS MATERIALIZED (SELECT id FROM points_outbox WHERE id = ANY ($1) ORDER BY id FOR UPDATE) \
                  UPDATE points_outbox AS o SET next_try_at = now() + make_interval(secs => t.seconds), \
                         attempts = o.attempts + (t.error IS NOT NULL)::integer, last_error = coalesce(t.error, o.last_error) \
@@ -183,7 +186,7 @@ impl Outbox for PostgresOutbox {
                    WHERE next_try_at > $1::timestamptz AND id > $3 AND ({which}) ORDER BY id LIMIT {AT_A_TIME} FOR UPDATE) \
              RETURNING id"
         );
-        bit_by_bit(|after| {
+        change_in_portions(|after| {
             let update = sql_query(&update).bind::<Text, _>(&now.now).bind::<Array<BigInt>, _>(ids);
             Ok(update.bind::<BigInt, _>(after).load(connection)?)
         })
@@ -196,14 +199,14 @@ impl Outbox for PostgresOutbox {
             RowSelection::Ids(ids) => ("id = ANY ($2)", &ids[..]),
         };
         let connection = &mut self.server.fresh_unlimited()?;
-        // What comes meanwhile is not meant.
+        // Rows that are inserted meanwhile are not selected.
         let last: Id = sql_query("SELECT coalesce(max(id), 0) AS id FROM points_outbox").get_result(connection)?;
         let delete = format!(
             "DELETE FROM points_outbox WHERE id IN \
                  (SELECT id FROM points_outbox WHERE id <= $1 AND id > $3 AND ({which}) ORDER BY id LIMIT {AT_A_TIME} FOR UPDATE) \
              RETURNING id"
         );
-        bit_by_bit(|after| {
+        change_in_portions(|after| {
             let delete = sql_query(&delete).bind::<BigInt, _>(last.id).bind::<Array<BigInt>, _>(ids);
             Ok(delete.bind::<BigInt, _>(after).load(connection)?)
         })
@@ -216,7 +219,7 @@ struct Now {
     now: String,
 }
 
-/// Writes announcements, within the transaction of what they tell.
+/// Inserts event rows, within the transaction that they report.
 pub(in crate::ledger) struct InsertRows<'a>(pub(in crate::ledger) &'a OutboxEvents);
 
 impl QueryId for InsertRows<'_> {

@@ -1,5 +1,5 @@
-//! The SQL of a credit on PostgreSQL. Statements that run for every batch are query fragments with a static id, so
-//! that they are prepared once a connection (`sql_query` never is).
+//! The SQL of a credit on PostgreSQL. Statements that run for every batch are query fragments with a static ID, so that
+//! they are prepared once per connection (`sql_query` never is).
 
 use crate::domain::credit::{Credit, RecordedCredit};
 use diesel::{
@@ -11,11 +11,11 @@ use diesel::{
 };
 use std::collections::{HashMap, HashSet};
 
-/// Credits what is new and adds it to the balances: one statement and one round trip a batch.
-/// It sends the new ids only if not all are new, which is seldom: a row for each would cost both sides.
+/// Inserts the new credits and adds their points to the balances: one statement and one round trip per batch. The
+/// server returns the new payment IDs only if not all are new, which is rare: a row for each ID would cost both sides.
 ///
-/// `unnest` keeps the order of the arrays, so credits are taken by payment id; `GROUP BY` reads all of them before
-/// the first balance is written, by user id.
+/// `unnest` keeps the order of the arrays, so credits are inserted by payment ID; `GROUP BY` reads all of them before
+/// the first balance is written, by user ID.
 pub(super) struct InsertCredits<'a> {
     payment_ids: Vec<&'a str>,
     user_ids: Vec<&'a str>,
@@ -29,7 +29,7 @@ impl QueryId for InsertCredits<'_> {
 }
 
 impl<'a> InsertCredits<'a> {
-    /// `credits` must be in the order of their payment ids, each id once.
+    /// Creates the statement. `credits` must be in the order of their payment IDs, each ID once.
     pub(super) fn new(credits: impl Iterator<Item = &'a Credit>) -> Self {
         let size = credits.size_hint().1.unwrap_or(0);
         let (mut payment_ids, mut user_ids, mut points) =
@@ -43,28 +43,28 @@ impl<'a> InsertCredits<'a> {
         Self { payment_ids, user_ids, points, size }
     }
 
-    /// How many different payments there are.
+    /// Returns the number of different payments.
     pub(super) fn size(&self) -> usize {
         self.points.len()
     }
 
-    /// Does it, and answers which were new.
+    /// Runs the statement and returns which payments were new.
     pub(super) fn run(&self, connection: &mut PgConnection) -> QueryResult<New> {
         let new: Option<Vec<String>> = self.get_result(connection)?;
         Ok(new.map_or(New::All, |new| New::Only(new.into_iter().collect())))
     }
 }
 
-/// Which payments of a batch were new.
+/// The payments of a batch that were new.
 pub(super) enum New {
-    /// All, as nearly always.
+    /// All payments, which is the usual case.
     All,
-    /// These payment ids.
+    /// The payments with these IDs.
     Only(HashSet<String>),
 }
 
 impl New {
-    /// Whether this one, of the batch, was new.
+    /// Returns whether this payment of the batch was new.
     pub(super) fn has(&self, payment_id: &str) -> bool {
         match self {
             Self::All => true,
@@ -104,7 +104,7 @@ impl QueryFragment<Pg> for InsertCredits<'_> {
     }
 }
 
-/// What stands in the ledger under payment ids that were not new.
+/// Reads the ledger's rows of payment IDs that were not new.
 pub(super) struct CompareExisting<'a> {
     payment_ids: Vec<&'a str>,
 }
@@ -119,7 +119,7 @@ impl<'a> CompareExisting<'a> {
         Self { payment_ids: payment_ids.collect() }
     }
 
-    /// By payment id.
+    /// Returns the rows by payment ID.
     pub(super) fn load(&self, connection: &mut PgConnection) -> QueryResult<HashMap<String, RecordedCredit>> {
         <&Self as LoadQuery<'_, PgConnection, (String, String, i64, bool)>>::internal_load(self, connection)?
             .map(|row| {
@@ -150,7 +150,7 @@ impl QueryFragment<Pg> for CompareExisting<'_> {
     }
 }
 
-/// One payment's credit, times as RFC 3339.
+/// Reads one payment's credit, with times as RFC 3339.
 pub(super) const PAYMENT: &str = r#"
     SELECT payment_id, user_id, points, state,
            to_char(credited_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS credited_at,
@@ -158,13 +158,13 @@ pub(super) const PAYMENT: &str = r#"
            to_char(asked_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS asked_at
       FROM points_credits WHERE payment_id = $1"#;
 
-/// One payment's adjustments, in order.
+/// Reads one payment's adjustments, in order.
 pub(super) const ADJUSTMENTS: &str = r#"
     SELECT seq, kind, points, reason,
            to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS created_at
       FROM points_adjustments WHERE payment_id = $1 ORDER BY seq"#;
 
-/// Credits that no check has found paid: older than $1 and newer than $2 seconds, after ($3, $4), $5 of them.
+/// Reads credits that no check has found paid: older than $1 and newer than $2 seconds, after ($3, $4), at most $5.
 pub(super) const UNVERIFIED: &str = r#"
     SELECT payment_id, user_id, points,
            to_char(credited_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS since
@@ -174,7 +174,7 @@ pub(super) const UNVERIFIED: &str = r#"
        AND (credited_at, payment_id) > ($3::timestamptz, $4)
      ORDER BY credited_at, payment_id LIMIT $5"#;
 
-/// Credits that are reversed: since when, in the same way.
+/// Reads reversed credits with the time of the reversal; parameters as in [`UNVERIFIED`].
 pub(super) const REVERSED: &str = r#"
     SELECT c.payment_id, c.user_id, c.points,
            to_char(a.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS since

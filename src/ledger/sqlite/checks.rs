@@ -1,4 +1,4 @@
-//! The SQL of a batch of checks on SQLite: a row at a time, with prepared statements.
+//! The SQL of a batch of checks on SQLite: row by row, with prepared statements.
 
 use super::{
     schema::{points_adjustments, points_credits},
@@ -15,7 +15,8 @@ use diesel::{ExpressionMethods, OptionalExtension, QueryDsl, QueryResult, RunQue
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 
-/// Within a transaction, in which nobody else writes: finds, decides, writes.
+/// Within a transaction, during which no other connection writes: reads the rows, decides the steps, and writes the
+/// changes.
 pub(super) fn check(
     connection: &mut SqliteConnection,
     checks: &[Check],
@@ -24,7 +25,7 @@ pub(super) fn check(
     let now = statements::time(Timestamp::now());
     let mut checked = Vec::with_capacity(checks.len());
     for check in checks {
-        let found = find(connection, check.payment_id.as_str())?;
+        let found = find_credit(connection, check.payment_id.as_str())?;
         if let (None, Some(Claim { user_id, points })) = (&found, &check.claim) {
             let (payment_id, user_id, points) = (check.payment_id.clone(), user_id.clone(), *points);
             statements::insert_credit(connection, &Credit { payment_id, user_id, points })?;
@@ -36,8 +37,8 @@ pub(super) fn check(
     let mut balances: BTreeMap<&str, i64> = BTreeMap::new();
     for change in &write {
         update_credit(connection, change, &now)?;
-        append(connection, change, &now)?;
-        // Cannot overflow: see `domain::credit::MAX_POINTS_LIMIT`.
+        append_adjustment(connection, change, &now)?;
+        // The sum cannot overflow: see `domain::credit::MAX_POINTS_LIMIT`.
         *balances.entry(change.user_id).or_default() += change.balance;
     }
     for (user, points) in balances.into_iter().filter(|(_, points)| *points != 0) {
@@ -46,7 +47,7 @@ pub(super) fn check(
     Ok(checked)
 }
 
-fn find(connection: &mut SqliteConnection, payment_id: &str) -> QueryResult<Option<StoredCredit>> {
+fn find_credit(connection: &mut SqliteConnection, payment_id: &str) -> QueryResult<Option<StoredCredit>> {
     let row: Option<(String, i64, String, bool)> = points_credits::table
         .find(payment_id)
         .select((
@@ -70,7 +71,7 @@ fn update_credit(connection: &mut SqliteConnection, change: &Change<'_>, now: &s
     if change.verified {
         row.set((state, points_credits::verified_at.eq(now), asked_at.eq(None::<String>))).execute(connection)?;
     } else if change.asked {
-        // The first time counts.
+        // The first time is kept.
         row.filter(asked_at.is_null()).set((state, asked_at.eq(now))).execute(connection)?;
     } else {
         row.set((state, asked_at.eq(None::<String>))).execute(connection)?;
@@ -78,7 +79,7 @@ fn update_credit(connection: &mut SqliteConnection, change: &Change<'_>, now: &s
     Ok(())
 }
 
-fn append(connection: &mut SqliteConnection, change: &Change<'_>, now: &str) -> QueryResult<()> {
+fn append_adjustment(connection: &mut SqliteConnection, change: &Change<'_>, now: &str) -> QueryResult<()> {
     let Some(adjustment) = &change.adjustment else { return Ok(()) };
     let last: Option<i32> = points_adjustments::table
         .filter(points_adjustments::payment_id.eq(change.payment_id))

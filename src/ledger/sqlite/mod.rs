@@ -1,4 +1,4 @@
-//! The ledger in a SQLite file: no server, one writing program at a time, readers beside it.
+//! The ledger in a SQLite file: no server, one writing program at a time, with concurrent readers.
 
 mod checks;
 mod outbox;
@@ -8,7 +8,7 @@ pub(super) mod statements;
 use super::{
     Access, Ledger, Options, PaymentRecord, Probe, SchemaState, Verification,
     batch::Sorted,
-    lock::{OWNERS_ONLY, resolved},
+    lock::{OWNERS_ONLY, resolve_links},
     migrations,
     records::{
         self, AdjustmentRow, BalanceRow, CreditRow, UnverifiedCount, UnverifiedCredit, UnverifiedPage, VersionRow,
@@ -44,24 +44,24 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// SQLite takes one writer; those of this process (credits and checks have pools of their own) take turns here instead of
-/// polling the file's lock.
+/// The lock of this process's writers. SQLite permits one writer; the writers of this process (credits and checks have
+/// separate pools) wait here instead of polling the file's lock.
 pub(super) static TURN: Mutex<()> = Mutex::new(());
 
 /// A ledger in a SQLite file.
 pub(super) struct SqliteLedger {
     pool: Pool,
     file: PathBuf,
-    /// Which file that was when it was first written to.
+    /// The identity of the file when it was first written.
     identity: OnceLock<(u64, u64)>,
     database: Database,
     access: Access,
-    /// What makes events of what is committed, where they are wanted.
-    announcer: Option<EventWriter>,
+    /// Creates the events of committed changes, if events are configured.
+    event_writer: Option<EventWriter>,
 }
 
 impl SqliteLedger {
-    /// Opens nothing yet.
+    /// Creates the ledger without opening the file.
     pub(super) fn new(file: &Path, options: &Options) -> Self {
         let database = Database::new(file, options.timeout);
         Self {
@@ -70,12 +70,13 @@ impl SqliteLedger {
             identity: OnceLock::new(),
             database,
             access: options.access,
-            announcer: options.events.as_deref().map(EventWriter::new),
+            event_writer: options.events.as_deref().map(EventWriter::new),
         }
     }
 
-    /// A file that was removed or replaced goes on taking writes that nobody will ever see: they do not count.
-    fn still_the_same(&self) -> Result<(), DatabaseError> {
+    /// Returns an error if the file was removed or replaced. SQLite would continue to write to the old file, whose rows
+    /// are lost.
+    fn require_same_file(&self) -> Result<(), DatabaseError> {
         let moved = |what: String| DatabaseError::Unreachable(format!("{}: {what}", self.file.display()));
         let now = std::fs::metadata(&self.file).map_err(|error| moved(error.to_string()))?;
         let now = (now.dev(), now.ino());
@@ -85,8 +86,8 @@ impl SqliteLedger {
         Err(moved("the file was replaced while it was in use".into()))
     }
 
-    /// SQLite would make a file that is not there. Only a migration may: anybody else has the wrong name, or has lost
-    /// a ledger.
+    /// Returns an error if the file is missing. SQLite would create it, but only a migration may: otherwise the name is
+    /// wrong or the ledger was lost.
     fn require_file(&self) -> Result<(), DatabaseError> {
         if self.file.exists() {
             return Ok(());
@@ -94,7 +95,7 @@ impl SqliteLedger {
         Err(DatabaseError::Unreachable(format!("there is no ledger {}", self.file.display())))
     }
 
-    /// Within a transaction: credits what is new, and compares what is not.
+    /// Within a transaction: inserts the new credits and compares the others.
     fn insert(&self, connection: &mut SqliteConnection, sorted: &Sorted<'_>) -> Result<Vec<Verdict>, DatabaseError> {
         let mut inserted = HashSet::new();
         let mut standing = HashMap::new();
@@ -103,15 +104,15 @@ impl SqliteLedger {
             let payment = credit.payment_id.as_str();
             if statements::insert_credit(connection, credit)? {
                 inserted.insert(payment);
-                // Cannot overflow: see `domain::credit::MAX_POINTS_LIMIT`.
+                // The sum cannot overflow: see `domain::credit::MAX_POINTS_LIMIT`.
                 *gains.entry(credit.user_id.as_str()).or_default() += credit.points.get();
-            } else if let Some(existing) = statements::standing(connection, payment)? {
+            } else if let Some(existing) = statements::find_credit(connection, payment)? {
                 standing.insert(payment.to_owned(), existing);
             }
         }
-        if let Some(announcer) = &self.announcer {
+        if let Some(event_writer) = &self.event_writer {
             let new = sorted.firsts().filter(|credit| inserted.contains(credit.payment_id.as_str()));
-            outbox::insert_rows(connection, &announcer.credited(new))?;
+            outbox::insert_rows(connection, &event_writer.credited(new))?;
         }
         let mut gains: Vec<(&str, i64)> = gains.into_iter().collect();
         gains.sort_unstable();
@@ -121,16 +122,16 @@ impl SqliteLedger {
         sorted.verdicts(|payment| inserted.contains(payment), &standing)
     }
 
-    /// Within a transaction: the same for checks.
-    fn apply(
+    /// Within a transaction: applies checks and writes their events.
+    fn apply_checks(
         &self,
         connection: &mut SqliteConnection,
         checks: &[Check],
         on_unpaid: OnUnpaid,
     ) -> Result<Vec<Checked>, DatabaseError> {
         let checked = checks::check(connection, checks, on_unpaid)?;
-        if let Some(announcer) = &self.announcer {
-            outbox::insert_rows(connection, &announcer.checked(checks, &checked))?;
+        if let Some(event_writer) = &self.event_writer {
+            outbox::insert_rows(connection, &event_writer.checked(checks, &checked))?;
         }
         Ok(checked)
     }
@@ -148,8 +149,8 @@ impl Ledger for SqliteLedger {
         let connection = &mut *self.pool.get()?;
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let credit = |connection: &mut SqliteConnection| self.insert(connection, &sorted);
-        let verdicts = super::keeping_the_reason(|work| connection.immediate_transaction(work), credit)?;
-        self.still_the_same()?;
+        let verdicts = super::run_keeping_error(|work| connection.immediate_transaction(work), credit)?;
+        self.require_same_file()?;
         Ok(verdicts)
     }
 
@@ -163,10 +164,11 @@ impl Ledger for SqliteLedger {
         self.require_file()?;
         let connection = &mut *self.pool.get()?;
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let check =
-            |connection: &mut SqliteConnection| super::in_time(self.apply(connection, checks, on_unpaid)?, deadline);
-        let checked = super::keeping_the_reason(|work| connection.immediate_transaction(work), check)?;
-        self.still_the_same()?;
+        let check = |connection: &mut SqliteConnection| {
+            super::within_deadline(self.apply_checks(connection, checks, on_unpaid)?, deadline)
+        };
+        let checked = super::run_keeping_error(|work| connection.immediate_transaction(work), check)?;
+        self.require_same_file()?;
         Ok(checked)
     }
 
@@ -197,23 +199,23 @@ impl Ledger for SqliteLedger {
     fn probe(&self, probe: Probe) -> Result<(), DatabaseError> {
         let connection = &mut self.fresh()?;
         let credits = [super::probe::credit()];
-        // One writer at a time, so that this waits for whatever a credit would wait for.
+        // The probe takes the writers' lock, so that it waits for everything that a credit would wait for.
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let work = |connection: &mut SqliteConnection| -> Result<(), DatabaseError> {
             self.insert(connection, &Sorted::new(&credits))?;
             if probe == Probe::Checks {
-                self.apply(connection, &credits.each_ref().map(super::probe::check), OnUnpaid::Reverse)?;
+                self.apply_checks(connection, &credits.each_ref().map(super::probe::check), OnUnpaid::Reverse)?;
             }
             Err(super::probe_done())
         };
-        super::rolled_back(super::keeping_the_reason(|work| connection.immediate_transaction(work), work))?;
+        super::expect_rolled_back(super::run_keeping_error(|work| connection.immediate_transaction(work), work))?;
         let now = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
         let rows = sql_query(format!("UPDATE points_probe SET probed_at = {now}")).execute(connection)?;
-        super::probed(rows)
+        super::require_probe_row(rows)
     }
 
     fn now(&self) -> Result<SystemTime, DatabaseError> {
-        // It is embedded: its clock is ours.
+        // The database is embedded, so its clock is the local one.
         Ok(SystemTime::now())
     }
 
@@ -235,8 +237,8 @@ impl Ledger for SqliteLedger {
     }
 
     fn migrate(&self) -> Result<Vec<String>, DatabaseError> {
-        // SQLite gives its other files the mode of this one.
-        let made = OpenOptions::new().create_new(true).write(true).mode(OWNERS_ONLY).open(resolved(&self.file));
+        // SQLite gives its other files the mode of this file.
+        let made = OpenOptions::new().create_new(true).write(true).mode(OWNERS_ONLY).open(resolve_links(&self.file));
         if let Err(error) = made.as_ref()
             && error.kind() != io::ErrorKind::AlreadyExists
         {

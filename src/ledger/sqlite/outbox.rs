@@ -1,8 +1,8 @@
-//! The outbox in a SQLite file. One daemon writes a file (its lock says so), so its relay always has the turn.
+//! The outbox in a SQLite file. The lock file permits one writing daemon, so its relay always has the turn.
 
 use crate::ledger::outbox::{
     AT_A_TIME, FailedDelivery, Id, Listed, MOST_BYTES, MOST_COUNTED, Outbox, OutboxRow, RowSelection, Summary,
-    bit_by_bit,
+    change_in_portions,
 };
 use crate::{
     database::{
@@ -35,7 +35,7 @@ impl SqliteOutbox {
         Self { pool: database.pool(1), file: SameFile::new(file), database }
     }
 
-    /// On the relay's connection.
+    /// Returns the relay's connection.
     fn pooled(&self) -> Result<r2d2::PooledConnection<ConnectionManager<SqliteConnection>>, DatabaseError> {
         self.file.check()?;
         Ok(self.pool.get()?)
@@ -47,8 +47,8 @@ impl SqliteOutbox {
     }
 }
 
-/// Rows in order, each with the held row of its key that stands next before it.
-fn rows(which: &str, order: &str) -> String {
+/// Returns the SQL for rows in order, each with the last held row of the same key before it.
+fn select_rows(which: &str, order: &str) -> String {
     format!(
         "SELECT page.id, CAST(page.message_id AS BLOB) AS message_id, CAST(page.exchange AS BLOB) AS exchange, \
                 CAST(page.routing_key AS BLOB) AS routing_key, CAST(page.key AS BLOB) AS key, \
@@ -63,7 +63,7 @@ fn rows(which: &str, order: &str) -> String {
     )
 }
 
-/// A row as it stands in the file: SQLite keeps any bytes as text, and one such row must not keep the others from being read.
+/// A row as bytes. SQLite stores any bytes as text, and one invalid row must not prevent the others from being read.
 #[derive(diesel::QueryableByName)]
 struct Bytes {
     #[diesel(sql_type = BigInt)]
@@ -93,7 +93,7 @@ impl From<Bytes> for OutboxRow {
         let mut problem = None;
         let mut text = |column: &str, bytes: &[u8]| {
             if std::str::from_utf8(bytes).is_err() {
-                problem = Some(format!("its {column} is no UTF-8"));
+                problem = Some(format!("its {column} is not UTF-8"));
             }
             String::from_utf8_lossy(bytes).into_owned()
         };
@@ -105,7 +105,7 @@ impl From<Bytes> for OutboxRow {
     }
 }
 
-/// The same for a person to look at.
+/// A row for commands, as bytes.
 #[derive(diesel::QueryableByName)]
 struct ListedBytes {
     #[diesel(sql_type = BigInt)]
@@ -154,7 +154,7 @@ fn now() -> String {
     statements::time(Timestamp::now())
 }
 
-fn json(ids: &[i64]) -> String {
+fn json_array(ids: &[i64]) -> String {
     serde_json::Value::from(ids).to_string()
 }
 
@@ -166,14 +166,14 @@ impl Outbox for SqliteOutbox {
     fn give_turn_up(&self) {}
 
     fn fresh(&self, most: i64) -> Result<Vec<OutboxRow>, DatabaseError> {
-        let query = rows("o.next_try_at IS NULL", "o.id");
+        let query = select_rows("o.next_try_at IS NULL", "o.id");
         let connection = &mut *self.pooled()?;
         let rows: Vec<Bytes> = sql_query(query).bind::<Text, _>(now()).bind::<BigInt, _>(most).load(connection)?;
         Ok(rows.into_iter().map(OutboxRow::from).collect())
     }
 
     fn due(&self, most: i64) -> Result<Vec<OutboxRow>, DatabaseError> {
-        let query = rows("o.next_try_at <= ?1", "o.next_try_at, o.id");
+        let query = select_rows("o.next_try_at <= ?1", "o.next_try_at, o.id");
         let connection = &mut *self.pooled()?;
         let rows: Vec<Bytes> = sql_query(query).bind::<Text, _>(now()).bind::<BigInt, _>(most).load(connection)?;
         Ok(rows.into_iter().map(OutboxRow::from).collect())
@@ -183,7 +183,7 @@ impl Outbox for SqliteOutbox {
         let connection = &mut *self.pooled()?;
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         sql_query("DELETE FROM points_outbox WHERE id IN (SELECT value FROM json_each(?))")
-            .bind::<Text, _>(json(ids))
+            .bind::<Text, _>(json_array(ids))
             .execute(connection)?;
         Ok(())
     }
@@ -237,13 +237,13 @@ impl Outbox for SqliteOutbox {
                 (format!("{of_ids} OR key IN (SELECT key FROM points_outbox WHERE {of_ids})"), &ids[..])
             }
         };
-        let (connection, now, ids) = (&mut self.fresh_connection()?, now(), json(ids));
+        let (connection, now, ids) = (&mut self.fresh_connection()?, now(), json_array(ids));
         let update = format!(
             "UPDATE points_outbox SET next_try_at = ?1 WHERE id IN \
                  (SELECT id FROM points_outbox \
                    WHERE next_try_at > ?1 AND id > ?3 AND ({which}) ORDER BY id LIMIT {AT_A_TIME}) RETURNING id"
         );
-        bit_by_bit(|after| {
+        change_in_portions(|after| {
             let update = sql_query(&update).bind::<Text, _>(&now).bind::<Text, _>(&ids);
             Ok(update.bind::<BigInt, _>(after).load(connection)?)
         })
@@ -256,24 +256,24 @@ impl Outbox for SqliteOutbox {
             RowSelection::Held => (format!("next_try_at IS NOT NULL OR {of_ids}"), &[][..]),
             RowSelection::Ids(ids) => (of_ids.to_owned(), &ids[..]),
         };
-        let (connection, ids) = (&mut self.fresh_connection()?, json(ids));
-        // What comes meanwhile is not meant.
+        let (connection, ids) = (&mut self.fresh_connection()?, json_array(ids));
+        // Rows that are inserted meanwhile are not selected.
         let last: Id = sql_query("SELECT coalesce(max(id), 0) AS id FROM points_outbox").get_result(connection)?;
         let delete = format!(
             "DELETE FROM points_outbox WHERE id IN \
                  (SELECT id FROM points_outbox WHERE id <= ?1 AND id > ?3 AND ({which}) ORDER BY id LIMIT {AT_A_TIME}) RETURNING id"
         );
-        bit_by_bit(|after| {
+        change_in_portions(|after| {
             let delete = sql_query(&delete).bind::<BigInt, _>(last.id).bind::<Text, _>(&ids);
             Ok(delete.bind::<BigInt, _>(after).load(connection)?)
         })
     }
 }
 
-/// Writes announcements, within the transaction of what they tell.
+/// Inserts event rows, within the transaction that they report.
 pub(in crate::ledger) fn insert_rows(connection: &mut SqliteConnection, rows: &OutboxEvents) -> QueryResult<()> {
     for index in 0..rows.bodies.len() {
-        statements::insert_announcement(
+        statements::insert_outbox_row(
             connection,
             &rows.exchange,
             (&rows.message_ids[index], rows.routing_keys[index]),

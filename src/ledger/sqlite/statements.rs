@@ -1,5 +1,5 @@
-//! The SQL of a credit on SQLite. A row at a time: within one transaction a prepared statement costs less than the
-//! JSON that would carry a whole batch.
+//! The SQL of a credit on SQLite, row by row: within one transaction, a prepared statement costs less than JSON for a
+//! whole batch.
 
 use super::schema::{points_credits, points_outbox};
 use crate::domain::credit::{Credit, RecordedCredit};
@@ -10,7 +10,7 @@ use diesel::{
     sqlite::Sqlite,
 };
 
-/// Credits a payment unless it is there; whether it was new.
+/// Inserts a credit unless the payment has one. Returns whether the payment was new.
 pub(super) fn insert_credit(connection: &mut SqliteConnection, credit: &Credit) -> QueryResult<bool> {
     let rows = diesel::insert_into(points_credits::table)
         .values((
@@ -23,8 +23,8 @@ pub(super) fn insert_credit(connection: &mut SqliteConnection, credit: &Credit) 
     Ok(rows == 1)
 }
 
-/// What stands in the ledger under a payment id.
-pub(super) fn standing(connection: &mut SqliteConnection, payment_id: &str) -> QueryResult<Option<RecordedCredit>> {
+/// Returns the ledger's row of a payment, or `None` when there is none.
+pub(super) fn find_credit(connection: &mut SqliteConnection, payment_id: &str) -> QueryResult<Option<RecordedCredit>> {
     let counts_and_verified = points_credits::verified_at.is_not_null().and(points_credits::state.eq("credited"));
     let row: Option<(String, i64, bool)> = points_credits::table
         .find(payment_id)
@@ -38,13 +38,13 @@ pub(super) fn standing(connection: &mut SqliteConnection, payment_id: &str) -> Q
     Ok(row.map(|(user_id, points, checked)| RecordedCredit { user_id, points, checked }))
 }
 
-/// Adds to a user's balance, which begins at 0.
+/// Adds points to a user's balance, which starts at 0.
 pub(super) fn add_to_balance(connection: &mut SqliteConnection, user_id: &str, points: i64) -> QueryResult<()> {
     AddToBalance { user_id, points }.execute(connection)?;
     Ok(())
 }
 
-/// A fragment with a static id, so that it is prepared once a connection.
+/// A query fragment with a static ID, so that it is prepared once per connection.
 struct AddToBalance<'a> {
     user_id: &'a str,
     points: i64,
@@ -70,8 +70,8 @@ impl QueryFragment<Sqlite> for AddToBalance<'_> {
     }
 }
 
-/// A row of the outbox: its exchange, its message id and routing key, its key and body.
-pub(in crate::ledger) fn insert_announcement(
+/// Inserts a row of the outbox: exchange, message ID and routing key, key and body.
+pub(in crate::ledger) fn insert_outbox_row(
     connection: &mut SqliteConnection,
     exchange: &str,
     (message_id, routing_key): (&str, &str),
@@ -89,26 +89,26 @@ pub(in crate::ledger) fn insert_announcement(
     Ok(())
 }
 
-/// One payment's credit.
+/// Reads one payment's credit.
 pub(super) const PAYMENT: &str = "SELECT payment_id, user_id, points, state, credited_at, verified_at, asked_at FROM points_credits WHERE payment_id = ?";
 
-/// One payment's adjustments, in order.
+/// Reads one payment's adjustments, in order.
 pub(super) const ADJUSTMENTS: &str =
     "SELECT seq, kind, points, reason, created_at FROM points_adjustments WHERE payment_id = ? ORDER BY seq";
 
-/// A time as the schema's defaults write it.
+/// Formats a time as the schema's defaults do.
 pub(in crate::ledger) fn time(time: jiff::Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
 }
 
-/// Credits that no check has found paid: credited before ?1 and after ?2, after (?3, ?4), ?5 of them.
+/// Reads credits that no check has found paid: credited before ?1 and after ?2, after (?3, ?4), at most ?5.
 pub(super) const UNVERIFIED: &str = "
     SELECT payment_id, user_id, points, credited_at AS since FROM points_credits
      WHERE verified_at IS NULL AND state = 'credited'
        AND credited_at < ?1 AND credited_at > ?2 AND (credited_at, payment_id) > (?3, ?4)
      ORDER BY credited_at, payment_id LIMIT ?5";
 
-/// Credits that are reversed: since when, in the same way.
+/// Reads reversed credits with the time of the reversal; parameters as in [`UNVERIFIED`].
 pub(super) const REVERSED: &str = "
     SELECT c.payment_id, c.user_id, c.points, a.created_at AS since
       FROM points_adjustments AS a JOIN points_credits AS c ON c.payment_id = a.payment_id AND c.state = 'reversed'
