@@ -1,5 +1,5 @@
-//! Payment sources: what knows whether a payment is paid. A table (`sql`), a service or gateway (`http`), or the table
-//! first and then the gateway (`both`). `docs/concepts/checks.md` tells how each answers.
+//! Payment sources: a payment table (`sql`), a gateway (`http`), or the table first and then the gateway (`both`).
+//! `docs/concepts/checks.md` describes their answers.
 
 mod http;
 pub mod settings;
@@ -12,17 +12,17 @@ pub use sql::{Identifier, TableName};
 use crate::{pay_status::settings::PayStatusSettings, pipeline::ports::PaymentSource};
 use std::{sync::Arc, time::Duration};
 
-/// Why there is no source.
+/// Why no payment source can be created.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// The HTTP client cannot be made: no usable authorities, say.
-    #[error("the HTTP client: {0}")]
+    /// The HTTP client cannot be created, for instance without usable certificate authorities.
+    #[error("cannot create the HTTP client: {0}")]
     Client(String),
 }
 
-/// The source that is configured, if any is. Nothing is connected yet. `timeout`: the deadline of every call to a
-/// database (`ledger.timeout`). `repairs`: whether a table is set right where the gateway knows better. `limits`: those of the
-/// gateway, shared by all sources of this process.
+/// Returns the configured payment source without connecting, or `None` when none is configured. `timeout` is the
+/// deadline of every call to a database (`ledger.timeout`). `repairs` is whether the payment table is corrected when
+/// the gateway has a later status. `limits` are the limits of the gateway, shared by all sources of this process.
 pub fn source(
     settings: &PayStatusSettings,
     timeout: Duration,
@@ -44,7 +44,7 @@ pub fn source(
     })
 }
 
-/// A source's own word, fit for a line of a log or a header.
+/// Quotes a value of the payment source for a log line or a header: at most 64 characters, escaped.
 fn quoted(word: &str) -> String {
     const MOST: usize = 64;
     let mut line: String = word.chars().take(MOST).flat_map(char::escape_debug).collect();

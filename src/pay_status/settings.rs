@@ -7,27 +7,27 @@ use crate::{
 };
 use std::{path::PathBuf, time::Duration};
 
-/// `[pay_status]`: what knows whether payments are paid.
+/// The settings of the payment source (`[pay_status]`).
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "there is one")]
+#[expect(clippy::large_enum_variant, reason = "only one value exists")]
 pub enum PayStatusSettings {
-    /// Nothing: there are no checks.
+    /// No payment source, and so no checks.
     None,
-    /// A table.
+    /// A payment table.
     Sql(SqlSourceSettings),
-    /// A service or gateway.
+    /// A gateway.
     Http(HttpSourceSettings),
-    /// The table first; where it is not certain, the gateway.
+    /// The payment table first; for payments without a final status there, the gateway.
     SqlThenHttp(SqlSourceSettings, HttpSourceSettings),
 }
 
 impl PayStatusSettings {
-    /// Whether there are checks.
+    /// Returns whether there are checks.
     pub fn is_some(&self) -> bool {
         !matches!(self, Self::None)
     }
 
-    /// Which payment ids the source can be asked for.
+    /// Returns the rule for the payment IDs that the source can be asked about.
     pub fn payment_ids(&self) -> IdRule {
         match self {
             Self::None | Self::Sql(_) => IdRule::Any,
@@ -36,57 +36,57 @@ impl PayStatusSettings {
     }
 }
 
-/// `[pay_status.sql]`: a table.
+/// The settings of a payment table (`[pay_status.sql]`).
 #[derive(Debug, Clone)]
 pub struct SqlSourceSettings {
-    /// In which database: the ledger's unless another one is given.
+    /// The URL of the database: the ledger's unless another one is given.
     pub url: DatabaseUrl,
-    /// Its name.
+    /// The name of the table.
     pub table: TableName,
-    /// The column with the payment's id.
+    /// The column that contains the payment ID.
     pub id_column: Identifier,
-    /// The column with its status.
+    /// The column that contains the status.
     pub status_column: Identifier,
-    /// The column with its user, where the message's user must match.
+    /// The column that contains the user, if the user of the message must match.
     pub user_column: Option<Identifier>,
-    /// The column with its points or its amount, where payments are credited from their records.
+    /// The column that contains the points or the amount, if payments are credited from their records.
     pub value_column: Option<Identifier>,
-    /// How that becomes points; there exactly where the column is.
+    /// The rule that converts the value to points; present exactly when `value_column` is.
     pub valuation: Option<Valuation>,
-    /// What the statuses mean.
+    /// The values that represent each status.
     pub values: StatusValues,
 }
 
-/// `[pay_status.http]`: a service.
+/// The settings of a gateway (`[pay_status.http]`).
 #[derive(Debug, Clone)]
 pub struct HttpSourceSettings {
-    /// Where a payment is asked for.
+    /// The URL of a payment.
     pub url: UrlTemplate,
-    /// Where the status stands in the answer: a JSON Pointer.
+    /// The place of the status in the response: a JSON Pointer.
     pub status_pointer: String,
-    /// What the statuses mean.
+    /// The values that represent each status.
     pub values: StatusValues,
-    /// Of one request, its answer's body included.
+    /// The timeout of one request, including the body of the response.
     pub timeout: Duration,
-    /// Most requests at a time.
+    /// The most concurrent requests.
     pub concurrency: usize,
-    /// Sent with every request. Secrets.
+    /// The headers of every request. They are secrets.
     pub headers: Vec<Header>,
-    /// The authorities that are trusted, instead of the system's: PEM.
+    /// The trusted certificate authorities, instead of the system's (PEM).
     pub ca: Option<Vec<u8>>,
-    /// `url_file`, `headers_file` and `ca_file`: read again while the daemon runs.
+    /// The files `url_file`, `headers_file` and `ca_file`, which are read again while the daemon runs.
     pub files: HttpFiles,
-    /// Which payment ids are accepted.
+    /// The rule for payment IDs.
     pub payment_ids: IdRule,
 }
 
 /// The files of `[pay_status.http]`.
 #[derive(Debug, Clone, Default)]
 pub struct HttpFiles {
-    /// Holds the URL.
+    /// The file that contains the URL.
     pub url: Option<PathBuf>,
-    /// Holds the headers, one a line.
+    /// The file that contains the headers, one per line.
     pub headers: Option<PathBuf>,
-    /// Holds the authorities.
+    /// The file that contains the certificate authorities.
     pub ca: Option<PathBuf>,
 }

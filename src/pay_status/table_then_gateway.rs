@@ -1,4 +1,5 @@
-//! The table first; where it says pending or has no row, the gateway is asked.
+//! The payment source that looks up the payment table first, and asks the gateway about payments that are pending or
+//! have no row.
 
 use super::{http::HttpSource, sql::SqlSource};
 use crate::{
@@ -18,7 +19,7 @@ use std::{
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
-/// A table that may lag behind a gateway, and is repaired where the gateway has a later status.
+/// A payment table that may lag behind a gateway, and is repaired when the gateway has a later status.
 pub(super) struct TableThenGateway {
     table: SqlSource,
     gateway: HttpSource,
@@ -27,31 +28,31 @@ pub(super) struct TableThenGateway {
 
 /// A payment that the table does not decide.
 struct Open {
-    /// Its place in the look-up.
+    /// The index of the payment in the look-up.
     index: usize,
     id: PaymentId,
-    /// What the table says: pending, or no row.
+    /// The result of the table: pending, or no row.
     table: Payment,
-    /// When it said so.
+    /// When the table was read.
     at: Instant,
 }
 
-/// What follows from an answer of the gateway.
+/// The step that follows an answer of the gateway.
 enum Step {
     Answer(Lookup),
     /// The row must be set to paid first.
     Repair,
-    /// The table decides, and is asked again: it was some time ago.
+    /// The table decides, and is read again because its result is too old.
     Reread,
 }
 
-/// An answer of the gateway: the place among the payments that it was asked for, and what it says.
+/// An answer of the gateway, with the index of the payment among those that the gateway was asked about.
 type FromGateway = (usize, Lookup);
 
-/// What rows say.
+/// The results of rows that were read.
 type Rows<'a> = Vec<(&'a Open, Lookup)>;
 
-/// Rows that are being repaired or read.
+/// A task that repairs or reads rows.
 type Reading<'a> = BoxFuture<'a, Result<Rows<'a>, BatchError>>;
 
 impl TableThenGateway {
@@ -59,7 +60,7 @@ impl TableThenGateway {
         Self { table, gateway, repairs }
     }
 
-    /// What follows for a payment from what the gateway says.
+    /// Decides the step for a payment, given the answer of the gateway.
     fn combine(&self, Open { table, at, .. }: &Open, gateway: Lookup) -> Step {
         let gateway = match gateway {
             Lookup::Known(payment) => payment,
@@ -77,10 +78,11 @@ impl TableThenGateway {
         })
     }
 
-    /// Sets a row to paid, unless it has changed in the meantime: then that change wins, and the payment is checked again.
+    /// Sets a row to paid, unless it was changed concurrently: then that change takes precedence, and the payment is
+    /// checked again.
     async fn repair(&self, id: &PaymentId) -> Result<Lookup, BatchError> {
         match self.table.set_and_read(id, RowStatus::Paid).await {
-            Ok(found) => Ok(Lookup::Known(Payment { status: of_repair(found.status), ..found })),
+            Ok(found) => Ok(Lookup::Known(Payment { status: status_after_repair(found.status), ..found })),
             Err(error) => {
                 // If no row can be set at all, this is an outage; otherwise the error concerns this row alone.
                 self.table.probe_set().await?;
@@ -89,7 +91,7 @@ impl TableThenGateway {
         }
     }
 
-    /// What the rows say now; those that are not answered are left out.
+    /// Reads the rows again; payments that are not answered are left out.
     async fn reread<'a>(&self, payments: Vec<&'a Open>, until: Instant) -> Result<Rows<'a>, BatchError> {
         let ids: Arc<[PaymentId]> = payments.iter().map(|payment| payment.id.clone()).collect();
         match look_up_all(&self.table, ids, until).await {
@@ -102,8 +104,8 @@ impl TableThenGateway {
         }
     }
 
-    /// Hands over each answer of the gateway as it arrives. Rows are repaired one at a time, and read again all together, while
-    /// further answers arrive; no repair begins after `until`.
+    /// Returns each answer of the gateway as it arrives. Rows are repaired one at a time, and read again all together,
+    /// while further answers arrive; no repair starts after `until`.
     async fn settle(
         &self,
         open: &[Open],
@@ -146,19 +148,19 @@ impl TableThenGateway {
     }
 }
 
-/// What the row says after the gateway's "paid" was to be written into it.
-fn of_repair(row: PaymentStatus) -> PaymentStatus {
+/// Returns the status of a payment, given its row after an attempt to set it to paid.
+fn status_after_repair(row: PaymentStatus) -> PaymentStatus {
     match row {
-        // Without a row the gateway alone decides. A row that is still pending has no competing change: it cannot be
-        // written (a policy, a trigger).
+        // Without a row the gateway alone decides. A row that is still pending has no concurrent change: it cannot be
+        // written (because of a policy or a trigger).
         PaymentStatus::Paid | PaymentStatus::Unknown | PaymentStatus::Pending => PaymentStatus::Paid,
-        // It was closed concurrently: that change wins, and the next check sees it.
+        // The row was closed concurrently: that change takes precedence, and the next check reads it.
         PaymentStatus::Closed => PaymentStatus::Pending,
         PaymentStatus::Unrecognised => PaymentStatus::Unrecognised,
     }
 }
 
-/// Whether the gateway must be asked.
+/// Returns whether the gateway must be asked.
 fn is_undecided(payment: &Payment) -> bool {
     match payment.status {
         PaymentStatus::Pending | PaymentStatus::Unknown => true,
@@ -188,9 +190,9 @@ impl PaymentSource for TableThenGateway {
         let asked: Arc<[PaymentId]> = open.iter().map(|open| open.id.clone()).collect();
         let (sender, from_gateway) = mpsc::unbounded_channel();
         let gateway = async move {
-            // The receiver is dropped only together with this.
+            // The receiver is dropped only together with this future.
             let mut send = |index: usize, lookup: Lookup| drop(sender.send((index, lookup)));
-            // An error waits until the answers before it are handed over.
+            // An error is returned after the answers before it were processed.
             Ok::<_, BatchError>(self.gateway.look_up(asked, until, &mut send).await)
         };
         let (asked, ()) = tokio::try_join!(gateway, self.settle(&open, from_gateway, until, answers))?;
@@ -215,7 +217,7 @@ impl PaymentSource for TableThenGateway {
     }
 
     fn max_duration(&self) -> Duration {
-        // A repair may take an update and a query, and a probe when it fails.
+        // A repair may need an update and a query, and a probe if it fails.
         self.gateway.max_duration() + self.table.max_duration() * 2
     }
 }
@@ -233,7 +235,7 @@ mod tests {
             (PaymentStatus::Pending, PaymentStatus::Paid),
             (PaymentStatus::Unrecognised, PaymentStatus::Unrecognised),
         ] {
-            assert_eq!(of_repair(row), status, "{row:?}");
+            assert_eq!(status_after_repair(row), status, "{row:?}");
         }
     }
 }

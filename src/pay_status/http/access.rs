@@ -1,5 +1,5 @@
-//! What it takes to ask the payment service: URL, headers and authorities. What is in a file is read again while the daemon
-//! runs, because it is rotated.
+//! The access to the gateway: URL, headers and certificate authorities. Those that are in files are read again while
+//! the daemon runs, because they are rotated.
 
 use super::{
     super::SourceError,
@@ -17,16 +17,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How old what was read from the files may be when a look-up begins.
+/// The largest age of file contents at the start of a look-up.
 const RECENT: Duration = Duration::from_secs(1);
 
-/// A client and where it asks.
+/// An HTTP client and the URL that it uses.
 pub(super) struct Live {
     pub(super) client: Client,
     pub(super) url: UrlTemplate,
 }
 
-/// What the files hold.
+/// The contents of the files.
 #[derive(Default, PartialEq, Eq)]
 struct Contents {
     url: Option<String>,
@@ -36,12 +36,13 @@ struct Contents {
 
 struct Current {
     live: Arc<Live>,
-    /// What it was made from; `None`: what the configuration has read at the start.
+    /// The file contents from which the client was created; `None` when it was created from the configuration at the
+    /// start.
     contents: Option<Contents>,
     read: Instant,
 }
 
-/// The access to the service, kept current.
+/// The access to the gateway, kept current.
 pub(super) struct Access {
     settings: HttpSourceSettings,
     current: Mutex<Current>,
@@ -49,7 +50,7 @@ pub(super) struct Access {
 
 impl Access {
     pub(super) fn new(settings: &HttpSourceSettings) -> Result<Self, SourceError> {
-        let client = client(&settings.headers, settings.ca.as_deref(), settings.concurrency);
+        let client = build_client(&settings.headers, settings.ca.as_deref(), settings.concurrency);
         let client = client.map_err(SourceError::Client)?;
         let live = Arc::new(Live { client, url: settings.url.clone() });
         let current = Mutex::new(Current { live, contents: None, read: Instant::now() });
@@ -64,7 +65,7 @@ impl Access {
         Arc::clone(&self.current().live)
     }
 
-    /// Reads the files again unless that was done a moment ago.
+    /// Reads the files again unless they were read within [`RECENT`].
     pub(super) async fn refresh_unless_recent(&self) -> Result<(), String> {
         let is_recent = {
             let current = self.current();
@@ -73,13 +74,13 @@ impl Access {
         if is_recent { Ok(()) } else { self.refresh().await.map(|_| ()) }
     }
 
-    /// Reads the files again. Whether they hold something else than before.
+    /// Reads the files again. Returns whether their contents have changed.
     pub(super) async fn refresh(&self) -> Result<bool, String> {
         let files = self.settings.files.clone();
         let Some(first) = [&files.url, &files.headers, &files.ca].into_iter().flatten().next().cloned() else {
             return Ok(false);
         };
-        let read = files::reading(&first, move || read(&files)).await.map_err(|error| error.to_string())?;
+        let read = files::reading(&first, move || read_files(&files)).await.map_err(|error| error.to_string())?;
         let mut current = self.current();
         current.read = Instant::now();
         if current.contents.as_ref() == Some(&read) {
@@ -96,31 +97,31 @@ impl Access {
             Some((file, text)) => {
                 let new = UrlTemplate::parse(text.trim()).map_err(|error| FileError::malformed(file, error))?;
                 if new.is_tls() != url.is_tls() {
-                    return Err(FileError::malformed(file, "must have the same scheme as when the daemon started"));
+                    return Err(FileError::malformed(file, "has another scheme than at the start; restart the daemon"));
                 }
                 new
             }
             None => url.clone(),
         };
         let headers = match files.headers.as_deref().zip(contents.headers.as_deref()) {
-            Some((file, text)) => headers_of(file, text)?,
+            Some((file, text)) => parse_headers(file, text)?,
             None => headers.clone(),
         };
         let ca = match files.ca.as_deref().zip(contents.ca.as_deref()) {
             Some((file, pem)) if !files::is_pem("ca_file", pem) => {
-                return Err(FileError::malformed(file, "holds no PEM of a certificate"));
+                return Err(FileError::malformed(file, "contains no PEM certificate; must contain at least one"));
             }
             Some((_, pem)) => Some(pem),
             None => ca.as_deref(),
         };
         let named = [&files.ca, &files.headers, &files.url].into_iter().flatten().next();
-        let client = client(&headers, ca, *concurrency);
+        let client = build_client(&headers, ca, *concurrency);
         let client = client.map_err(|error| FileError::malformed(named.map_or(Path::new(""), |file| file), error))?;
         Ok(Live { client, url })
     }
 }
 
-fn read(files: &HttpFiles) -> Result<Contents, FileError> {
+fn read_files(files: &HttpFiles) -> Result<Contents, FileError> {
     Ok(Contents {
         url: files.url.as_deref().map(files::read_text_now).transpose()?,
         headers: files.headers.as_deref().map(files::read_text_now).transpose()?,
@@ -128,8 +129,8 @@ fn read(files: &HttpFiles) -> Result<Contents, FileError> {
     })
 }
 
-/// One a line.
-fn headers_of(file: &Path, text: &str) -> Result<Vec<Header>, FileError> {
+/// Parses headers, one per line.
+fn parse_headers(file: &Path, text: &str) -> Result<Vec<Header>, FileError> {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let headers = lines.enumerate().map(|(index, line)| {
         Header::parse(line).map_err(|error| FileError::malformed(file, format_args!("header {}: {error}", index + 1)))
@@ -137,7 +138,7 @@ fn headers_of(file: &Path, text: &str) -> Result<Vec<Header>, FileError> {
     headers.collect()
 }
 
-fn client(headers: &[Header], ca: Option<&[u8]>, concurrency: usize) -> Result<Client, String> {
+fn build_client(headers: &[Header], ca: Option<&[u8]>, concurrency: usize) -> Result<Client, String> {
     let mut map = HeaderMap::new();
     for Header { name, value } in headers {
         map.append(name.clone(), value.clone());
@@ -145,11 +146,11 @@ fn client(headers: &[Header], ca: Option<&[u8]>, concurrency: usize) -> Result<C
     let mut client = Client::builder()
         .user_agent(concat!("pointsd/", env!("CARGO_PKG_VERSION")))
         .default_headers(map)
-        // A redirect could take the secret headers anywhere.
+        // A redirect could send the secret headers to any host.
         .redirect(redirect::Policy::none())
-        // The environment's proxies do not apply: payments are asked for where the configuration says.
+        // Proxies of the environment do not apply: requests are sent where the configuration says.
         .no_proxy()
-        // Attempts are counted by the pipeline.
+        // The pipeline counts attempts.
         .retry(reqwest::retry::never())
         .pool_max_idle_per_host(concurrency);
     if let Some(ca) = ca {

@@ -1,9 +1,9 @@
-//! One look-up: which payment is asked for next, and what its answer means.
+//! One look-up: the order of the requests, and the meaning of each answer.
 //!
-//! - An answer is handed over at once.
-//! - A failure that may be everyone's is withheld until another payment, or a probe, is answered.
-//! - A refusal (429, 503) costs the payment nothing: it is asked for again, at the lower rate. Only a payment that is
-//!   refused while others are answered fails.
+//! - An answer is returned at once.
+//! - A failure that may affect all payments is withheld until another payment, or a probe, is answered.
+//! - A refusal (429, 503) is not charged to the payment: the payment is requested again, at a lower rate. A payment
+//! fails only if it is refused while others are answered.
 
 use super::{HttpSource, LookupError, Seen, outage, sleep_until};
 use crate::{
@@ -17,39 +17,39 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Withheld failures after which a probe decides: this many times the concurrency.
+/// The number of withheld failures after which a probe decides, as a multiple of the concurrency.
 const ROUNDS: usize = 4;
 
-/// Refusals of one payment, while others are answered, after which it fails.
+/// The number of refusals of one payment, while others are answered, after which it fails.
 const MAX_REFUSALS: u32 = 3;
 
-/// How long a refused payment is left alone, and how old the answer of another payment may be for comparison.
+/// How long a refused payment waits, and how old the answer of another payment may be for comparison.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How long the service may refuse everything before this is an outage.
+/// How long the gateway may refuse all requests before this is an outage.
 const ALL_REFUSED: Duration = Duration::from_secs(2);
 
-/// A look-up on its way.
+/// A look-up in progress.
 pub(super) struct LookUp<'a> {
     source: &'a HttpSource,
     payments: &'a [PaymentId],
     until: Instant,
-    /// Not asked for yet.
+    /// Payments that were not requested yet.
     fresh: VecDeque<usize>,
-    /// To be asked for again.
+    /// Payments to request again.
     refused: VecDeque<Refused>,
-    /// Failed, perhaps because no payment gets an answer.
+    /// Failures that may affect all payments.
     withheld: Vec<(usize, String)>,
     seen: Seen,
-    /// Whether an answer or a probe has shown that the service works.
+    /// Whether an answer or a probe has shown that the gateway works.
     works: bool,
-    /// Whether the service has said anything about any payment, usable or not.
+    /// Whether the gateway has answered for any payment, usable or not.
     has_responded: bool,
-    /// When the first refusal came, and the last one.
+    /// The times of the first and the last refusal.
     refused_at: Option<(Instant, Instant)>,
-    /// What the last refusal said.
+    /// The text of the last refusal.
     refusal: Option<String>,
-    /// A payment that was answered: asked for again to compare, where no other answer is recent.
+    /// A payment that was answered: it is requested again for comparison when no other answer is recent.
     reference: Option<PaymentId>,
     is_comparing: bool,
 }
@@ -57,14 +57,14 @@ pub(super) struct LookUp<'a> {
 /// A payment that was refused.
 struct Refused {
     index: usize,
-    /// Refusals while others were answered.
+    /// The number of refusals while others were answered.
     count: u32,
     again_at: Instant,
-    /// Whether another payment was asked for, and answered, right before.
+    /// Whether another payment was requested, and answered, immediately before.
     is_compared: bool,
 }
 
-/// A request.
+/// A request to the gateway.
 enum Request {
     Payment { index: usize, id: PaymentId, refusals: u32, is_compared: bool },
     Reference(PaymentId),
@@ -77,11 +77,11 @@ struct Ended {
     answer: Result<Payment, LookupError>,
 }
 
-/// What to do next.
+/// The next action of the look-up.
 enum Next {
     Begin(Request),
     WaitUntil(Instant),
-    /// Nothing, until a request has ended.
+    /// No action until a request has ended.
     Nothing,
 }
 
@@ -110,7 +110,7 @@ impl<'a> LookUp<'a> {
             match source.payment_ids.check(payment.as_str()) {
                 Ok(()) => self.fresh.push_back(index),
                 Err(refused) => {
-                    let error = format!("this id cannot be part of a URL that is asked for: it {refused}");
+                    let error = format!("the payment ID {refused}");
                     answers(index, Lookup::Failed(error));
                 }
             }
@@ -118,7 +118,7 @@ impl<'a> LookUp<'a> {
         if self.fresh.is_empty() {
             return Ok(());
         }
-        // In another order each time: ids that always fail must not always be asked for first.
+        // The order is random in each look-up: IDs that always fail must not always be requested first.
         shuffle(self.fresh.make_contiguous());
         let mut in_flight = FuturesUnordered::new();
         loop {
@@ -126,7 +126,7 @@ impl<'a> LookUp<'a> {
             let next = if has_room { self.next(Instant::now()) } else { Next::Nothing };
             let wake = match next {
                 Next::Begin(request) => {
-                    in_flight.push(carry_out(source, request));
+                    in_flight.push(send_request(source, request));
                     continue;
                 }
                 Next::WaitUntil(at) => Some(at),
@@ -141,7 +141,7 @@ impl<'a> LookUp<'a> {
         self.finish(answers).await
     }
 
-    /// The next request, if one may begin at `now`.
+    /// Returns the next action: a request, if one may start at `now`.
     fn next(&mut self, now: Instant) -> Next {
         if now > self.until {
             self.give_up();
@@ -151,7 +151,7 @@ impl<'a> LookUp<'a> {
         }
         let due = self.refused.front().is_some_and(|front| front.again_at <= now);
         let compares = due && self.lacks_comparison(now);
-        // While nothing was answered others say more than what was refused.
+        // Before the first answer, new payments are more informative than those that were refused.
         let repeats = due && !compares && (self.works || self.fresh.is_empty());
         if !repeats && self.fresh.is_empty() && (self.is_comparing || !compares) {
             let Some(front) = self.refused.front().filter(|_| !due) else { return Next::Nothing };
@@ -176,7 +176,7 @@ impl<'a> LookUp<'a> {
         }
     }
 
-    /// Waits, unless that would take longer than this look-up may: then what is left is not asked for.
+    /// Waits until `at`, or gives up the remaining payments if that is after the end of this look-up.
     fn wait_until(&mut self, at: Instant) -> Next {
         if at > self.until {
             self.give_up();
@@ -190,20 +190,20 @@ impl<'a> LookUp<'a> {
         self.refused.clear();
     }
 
-    /// Whether another refusal of the first refused payment would say nothing: no other payment was answered recently, but
-    /// one could be asked for.
+    /// Returns whether another refusal of the first refused payment would be inconclusive: no other payment was
+    /// answered recently, but one could be requested.
     fn lacks_comparison(&self, now: Instant) -> bool {
         let Some(front) = self.refused.front() else { return false };
         let is_another = |reference: &PaymentId| self.payments.get(front.index) != Some(reference);
         !front.is_compared && self.reference.as_ref().is_some_and(is_another) && !self.has_answered_before(now)
     }
 
-    /// Whether a payment was answered in the second before a request that began then, or since.
+    /// Returns whether a payment was answered since one second before a request began.
     fn has_answered_before(&self, begun: Instant) -> bool {
         self.source.rate().has_answered_since(begun.checked_sub(SECOND).unwrap_or(begun))
     }
 
-    /// Whether the service refuses everything, and has done so for long enough to tell.
+    /// Returns whether the gateway has refused all requests for long enough to report an outage.
     fn is_refused_only(&self) -> bool {
         let long = |(first, last): (Instant, Instant)| last.saturating_duration_since(first) >= ALL_REFUSED;
         !self.works && !self.has_responded && self.refused_at.is_some_and(long)
@@ -219,22 +219,22 @@ impl<'a> LookUp<'a> {
                     self.seen.count += 1;
                     self.reference = Some(id);
                     answers(index, Lookup::Known(payment));
-                    self.found_working(answers);
+                    self.mark_working(answers);
                 }
                 Err(LookupError::Refused { error, .. }) => {
                     let counts = is_compared || self.has_answered_before(begun);
                     self.receive_refusal(index, refusals + u32::from(counts), error, answers);
                 }
                 Err(LookupError::Own(error)) => {
-                    self.failed(index);
+                    self.note_failure(index);
                     self.has_responded = true;
-                    answers(index, failure(&error));
+                    answers(index, failed_lookup(&error));
                 }
                 Err(LookupError::Perhaps(error)) => {
-                    self.failed(index);
+                    self.note_failure(index);
                     self.withheld.push((index, error));
                     if self.works {
-                        self.found_working(answers);
+                        self.mark_working(answers);
                     } else if self.withheld.len() >= ROUNDS * self.source.concurrency {
                         self.probe(answers).await?;
                     }
@@ -252,7 +252,7 @@ impl<'a> LookUp<'a> {
                 if let Some(front) = front {
                     front.is_compared = true;
                 }
-                self.found_working(answers);
+                self.mark_working(answers);
             }
             Err(LookupError::Refused { error, .. }) => {
                 let now = Instant::now();
@@ -261,7 +261,7 @@ impl<'a> LookUp<'a> {
                 }
                 self.note_refusal(error, now);
             }
-            // It cannot serve as a reference: payments are repeated without one.
+            // The payment cannot serve as a reference: payments are requested again without one.
             Err(LookupError::Own(_) | LookupError::Perhaps(_)) => self.reference = None,
         }
     }
@@ -269,7 +269,7 @@ impl<'a> LookUp<'a> {
     fn receive_refusal(&mut self, index: usize, count: u32, error: String, answers: Answers<'_>) {
         if count >= MAX_REFUSALS {
             let error = format!("{error} {MAX_REFUSALS} times, while other payments were answered");
-            answers(index, failure(&error));
+            answers(index, failed_lookup(&error));
             return;
         }
         let now = Instant::now();
@@ -282,30 +282,30 @@ impl<'a> LookUp<'a> {
         self.refusal = Some(error);
     }
 
-    fn failed(&mut self, index: usize) {
+    fn note_failure(&mut self, index: usize) {
         self.seen.failed.get_or_insert(index);
         self.seen.count += 1;
     }
 
-    /// The service works: what was withheld is the payments' own.
-    fn found_working(&mut self, answers: Answers<'_>) {
+    /// Marks the gateway as working: the withheld failures concern the payments alone.
+    fn mark_working(&mut self, answers: Answers<'_>) {
         self.works = true;
         for (index, error) in self.withheld.drain(..) {
-            answers(index, failure(&error));
+            answers(index, failed_lookup(&error));
         }
     }
 
-    /// Whether the service works although payments have failed and none was answered.
+    /// Probes whether the gateway works although payments have failed and none was answered.
     async fn probe(&mut self, answers: Answers<'_>) -> Result<(), BatchError> {
         self.source.remember(self.payments, self.seen);
-        // Requests with credentials that are replaced by now say nothing of their payments.
+        // A failure with credentials that have been replaced since then is inconclusive.
         match self.source.access.refresh().await {
             Ok(false) => {}
-            Ok(true) => return Err(outage("its credentials were replaced; they are read again").into()),
+            Ok(true) => return Err(outage("its credentials were replaced and read again").into()),
             Err(error) => return Err(outage(&error).into()),
         }
         self.source.probe().await?;
-        self.found_working(answers);
+        self.mark_working(answers);
         Ok(())
     }
 
@@ -317,7 +317,7 @@ impl<'a> LookUp<'a> {
         if self.works || self.has_responded {
             return Ok(());
         }
-        let asks_to_wait = self.source.asks_to_wait(Instant::now());
+        let asks_to_wait = self.source.retry_after_outage(Instant::now());
         match asks_to_wait.or_else(|| self.refusal.as_deref().map(outage)) {
             Some(outage) => Err(outage.into()),
             None => Ok(()),
@@ -325,16 +325,16 @@ impl<'a> LookUp<'a> {
     }
 }
 
-async fn carry_out(source: &HttpSource, request: Request) -> Ended {
+async fn send_request(source: &HttpSource, request: Request) -> Ended {
     let begun = Instant::now();
     let (Request::Payment { id, .. } | Request::Reference(id)) = &request;
     let answer = source.ask(id.as_str()).await;
     Ended { request, begun, answer }
 }
 
-/// Brings the indices into a random order (Fisher and Yates).
+/// Shuffles the indices (Fisher and Yates).
 fn shuffle(indices: &mut [usize]) {
-    // Keyed at random by the standard library.
+    // The standard library chooses random keys.
     let random = RandomState::new();
     for last in (1..indices.len()).rev() {
         let other = usize::try_from(random.hash_one(last) % (last as u64 + 1)).unwrap_or(last);
@@ -342,6 +342,6 @@ fn shuffle(indices: &mut [usize]) {
     }
 }
 
-fn failure(error: &str) -> Lookup {
+fn failed_lookup(error: &str) -> Lookup {
     Lookup::Failed(format!("the payment service: {error}"))
 }

@@ -1,4 +1,5 @@
-//! A payment service or gateway over HTTP: one GET for each payment, as many at a time and a second as it takes.
+//! A gateway over HTTP: one GET request per payment, with as many concurrent requests and as high a rate as the gateway
+//! accepts.
 
 mod access;
 mod look_up;
@@ -32,13 +33,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The longest answer that is read. Bytes.
+/// The longest body of a response that is accepted, in bytes.
 const MAX_ANSWER_BYTES: usize = 256 * 1024;
 
 /// How long a probe waits until the rate permits its request.
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// An id that no payment has.
+/// An ID that no payment has.
 const NO_PAYMENT: &str = "pointsd-probe";
 
 /// A payment source over HTTP.
@@ -53,36 +54,37 @@ pub(super) struct HttpSource {
     rate: Arc<Mutex<Rate>>,
 }
 
-/// Payments that a probe asks for.
+/// The payments that a probe asks about.
 #[derive(Debug, Clone, Default)]
 struct Known {
-    /// The last one that was answered.
+    /// The last payment that was answered.
     answered: Option<PaymentId>,
-    /// The last one that failed.
+    /// The last payment that failed.
     failed: Option<PaymentId>,
-    /// Whether two of them have failed since the last answer: an answer for [`NO_PAYMENT`] is no evidence against that.
+    /// Whether two payments have failed since the last answer: an answer for [`NO_PAYMENT`] then does not prove that
+    /// the gateway works.
     refuted: bool,
 }
 
-/// What a look-up has met so far.
+/// The answers and failures of a look-up so far.
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
     /// The first payment that was answered.
     answered: Option<usize>,
     /// The first payment that failed.
     failed: Option<usize>,
-    /// How many did either.
+    /// The number of payments that were answered or failed.
     count: usize,
 }
 
 /// Why a request has no usable answer.
 #[derive(Debug)]
 enum LookupError {
-    /// Perhaps because no payment gets an answer now.
+    /// The gateway may currently answer for no payment.
     Perhaps(String),
-    /// Because of this payment's own answer.
+    /// The response concerns this payment alone.
     Own(String),
-    /// The service asks for fewer requests.
+    /// The gateway refused the request because of its rate.
     Refused { error: String, retry_after: Option<Duration> },
 }
 
@@ -94,7 +96,7 @@ impl LookupError {
     }
 }
 
-/// How many requests the payment service takes, shared by all sources that ask it.
+/// The limits on requests to the gateway, shared by all sources that use it.
 #[derive(Debug, Clone, Default)]
 pub struct Limits(Arc<Mutex<Rate>>);
 
@@ -112,7 +114,8 @@ impl HttpSource {
         })
     }
 
-    /// Asks for one payment, within the timeout. The rate has permitted it; what comes of it changes the rate.
+    /// Requests the status of one payment, within the timeout, after the rate has permitted it. The result changes the
+    /// rate.
     async fn ask(&self, payment: &str) -> Result<Payment, LookupError> {
         let begun = Instant::now();
         let answer = match tokio::time::timeout(self.timeout, self.exchange(payment)).await {
@@ -152,7 +155,8 @@ impl HttpSource {
     }
 
     async fn read(&self, mut answer: reqwest::Response) -> Result<Payment, LookupError> {
-        let oversized = || LookupError::Own(format!("the answer has more than {MAX_ANSWER_BYTES} bytes"));
+        let oversized =
+            || LookupError::Own(format!("the answer is too long; must have at most {MAX_ANSWER_BYTES} bytes"));
         let mut body = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(|error| LookupError::Perhaps(with_causes(error)))? {
             if body.len() + chunk.len() > MAX_ANSWER_BYTES {
@@ -160,7 +164,7 @@ impl HttpSource {
             }
             body.extend_from_slice(&chunk);
         }
-        // The parser's description has a position, and nothing of the content.
+        // The parser's description contains a position and nothing of the content.
         let json: serde_json::Value = serde_json::from_slice(&body)
             .map_err(|error| LookupError::Own(format!("the answer is not JSON: {error}")))?;
         let word = match json.pointer(&self.pointer) {
@@ -174,12 +178,12 @@ impl HttpSource {
         Ok(Payment { said, ..Payment::new(status) })
     }
 
-    /// A request of a probe, as soon as the rate permits it.
-    async fn ask_in_turn(&self, payment: &str) -> Result<Payment, LookupError> {
+    /// Sends the request of a probe as soon as the rate permits it.
+    async fn ask_when_permitted(&self, payment: &str) -> Result<Payment, LookupError> {
         let patience = Instant::now() + PROBE_PATIENCE;
         loop {
             let now = Instant::now();
-            if let Some(Outage { reason, .. }) = self.asks_to_wait(now) {
+            if let Some(Outage { reason, .. }) = self.retry_after_outage(now) {
                 return Err(LookupError::Perhaps(reason));
             }
             let permitted = self.rate().begin(now);
@@ -187,15 +191,15 @@ impl HttpSource {
                 Ok(()) => return self.ask(payment).await,
                 Err(at) if at <= patience => sleep_until(at).await,
                 Err(_) => {
-                    let error = format!("no request was possible within {PROBE_PATIENCE:?} at the rate that it takes");
+                    let error = format!("no request was possible within {PROBE_PATIENCE:?} at the permitted rate");
                     return Err(LookupError::Perhaps(error));
                 }
             }
         }
     }
 
-    /// The outage to report while a `Retry-After` is not over.
-    fn asks_to_wait(&self, now: Instant) -> Option<Outage> {
+    /// Returns the outage to report while a `Retry-After` is in effect.
+    fn retry_after_outage(&self, now: Instant) -> Option<Outage> {
         let wait = self.rate().retry_after(now)?;
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         let reason = format!("the payment service asks to wait for {seconds} s");
@@ -210,7 +214,7 @@ impl HttpSource {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps for later probes what a look-up has met.
+    /// Stores payments of a look-up for later probes.
     fn remember(&self, payments: &[PaymentId], Seen { answered, failed, count }: Seen) {
         let id = |index: Option<usize>| index.and_then(|index| payments.get(index)).cloned();
         let (answered, failed) = (id(answered), id(failed));
@@ -222,7 +226,7 @@ impl HttpSource {
     }
 }
 
-/// What went wrong, with its causes, without the URL, which may have a secret.
+/// Returns the error with its causes, without the URL, which may contain a secret.
 fn with_causes(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
@@ -259,7 +263,7 @@ impl PaymentSource for HttpSource {
     }
 
     async fn set(&self, _: Arc<[PaymentId]>, _: RowStatus) -> Result<(), BatchError> {
-        // The configuration has refused whatever would ask for it.
+        // The configuration refuses settings that would write records.
         Err(BatchError::Refused("a payment service's records are not written".into()))
     }
 
@@ -267,17 +271,18 @@ impl PaymentSource for HttpSource {
         self.probe().await
     }
 
-    /// Asks for a payment that was answered before, and for the last one that failed. As long as none was ever answered and
-    /// no two have failed, an id that no payment has may stand in: a gateway whose store is down may still answer that one.
+    /// Asks about the last payment that was answered and the last one that failed. While no payment was ever answered
+    /// and no two have failed, an ID that no payment has is used as well; it proves less, because a gateway whose store
+    /// is down may still answer for it.
     async fn probe(&self) -> Result<(), Outage> {
-        if let Some(outage) = self.asks_to_wait(Instant::now()) {
+        if let Some(outage) = self.retry_after_outage(Instant::now()) {
             return Err(outage);
         }
         self.access.refresh().await.map_err(|error| outage(&error))?;
         let Known { answered, failed, refuted } = self.known().clone();
         let no_payment = (answered.is_none() && !refuted).then_some(NO_PAYMENT);
         let ids = [answered.as_ref().map(PaymentId::as_str), failed.as_ref().map(PaymentId::as_str), no_payment];
-        let asked: Vec<_> = ids.into_iter().flatten().map(|id| self.ask_in_turn(id)).collect();
+        let asked: Vec<_> = ids.into_iter().flatten().map(|id| self.ask_when_permitted(id)).collect();
         let mut asked = stream::iter(asked).buffer_unordered(ids.len());
         let mut reason = String::new();
         while let Some(answer) = asked.next().await {
@@ -286,11 +291,11 @@ impl PaymentSource for HttpSource {
                 Err(miss) => reason = miss.into_error(),
             }
         }
-        Err(self.asks_to_wait(Instant::now()).unwrap_or_else(|| outage(&reason)))
+        Err(self.retry_after_outage(Instant::now()).unwrap_or_else(|| outage(&reason)))
     }
 
     fn max_duration(&self) -> Duration {
-        // The last request, and the probe that decides what its failure means.
+        // The last request, and the probe that classifies its failure.
         self.timeout * 2 + PROBE_PATIENCE
     }
 }

@@ -1,5 +1,5 @@
-//! How many requests a second the payment service takes: lowered when it refuses, raised while it does not. Pure: the time
-//! is a parameter.
+//! The rate of requests to the gateway: lowered after refusals, raised while there are none. Pure: the time is a
+//! parameter.
 
 use std::{
     collections::VecDeque,
@@ -8,61 +8,62 @@ use std::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The longest `Retry-After` that is kept; a longer one is cut.
+/// The longest `Retry-After` that is applied; a longer one is shortened to it.
 const LONGEST_WAIT: Duration = Duration::from_secs(5 * 60);
 
-/// Requests a second, at least.
+/// The lowest limit, in requests per second.
 const LEAST: f64 = 1.0;
 
-/// Requests a second above which there is no limit again.
+/// The limit, in requests per second, above which the rate is unlimited again.
 const MOST: f64 = 100_000.0;
 
-/// By how much the limit grows every second.
+/// The factor by which the limit grows every second.
 const GROWTH: f64 = 1.1;
 
-/// The rate of requests to one service.
+/// The rate of requests to one gateway.
 #[derive(Debug, Default)]
 pub(in crate::pay_status) struct Rate {
-    /// Requests a second; `None` until the first refusal.
+    /// The limit in requests per second; `None` until the first refusal.
     limit: Option<f64>,
-    /// Up to when the growth of the limit is counted.
+    /// The time up to which the growth of the limit is included.
     grown_at: Option<Instant>,
-    /// When the limit was lowered last.
+    /// The time at which the limit was last lowered.
     lowered_at: Option<Instant>,
-    /// When the next request may begin.
+    /// The time at which the next request may begin.
     next: Option<Instant>,
     /// The end of a `Retry-After`.
     retry_at: Option<Instant>,
-    /// The requests that began in the last second.
+    /// The times of the requests that began in the last second.
     begun: VecDeque<Instant>,
-    /// The answers of the last second.
+    /// The times of the answers in the last second.
     answered: VecDeque<Instant>,
 }
 
 impl Rate {
-    /// Begins a request, if one may begin now. The error: when to ask again.
+    /// Begins a request, if one may begin now. The error is the time at which to try again.
     pub(super) fn begin(&mut self, now: Instant) -> Result<(), Instant> {
         self.grow(now);
         if let Some(at) = self.next.max(self.retry_at).filter(|at| *at > now) {
             return Err(at);
         }
         self.next = self.limit.map(|limit| now + interval(limit));
-        push(&mut self.begun, now);
+        push_recent(&mut self.begun, now);
         Ok(())
     }
 
     /// Counts a request that was answered.
     pub(super) fn answered(&mut self, now: Instant) {
-        push(&mut self.answered, now);
+        push_recent(&mut self.answered, now);
     }
 
-    /// Whether a request was answered at or after `since`, which is at most a second ago when a request began.
+    /// Returns whether a request was answered at or after `since`, which is at most a second before the start of a
+    /// request.
     pub(super) fn has_answered_since(&self, since: Instant) -> bool {
         self.answered.back().is_some_and(|at| *at >= since)
     }
 
-    /// Counts a request that was refused, and lowers the rate. `begun`: when the request began; one from before the last
-    /// change says nothing about it.
+    /// Counts a request that was refused, and lowers the rate. `begun` is when the request began; a request that began
+    /// before the last change is no evidence against the new rate.
     pub(super) fn refused(&mut self, begun: Instant, now: Instant, retry_after: Option<Duration>) {
         self.grow(now);
         if let Some(wait) = retry_after.filter(|wait| !wait.is_zero()) {
@@ -73,9 +74,9 @@ impl Rate {
             return;
         }
         let before = match self.limit {
-            None => last_second(&self.answered, now),
-            // A limit that was not reached lets through more than the service was seen to take.
-            Some(limit) => limit.min(last_second(&self.begun, now)),
+            None => count_last_second(&self.answered, now),
+            // A limit that was not reached permits more requests than the gateway was seen to accept.
+            Some(limit) => limit.min(count_last_second(&self.begun, now)),
         };
         let limit = (before / 2.0).max(LEAST);
         self.limit = Some(limit);
@@ -84,7 +85,7 @@ impl Rate {
         self.next = Some(now + interval(limit));
     }
 
-    /// How long the service asks to wait from now on.
+    /// Returns how long the gateway asks to wait from now on.
     pub(super) fn retry_after(&self, now: Instant) -> Option<Duration> {
         self.retry_at?.checked_duration_since(now).filter(|wait| !wait.is_zero())
     }
@@ -101,21 +102,21 @@ impl Rate {
     }
 }
 
-/// The time between two requests.
+/// Returns the time between two requests.
 fn interval(limit: f64) -> Duration {
     SECOND.div_f64(limit.max(LEAST))
 }
 
-/// Keeps the moments of the last second.
-fn push(moments: &mut VecDeque<Instant>, now: Instant) {
+/// Adds a time, and removes those older than a second.
+fn push_recent(moments: &mut VecDeque<Instant>, now: Instant) {
     while moments.front().is_some_and(|at| now.saturating_duration_since(*at) > SECOND) {
         moments.pop_front();
     }
     moments.push_back(now);
 }
 
-/// How many moments lie within the last second.
-fn last_second(moments: &VecDeque<Instant>, now: Instant) -> f64 {
+/// Returns the number of times within the last second.
+fn count_last_second(moments: &VecDeque<Instant>, now: Instant) -> f64 {
     let count = moments.iter().rev().take_while(|at| now.saturating_duration_since(**at) <= SECOND).count();
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
@@ -128,7 +129,7 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    /// A rate that was limited at `now`, after `answered` answers within the last second.
+    /// Returns a rate that was limited at `now`, after `answered` answers within the last second.
     fn limited(now: Instant, answered: usize) -> Rate {
         let mut rate = Rate::default();
         for _ in 0..answered {
@@ -139,7 +140,7 @@ mod tests {
         rate
     }
 
-    /// Where a limit stands, to one digit.
+    /// Returns the limit, rounded to one decimal.
     fn limit(rate: &Rate) -> Option<f64> {
         rate.limit.map(|limit| (limit * 10.0).round() / 10.0)
     }
@@ -173,7 +174,7 @@ mod tests {
         assert_eq!(rate.begin(now + ms(100)), Ok(()));
         assert_eq!(rate.begin(now + ms(150)), Err(now + ms(200)));
         assert_eq!(rate.begin(now + ms(500)), Ok(()));
-        assert_eq!(rate.begin(now + ms(501)), Err(now + ms(600)), "time that was not used is not made up for");
+        assert_eq!(rate.begin(now + ms(501)), Err(now + ms(600)), "unused time is not accumulated");
     }
 
     #[test]
@@ -188,7 +189,7 @@ mod tests {
         }
         for _ in 0..10 {
             at += ms(1000);
-            (0..80).for_each(|_| push(&mut rate.begun, at));
+            (0..80).for_each(|_| push_recent(&mut rate.begun, at));
             let before = rate.limit.unwrap() * GROWTH;
             rate.refused(at, at, None);
             assert!((rate.limit.unwrap() - (before / 2.0).max(1.0)).abs() < 0.001, "{rate:?}");
@@ -210,7 +211,7 @@ mod tests {
         let mut rate = limited(now, 80);
         let later = now + ms(30_000);
         for _ in 0..6 {
-            push(&mut rate.begun, later);
+            push_recent(&mut rate.begun, later);
         }
         rate.refused(later, later, None);
         assert_eq!(limit(&rate), Some(3.0));
@@ -250,7 +251,7 @@ mod tests {
         assert!(rate.has_answered_since(now) && !rate.has_answered_since(now + ms(1)));
     }
 
-    /// A service that admits twenty requests in each second of its clock, and a client with sixteen connections.
+    /// A gateway that admits twenty requests in each second of its clock, and a client with sixteen connections.
     #[test]
     fn six_hundred_requests_pass_a_service_that_admits_twenty_a_second_with_few_refusals() {
         let start = Instant::now();

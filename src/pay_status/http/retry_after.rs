@@ -8,12 +8,12 @@ use jiff::{
 use reqwest::header::{DATE, HeaderMap, HeaderName, RETRY_AFTER};
 use std::time::Duration;
 
-/// How long an answer asks to wait; `None` where it does not, or not legibly. A date counts from the service's own clock,
-/// where the answer has it.
+/// Returns how long a response asks to wait; `None` where it does not, or where the header is invalid. A date is
+/// relative to the gateway's own clock, if the response contains it.
 pub(super) fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let value = text(headers, &RETRY_AFTER)?;
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // So many digits that they do not fit are a long time all the same.
+        // A number too large for 64 bits is a long time nevertheless.
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
     let now = text(headers, &DATE).and_then(date).unwrap_or(now);
@@ -24,7 +24,7 @@ fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     headers.get(name)?.to_str().ok().map(str::trim)
 }
 
-/// An HTTP-date. The preferred format is one of RFC 2822; two obsolete ones must be read, too.
+/// Parses an HTTP-date. The preferred format is one of RFC 2822; two obsolete formats must be accepted, too.
 fn date(text: &str) -> Option<Timestamp> {
     let obsolete = |format: &str| {
         let date = strtime::parse(format, text).ok()?.to_datetime().ok()?;

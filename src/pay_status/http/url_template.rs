@@ -1,4 +1,4 @@
-//! Where a payment is asked for, and the headers that go with each request.
+//! The URL of a payment, and the headers of each request.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{
@@ -7,13 +7,14 @@ use reqwest::{
 };
 use std::fmt;
 
-/// Everything but what RFC 3986 calls unreserved: an id is one piece of a path or a query, whatever it holds.
+/// All characters except those that RFC 3986 calls unreserved: an ID is one segment of a path or one value of a query,
+/// whatever it contains.
 const ID: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// Where the id goes.
+/// The placeholder of the payment ID.
 const PLACEHOLDER: &str = "{payment_id}";
 
-/// A URL with a place for the payment's id. It may have a secret: it does not print.
+/// A URL with a placeholder for the payment ID. It may contain a secret, so it is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct UrlTemplate {
     before: String,
@@ -26,22 +27,22 @@ impl fmt::Debug for UrlTemplate {
     }
 }
 
-/// Why a text is no such URL. It does not repeat the text, which may have a secret.
+/// Why a text is not a URL template. The error does not repeat the text, which may contain a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlTemplateError {
-    /// Another scheme.
+    /// The URL has another scheme.
     #[error("must begin with https:// or http://, as in https://pay.example/payments/{{payment_id}}")]
     Scheme,
-    /// The place is missing, there twice, or within the host.
+    /// The placeholder is missing, occurs twice, or is in the host.
     #[error("must have {{payment_id}} once, in its path or query, as in https://pay.example/payments/{{payment_id}}")]
     Placeholder,
-    /// Not a URL.
-    #[error("is no URL ({0}); must be as in https://pay.example/payments/{{payment_id}}")]
+    /// The text is not a URL.
+    #[error("is not a URL ({0}); must be as in https://pay.example/payments/{{payment_id}}")]
     NotAUrl(String),
 }
 
 impl UrlTemplate {
-    /// Reads `https://pay.example/payments/{payment_id}`.
+    /// Parses a URL such as `https://pay.example/payments/{payment_id}`.
     pub fn parse(text: &str) -> Result<Self, UrlTemplateError> {
         let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
         let rest = rest.ok_or(UrlTemplateError::Scheme)?;
@@ -59,19 +60,19 @@ impl UrlTemplate {
         Ok(template)
     }
 
-    /// Whether it is `https://`.
+    /// Returns whether the scheme is `https://`.
     pub fn is_tls(&self) -> bool {
         self.before.starts_with("https://")
     }
 
-    /// The URL of one payment.
+    /// Returns the URL of one payment.
     pub(super) fn url(&self, payment: &str) -> Result<Url, url::ParseError> {
         let id = utf8_percent_encode(payment, ID);
         Url::parse(&format!("{}{id}{}", self.before, self.after))
     }
 }
 
-/// A header that goes with every request. It may be a secret: it does not print.
+/// A header of every request. It may be a secret, so it is never printed.
 #[derive(Clone)]
 pub struct Header {
     pub(super) name: HeaderName,
@@ -84,13 +85,13 @@ impl fmt::Debug for Header {
     }
 }
 
-/// Why a text is no header. It does not repeat the text.
+/// Why a text is not a header. The error does not repeat the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be a header as in \"Authorization: Bearer …\"")]
 pub struct HeaderError;
 
 impl Header {
-    /// Reads `Name: value`.
+    /// Parses a line `Name: value`.
     pub fn parse(line: &str) -> Result<Self, HeaderError> {
         let (name, value) = line.split_once(':').ok_or(HeaderError)?;
         let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| HeaderError)?;

@@ -1,4 +1,4 @@
-//! A payment table: looked up a batch at a time, and repaired by guarded updates.
+//! The payment table as a payment source: looked up in batches, and repaired by guarded updates.
 
 mod postgres;
 mod sqlite;
@@ -24,21 +24,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Payments that are looked up in one query.
+/// The most payments that are looked up in one query.
 const MOST: usize = 1000;
 
-/// A name of a table or a column, which stands in SQL between double quotes.
+/// The name of a table or a column, which is written in SQL between double quotes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identifier(String);
 
 impl Identifier {
-    /// `None` when it is empty, longer than 63 bytes (PostgreSQL's limit) or has a control character.
+    /// Returns `None` when the name is empty, longer than 63 bytes (PostgreSQL's limit) or contains a control
+    /// character.
     pub fn new(name: &str) -> Option<Self> {
         let fits = (1..=63).contains(&name.len()) && !name.contains(char::is_control);
         fits.then(|| Self(name.to_owned()))
     }
 
-    /// As it was given.
+    /// Returns the name without quotes.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -50,7 +51,7 @@ impl fmt::Display for Identifier {
     }
 }
 
-/// A table's name, perhaps with its schema.
+/// The name of a table, optionally with its schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableName {
     schema: Option<Identifier>,
@@ -58,7 +59,7 @@ pub struct TableName {
 }
 
 impl TableName {
-    /// `payments` or `shop.payments`.
+    /// Parses `payments` or `shop.payments`.
     pub fn new(name: &str) -> Option<Self> {
         match name.split_once('.') {
             None => Some(Self { schema: None, table: Identifier::new(name)? }),
@@ -78,24 +79,24 @@ impl fmt::Display for TableName {
     }
 }
 
-/// What is known of the table.
+/// The table and its configured columns.
 #[derive(Debug, Clone)]
 struct Columns {
     table: TableName,
     id: Identifier,
     status: Identifier,
     user: Option<Identifier>,
-    /// Its points or its amount.
+    /// The column that contains the points or the amount.
     value: Option<Identifier>,
 }
 
-/// A row that was found.
+/// A row of the payment table.
 #[derive(Debug, Clone, PartialEq, Eq, diesel::QueryableByName)]
 struct PaymentRow {
-    /// Which of the payments that were asked for.
+    /// The index of the payment among those that were looked up.
     #[diesel(sql_type = diesel::sql_types::Integer)]
     n: i32,
-    /// How the row writes its id, in its canonical spelling.
+    /// The ID of the row, in its canonical spelling.
     #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
     id: Option<String>,
     #[diesel(sql_type = diesel::sql_types::Nullable<diesel::sql_types::Text>)]
@@ -106,27 +107,27 @@ struct PaymentRow {
     value: Option<String>,
 }
 
-/// What was found of some payments.
+/// The rows of a look-up.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Rows {
     rows: Vec<PaymentRow>,
-    /// Whether the table has the column with the points or the amount, where one is configured.
+    /// Whether the table has the configured column for the points or the amount.
     has_value: bool,
 }
 
 /// A payment table. Its calls block the thread.
 trait PaymentTable: Send + Sync {
-    /// The rows of these payments, in any order.
+    /// Returns the rows of these payments, in any order.
     fn rows(&self, payments: &[&str]) -> Result<Rows, DatabaseError>;
 
-    /// Whether rows may be updated: an update of none.
+    /// Verifies that rows can be updated, by an update of no row.
     fn probe_update(&self) -> Result<(), DatabaseError>;
 
-    /// Sets the rows of payments to the status `to` where theirs is one of `from` at that moment.
+    /// Sets the rows of payments to the status `to` where their current status is one of `from`.
     fn set(&self, payments: &[&str], to: &str, from: &[String]) -> Result<(), DatabaseError>;
 }
 
-/// A payment source that is a table.
+/// The payment source that reads a payment table.
 pub(super) struct SqlSource {
     table: Arc<WithDeadline<dyn PaymentTable>>,
     values: StatusValues,
@@ -175,10 +176,10 @@ impl SqlSource {
             .await
     }
 
-    /// Looks up at most [`MOST`] payments in one query; in order.
+    /// Looks up at most [`MOST`] payments in one query. Returns them in order.
     async fn look_up_part(&self, payments: Arc<[PaymentId]>) -> Result<Vec<Payment>, BatchError> {
         let rows = self.rows(Arc::clone(&payments)).await;
-        // A probe repeats the last look-up that worked.
+        // A probe repeats the last successful look-up.
         if let (Some(first), true) = (payments.first(), rows.is_ok()) {
             *self.known() = Some(first.clone());
         }
@@ -192,7 +193,7 @@ impl SqlSource {
         Ok(of_each.iter().map(|rows| self.payment(rows, has_value)).collect())
     }
 
-    /// The guarded update, and what the row says after it.
+    /// Runs the guarded update, and reads the row after it.
     pub(super) async fn set_and_read(&self, payment: &PaymentId, to: RowStatus) -> Result<Payment, BatchError> {
         let payments: Arc<[PaymentId]> = Arc::from([payment.clone()]);
         self.set(Arc::clone(&payments), to).await?;
@@ -200,12 +201,12 @@ impl SqlSource {
         Ok(self.payment(&rows, has_value))
     }
 
-    /// What the rows of one payment say.
+    /// Converts the rows of one payment to its result.
     fn payment(&self, rows: &[PaymentRow], has_value: bool) -> Payment {
         let Some((row, others)) = rows.split_first() else { return Payment::new(PaymentStatus::Unknown) };
         let unrecognised = |said: String| Payment { said: Some(said), ..Payment::new(PaymentStatus::Unrecognised) };
         if others.iter().any(|other| PaymentRow { n: row.n, ..other.clone() } != *row) {
-            return unrecognised(format!("{} rows that differ", rows.len()));
+            return unrecognised(format!("{} different rows", rows.len()));
         }
         let value = self.valuation.as_ref().map(|valuation| {
             if has_value {
@@ -226,17 +227,18 @@ impl SqlSource {
     }
 }
 
-/// Whose fault an error of the table is. A table or column that is missing, or that may not be read, is nobody's message's.
+/// Classifies an error of the table. A missing or unreadable table or column is an outage, and not the error of a
+/// message.
 fn batch_error(error: DatabaseError) -> BatchError {
     match error.class() {
         Class::Outage => BatchError::Outage(error.into_outage(Dependency::PayStatus)),
-        // A query changes nothing and holds no constraint: it may pass like anything else.
+        // A query changes nothing and involves no constraint, so its error is transient.
         Class::Permanent | Class::Locked | Class::Transient => BatchError::Transient(error.to_string()),
     }
 }
 
-/// Whether a statement was ended because it took too long. (PostgreSQL's words are those of an English server; on another one
-/// a slow table is found by the payments that time out.)
+/// Returns whether a statement was ended because it took too long. (PostgreSQL's texts are those of an English server;
+/// on another server, timeouts of payments reveal a slow table.)
 fn is_slow(error: &DatabaseError) -> bool {
     error.to_string().contains("canceling statement")
 }
@@ -269,7 +271,7 @@ impl PaymentSource for SqlSource {
             RowStatus::Closed => closed,
         };
         let Some(value) = list.into_iter().next() else {
-            return Err(BatchError::Refused(format!("no value is configured that means {to:?}")));
+            return Err(BatchError::Refused(format!("no configured value represents {to:?}")));
         };
         let set = self.table.call(move |table| {
             let ids: Vec<&str> = payments.iter().map(PaymentId::as_str).collect();
@@ -284,8 +286,8 @@ impl PaymentSource for SqlSource {
         self.probe().await
     }
 
-    /// The same query, for a payment that was looked up before. That one may have become trouble of its own since: then the
-    /// query for none must do, which tells whether the table can be read. Only being slow is no trouble of one payment's.
+    /// Repeats the query for a payment that was looked up before. If that payment now fails on its own, a query for no
+    /// payment verifies that the table is readable. A slow statement never counts as the failure of one payment.
     async fn probe(&self) -> Result<(), Outage> {
         let known = self.known().clone();
         let mut read = self.rows(known.into_iter().collect()).await;
@@ -297,7 +299,7 @@ impl PaymentSource for SqlSource {
     }
 
     fn max_duration(&self) -> Duration {
-        // A probe may take an update and two queries.
+        // A probe may need an update and two queries.
         self.timeout * 3
     }
 }

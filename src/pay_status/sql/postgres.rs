@@ -17,12 +17,12 @@ use std::{sync::OnceLock, time::Duration};
 pub(super) struct PostgresTable {
     server: Server,
     pool: Pool,
-    /// Whether its sessions are known to be sessions of their own.
+    /// Set when the server was found to give each connection its own session.
     has_sessions: OnceLock<()>,
     columns: Columns,
 }
 
-/// The types of the columns, as SQL writes them: a domain's is that of its values.
+/// The types of the columns, as SQL writes them; the type of a domain is its base type.
 #[derive(diesel::QueryableByName)]
 struct Types {
     #[diesel(sql_type = Nullable<Text>)]
@@ -33,7 +33,7 @@ struct Types {
     value: Option<String>,
 }
 
-/// The types of the columns that must be there, and whether the one with the value is.
+/// The types of the required columns, and whether the value column exists.
 struct Known {
     id_type: String,
     status_type: String,
@@ -54,9 +54,9 @@ impl PostgresTable {
         Ok(self.pool.get()?)
     }
 
-    /// Asked each time: a table may be altered under a daemon that runs. A length, as in `varchar(20)`, is left out,
-    /// because a cast would cut the text to it.
-    fn types(&self, connection: &mut PgConnection) -> Result<Known, DatabaseError> {
+    /// Returns the types of the columns. They are queried each time, because a table may be altered while the daemon
+    /// runs. A length, as in `varchar(20)`, is omitted, because a cast would truncate the text to it.
+    fn column_types(&self, connection: &mut PgConnection) -> Result<Known, DatabaseError> {
         let of = |parameter: &str| {
             format!(
                 "(WITH RECURSIVE base AS (\
@@ -86,29 +86,31 @@ impl PostgresTable {
     }
 }
 
-/// Which of these ids are values of the column's type. Texts all are, of integers it is known here, and of other types
-/// the database is asked, without the table: so an error means nothing else.
-fn castable(connection: &mut PgConnection, ids: &[&str], id_type: &str) -> Result<Vec<bool>, DatabaseError> {
+/// Returns which of these IDs are values of the column's type. Every ID is a text, integers are parsed here, and values
+/// of other types are cast by the database without the table, so that an error has no other cause.
+fn find_castable(connection: &mut PgConnection, ids: &[&str], id_type: &str) -> Result<Vec<bool>, DatabaseError> {
     let each = |is: fn(&str) -> bool| Ok(ids.iter().map(|id| is(id)).collect());
     match id_type {
         "text" | "character varying" | "bpchar" => each(|_| true),
         "smallint" => each(|id| id.parse::<i16>().is_ok()),
         "integer" => each(|id| id.parse::<i32>().is_ok()),
         "bigint" => each(|id| id.parse::<i64>().is_ok()),
-        "uuid" => cast(connection, ids, id_type, may_be_uuid),
-        "numeric" | "double precision" | "real" => cast(connection, ids, id_type, |id| id.parse::<f64>().is_ok()),
-        _ => cast(connection, ids, id_type, |_| true),
+        "uuid" => castable_by_database(connection, ids, id_type, may_be_uuid),
+        "numeric" | "double precision" | "real" => {
+            castable_by_database(connection, ids, id_type, |id| id.parse::<f64>().is_ok())
+        }
+        _ => castable_by_database(connection, ids, id_type, |_| true),
     }
 }
 
-/// Whether the database may take it for a UUID: it knows more spellings than this one tells apart.
+/// Returns whether the database may accept the text as a UUID: it accepts more spellings than are distinguished here.
 fn may_be_uuid(id: &str) -> bool {
     id.bytes().filter(u8::is_ascii_hexdigit).count() == 32
         && id.bytes().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b'-' | b'{' | b'}'))
 }
 
-/// Has the database cast those that may be values.
-fn cast(
+/// Lets the database cast those IDs that may be values of the type.
+fn castable_by_database(
     connection: &mut PgConnection,
     ids: &[&str],
     id_type: &str,
@@ -125,9 +127,10 @@ fn cast(
     Ok(castable)
 }
 
-/// The canonical spelling of an id that the database has written. Blanks at the end of `char(n)` and zeros at the end of a
-/// fraction make no difference to its column. `None`: no message can be expected to write the id in the same way.
-fn canonical(mut id: String, id_type: &str) -> Option<String> {
+/// Returns the canonical spelling of an ID that the database has written. Trailing blanks of `char(n)` and trailing
+/// zeros of a fraction are not significant to the column. `None` when no message can be expected to spell the ID in the
+/// same way.
+fn canonical_id(mut id: String, id_type: &str) -> Option<String> {
     let is_float = is_float(id_type);
     let length = match id_type {
         "bpchar" => id.trim_end_matches(' ').len(),
@@ -139,23 +142,23 @@ fn canonical(mut id: String, id_type: &str) -> Option<String> {
         _ => id.len(),
     };
     id.truncate(length);
-    // More digits are not kept by a cast to numeric.
+    // A cast to numeric keeps no more digits than these.
     let digits = id.bytes().filter(u8::is_ascii_digit).count();
     Some(id).filter(|_| !is_float || digits <= FLOAT_DIGITS)
 }
 
-/// Decimal digits that survive in a `double precision` (PostgreSQL, "Floating-Point Types").
+/// The number of decimal digits that a `double precision` preserves (PostgreSQL, "Floating-Point Types").
 const FLOAT_DIGITS: usize = 15;
 
 fn is_float(id_type: &str) -> bool {
     matches!(id_type, "real" | "double precision")
 }
 
-/// Statements that look for what cannot be cast, in one call: where that is not enough, the batch is split.
+/// The most statements that search for uncastable IDs in one call; beyond it, the batch is split.
 const MOST_CASTS: u32 = 200;
 
-/// All together; when that fails the halves, until one that cannot be cast is alone. That one is tried twice, because
-/// anything can happen to a statement once.
+/// Casts all IDs together and, if that fails, each half, until an uncastable ID is alone. A single ID is tried twice,
+/// because any statement can fail once.
 fn mark_castable(
     connection: &mut PgConnection,
     ids: &[&str],
@@ -166,7 +169,9 @@ fn mark_castable(
     let Some(middle) = (!ids.is_empty()).then_some(ids.len() / 2) else { return Ok(()) };
     let attempts = if ids.len() == 1 { 2 } else { 1 };
     for _ in 0..attempts {
-        *left = left.checked_sub(1).ok_or_else(|| DatabaseError::Database("too many ids that are none".into()))?;
+        *left = left
+            .checked_sub(1)
+            .ok_or_else(|| DatabaseError::Database("too many IDs are not of the column's type".into()))?;
         let cast = sql_query(format!("SELECT $1::text[]::{id_type}[]")).bind::<Array<Text>, _>(ids).execute(connection);
         match cast.map_err(DatabaseError::from) {
             Ok(_) => {
@@ -188,9 +193,9 @@ fn mark_castable(
 impl PaymentTable for PostgresTable {
     fn rows(&self, payments: &[&str]) -> Result<Rows, DatabaseError> {
         let connection = &mut **self.connection()?;
-        let Known { id_type, has_value, .. } = self.types(connection)?;
+        let Known { id_type, has_value, .. } = self.column_types(connection)?;
         let (mut numbers, mut ids) = (Vec::with_capacity(payments.len()), Vec::with_capacity(payments.len()));
-        for ((n, id), castable) in (0_i32..).zip(payments).zip(castable(connection, payments, &id_type)?) {
+        for ((n, id), castable) in (0_i32..).zip(payments).zip(find_castable(connection, payments, &id_type)?) {
             if castable {
                 numbers.push(n);
                 ids.push(*id);
@@ -199,9 +204,9 @@ impl PaymentTable for PostgresTable {
         let Columns { table, id, status, user, value } = &self.columns;
         let or_null = |column: Option<&Identifier>| column.map_or_else(|| "NULL".to_owned(), |it| format!("t.{it}"));
         let (user, value) = (or_null(user.as_ref()), or_null(value.as_ref().filter(|_| has_value)));
-        // An exponent is no spelling of an id.
+        // An exponent is not a spelling of an ID.
         let written = if is_float(&id_type) { "::float8::numeric::text" } else { "::text" };
-        // The id is cast to the column's type, never the column: its index must serve.
+        // The ID is cast to the column's type, and not the column, so that the index is used.
         let query = format!(
             "SELECT i.n AS n, t.{id}{written} AS id, t.{status}::text AS status, {user}::text AS user_id, \
                     {value}::text AS value \
@@ -210,7 +215,7 @@ impl PaymentTable for PostgresTable {
         let query = sql_query(query).bind::<Array<Text>, _>(ids).bind::<Array<Integer>, _>(numbers);
         let mut rows: Vec<PaymentRow> = query.load(connection)?;
         for row in &mut rows {
-            row.id = row.id.take().and_then(|id| canonical(id, &id_type));
+            row.id = row.id.take().and_then(|id| canonical_id(id, &id_type));
         }
         Ok(Rows { rows, has_value })
     }
@@ -223,8 +228,8 @@ impl PaymentTable for PostgresTable {
 
     fn set(&self, payments: &[&str], to: &str, from: &[String]) -> Result<(), DatabaseError> {
         let connection = &mut **self.connection()?;
-        let Known { id_type, status_type, .. } = self.types(connection)?;
-        let castable = castable(connection, payments, &id_type)?;
+        let Known { id_type, status_type, .. } = self.column_types(connection)?;
+        let castable = find_castable(connection, payments, &id_type)?;
         let ids: Vec<&str> =
             payments.iter().zip(castable).filter(|(_, castable)| *castable).map(|(id, _)| *id).collect();
         if ids.is_empty() {
@@ -264,7 +269,7 @@ mod tests {
             ("P-7", "citext", Some("P-7")),
             ("2026-11-26 00:00:00", "timestamp without time zone", None),
         ] {
-            assert_eq!(canonical(id.to_owned(), id_type).as_deref(), expected, "{id_type}");
+            assert_eq!(canonical_id(id.to_owned(), id_type).as_deref(), expected, "{id_type}");
         }
     }
 }

@@ -20,13 +20,13 @@ impl SqliteTable {
     }
 }
 
-fn json(texts: &[String]) -> String {
+fn json_array(texts: &[String]) -> String {
     serde_json::Value::from(texts).to_string()
 }
 
-/// Each id with its number, as a text, and where it is a whole number as that, too: a column without a type, or an
-/// expression, compares the one with texts and the other with numbers only.
-fn numbered(payments: &[&str]) -> String {
+/// Returns each ID with its index as JSON: as text, and also as a number where it is an integer. A column without a
+/// type, or an expression, compares texts only with texts and numbers only with numbers.
+fn numbered_ids(payments: &[&str]) -> String {
     let mut ids: Vec<serde_json::Value> = Vec::with_capacity(payments.len());
     for (n, id) in payments.iter().enumerate() {
         ids.push(serde_json::json!([n, id]));
@@ -37,15 +37,15 @@ fn numbered(payments: &[&str]) -> String {
     serde_json::Value::from(ids).to_string()
 }
 
-/// A column's name.
+/// The name of a column.
 #[derive(diesel::QueryableByName)]
 struct Name {
     #[diesel(sql_type = Text)]
     name: String,
 }
 
-/// Whether the table has a column, asked each time: a table may be altered under a daemon that runs. SQLite compares names
-/// without regard to the case of ASCII letters.
+/// Returns whether the table has a column. This is queried each time, because a table may be altered while the daemon
+/// runs. SQLite compares names without regard to the case of ASCII letters.
 fn has_column(
     connection: &mut SqliteConnection,
     TableName { schema, table }: &TableName,
@@ -66,21 +66,21 @@ impl PaymentTable for SqliteTable {
         let has_value = value.as_ref().map_or(Ok(false), |value| has_column(connection, table, value))?;
         let or_null = |column: Option<&Identifier>| column.map_or_else(|| "NULL".to_owned(), |it| format!("t.{it}"));
         let (user, value) = (or_null(user.as_ref()), or_null(value.as_ref().filter(|_| has_value)));
-        // SQLite writes the real number 7 as 7.0, and a large one with an exponent, which is no spelling of an id.
+        // SQLite writes the real number 7 as 7.0, and a large one with an exponent, which is not a spelling of an ID.
         let canonical = format!(
             "CASE WHEN typeof(t.{id}) <> 'real' THEN CAST(t.{id} AS TEXT) \
                   WHEN abs(t.{id}) >= 1e15 THEN NULL \
                   WHEN t.{id} = CAST(t.{id} AS INTEGER) THEN CAST(CAST(t.{id} AS INTEGER) AS TEXT) \
                   ELSE CAST(t.{id} AS TEXT) END"
         );
-        // The text that is compared takes the column's type (SQLite, "Type Conversions Prior To Comparison"), and its
-        // index serves. Every column is qualified: SQLite takes a quoted name that it does not know for a text.
+        // The compared text is converted to the column's type (SQLite, "Type Conversions Prior To Comparison"), so the
+        // index is used. Every column is qualified, because SQLite treats an unknown quoted name as a text.
         let query = format!(
             "SELECT j.value ->> 0 AS n, {canonical} AS id, CAST(t.{status} AS TEXT) AS status, \
                     CAST({user} AS TEXT) AS user_id, CAST({value} AS TEXT) AS value \
              FROM json_each(?) AS j CROSS JOIN {table} AS t WHERE t.{id} = j.value ->> 1"
         );
-        let rows = sql_query(query).bind::<Text, _>(numbered(payments)).load(connection)?;
+        let rows = sql_query(query).bind::<Text, _>(numbered_ids(payments)).load(connection)?;
         Ok(Rows { rows, has_value })
     }
 
@@ -100,8 +100,8 @@ impl PaymentTable for SqliteTable {
         );
         sql_query(update)
             .bind::<Text, _>(to)
-            .bind::<Text, _>(numbered(payments))
-            .bind::<Text, _>(json(from))
+            .bind::<Text, _>(numbered_ids(payments))
+            .bind::<Text, _>(json_array(from))
             .execute(&mut *self.pool.get()?)?;
         Ok(())
     }
