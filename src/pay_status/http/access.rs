@@ -148,7 +148,7 @@ fn build_client(headers: &[Header], ca: Option<&[u8]>, concurrency: usize) -> Re
         .default_headers(map)
         // A redirect could send the secret headers to any host.
         .redirect(redirect::Policy::none())
-        // Proxies of the environment do not apply: requests are sent where the configuration says.
+        // Proxies of the environment do not apply: requests are sent to the configured URL only.
         .no_proxy()
         // The pipeline counts attempts.
         .retry(reqwest::retry::never())

@@ -3,7 +3,7 @@
 //! - An answer is returned at once.
 //! - A failure that may affect all payments is withheld until another payment, or a probe, is answered.
 //! - A refusal (429, 503) is not charged to the payment: the payment is requested again, at a lower rate. A payment
-//! fails only if it is refused while others are answered.
+//!   fails only if it is refused while others are answered.
 
 use super::{HttpSource, LookupError, Seen, outage, sleep_until};
 use crate::{
