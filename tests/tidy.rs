@@ -54,12 +54,9 @@ fn without_our_own_uses(code: &str) -> String {
         ours.push_str(&rest[start..end]);
         rest.replace_range(start..end, "");
     }
-    for module in ["metrics"] {
-        let brought_in = ours.split(|character: char| !character.is_alphanumeric() && character != '_');
-        if brought_in.into_iter().any(|word| word == module) {
-            rest = rest.replace(&format!(" {module}::"), " ours::");
-            rest = rest.replace(&format!("({module}::"), "(ours::");
-        }
+    let mut brought_in = ours.split(|character: char| !character.is_alphanumeric() && character != '_');
+    if brought_in.any(|word| word == "metrics") {
+        rest = rest.replace(" metrics::", " ours::").replace("(metrics::", "(ours::");
     }
     rest
 }
