@@ -9,6 +9,7 @@ mod ready;
 mod recovery;
 mod relay;
 mod session;
+pub mod signals;
 mod watchdog;
 mod worker;
 
@@ -31,6 +32,7 @@ use anyhow::Context as _;
 use futures_util::future::join_all;
 use queue_consumer::{Pipeline, QueueConsumer};
 pub use ready::{NewerSchema, prepare, refuse_unless_current};
+use signals::stop_on_signals;
 use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
@@ -65,8 +67,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (ledger, checks) = (settings.ledger.url.describe(), settings.pay_status.is_some());
     events::Started { checks, ledger: &ledger, http: &bound.to_string() }.emit();
 
-    let stop = CancellationToken::new();
-    stop_on_signals(stop.clone())?;
+    let stop = stop_on_signals(|signal| events::Stopping { signal }.emit())?;
     let ledger = open(&settings, settings.ledger.pool_size);
     let heartbeats = Heartbeats::default();
     watchdog::start(heartbeats.clone());
@@ -108,26 +109,6 @@ pub fn writer_lock(url: &DatabaseUrl) -> anyhow::Result<Option<WriterLock>> {
         DatabaseUrl::Sqlite(file) => Ok(Some(WriterLock::take(file)?)),
         DatabaseUrl::Postgres(_) => Ok(None),
     }
-}
-
-/// The first signal stops in order, the second at once: nothing is lost by that, only done again.
-fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
-    tokio::spawn(async move {
-        loop {
-            let signal = tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-            };
-            if stop.is_cancelled() {
-                std::process::exit(1);
-            }
-            events::Stopping { signal }.emit();
-            stop.cancel();
-        }
-    });
-    Ok(())
 }
 
 impl App {

@@ -6,10 +6,7 @@ use super::{
     outgoing::Outgoing,
     publish::Publisher,
 };
-use crate::{
-    domain::dead_letter::Reason,
-    parked::{DELIVERY_LIMIT, LedgerVersion, Parked, UNKNOWN},
-};
+use crate::domain::dead_letter::{DELIVERY_LIMIT, DeadLetter, LedgerVersion, Reason, UNKNOWN};
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable},
@@ -84,14 +81,14 @@ impl HeldLetter {
         copy::is_check_message(&self.properties)
     }
 
-    /// What it says of itself. The payment is not read here.
-    pub fn parked(&self) -> Parked {
-        let parked = describe(&self.properties);
+    /// What it says about itself, without its payment, which is not read here.
+    pub fn dead_letter(&self) -> DeadLetter {
+        let letter = describe(&self.properties);
         match &self.unreadable {
             Some(Unreadable { error, .. }) => {
-                Parked { reason: Reason::Unreadable.label().to_owned(), error: Some(error.clone()), ..parked }
+                DeadLetter { reason: Reason::Unreadable.label().to_owned(), error: Some(error.clone()), ..letter }
             }
-            None => parked,
+            None => letter,
         }
     }
 
@@ -103,12 +100,12 @@ impl HeldLetter {
 }
 
 /// Read from the headers of `docs/reference/headers.md`, and from the broker's own where it moved the message itself.
-fn describe(properties: &BasicProperties) -> Parked {
+fn describe(properties: &BasicProperties) -> DeadLetter {
     let none = BTreeMap::new();
     let headers = properties.headers().as_ref().map_or(&none, FieldTable::inner);
     let text = |name: &str| headers.get(name).and_then(as_text);
     let time = |name: &str| text(name).and_then(|text| text.parse().ok());
-    let mut parked = Parked {
+    let mut letter = DeadLetter {
         reason: text(copy::REASON).unwrap_or_else(|| UNKNOWN.to_owned()),
         payment_id: None,
         payment_ids: Vec::new(),
@@ -125,17 +122,17 @@ fn describe(properties: &BasicProperties) -> Parked {
     // A copy of ours has no `x-death`: what has one was moved by the broker, after whatever our headers say.
     if let Some(death) = headers.get("x-death").and_then(last_death) {
         if death.reason == DELIVERY_LIMIT {
-            DELIVERY_LIMIT.clone_into(&mut parked.reason);
-            parked.error = Some(format!("delivered too often from {}", death.queue));
+            DELIVERY_LIMIT.clone_into(&mut letter.reason);
+            letter.error = Some(format!("delivered too often from {}", death.queue));
         } else {
-            UNKNOWN.clone_into(&mut parked.reason);
-            parked.error = Some(format!("dead-lettered by the broker from {} ({})", death.queue, death.reason));
+            UNKNOWN.clone_into(&mut letter.reason);
+            letter.error = Some(format!("dead-lettered by the broker from {} ({})", death.queue, death.reason));
         }
-        parked.first_failed_at = parked.first_failed_at.or(death.time);
-        parked.source_queue = Some(death.queue);
-        parked.ledger = None;
+        letter.first_failed_at = letter.first_failed_at.or(death.time);
+        letter.source_queue = Some(death.queue);
+        letter.ledger = None;
     }
-    parked
+    letter
 }
 
 fn as_text(value: &AMQPValue) -> Option<String> {
@@ -213,7 +210,7 @@ mod tests {
             ("x-pointsd-requeue-id", text("r")),
         ];
         let properties = BasicProperties::default().with_message_id("m".into()).with_headers(table(&ours));
-        let expected = Parked {
+        let expected = DeadLetter {
             reason: "conflict".into(),
             payment_id: None,
             payment_ids: Vec::new(),
@@ -248,9 +245,9 @@ mod tests {
                 ("x-death", AMQPValue::FieldArray(FieldArray::from(deaths))),
                 ("x-pointsd-source-queue", text("made up")),
             ]));
-            let parked = describe(&properties);
-            assert_eq!((parked.reason.as_str(), parked.source_queue.as_deref()), (reason, Some(queue)));
-            assert_eq!(parked.first_failed_at, headers::time(1_700_000_000));
+            let letter = describe(&properties);
+            assert_eq!((letter.reason.as_str(), letter.source_queue.as_deref()), (reason, Some(queue)));
+            assert_eq!(letter.first_failed_at, headers::time(1_700_000_000));
         }
     }
 
@@ -290,10 +287,10 @@ mod tests {
             tag: Tag::default(),
         };
         let mut frame = copy::HeaderFrame::of(131_072);
-        let copied = renewed("look", &found.properties, found.unreadable.as_ref(), &found.parked(), &mut frame);
-        let parked = describe(&copied);
-        assert_eq!((parked.reason.as_str(), parked.error.as_deref()), ("unreadable", Some("message id: not UTF-8")));
+        let copied = renewed("look", &found.properties, found.unreadable.as_ref(), &found.dead_letter(), &mut frame);
+        let letter = describe(&copied);
+        assert_eq!((letter.reason.as_str(), letter.error.as_deref()), ("unreadable", Some("message id: not UTF-8")));
         assert_eq!(copied.headers().as_ref().unwrap().inner().get(RAW), Some(&text("00ff")));
-        assert_eq!(renewed("look", &copied, None, &parked, &mut frame), copied);
+        assert_eq!(renewed("look", &copied, None, &letter, &mut frame), copied);
     }
 }

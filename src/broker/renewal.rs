@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     broker::{BrokerSettings, found::Tag},
-    parked::Parked,
+    domain::dead_letter::DeadLetter,
 };
 use lapin::{
     BasicProperties,
@@ -93,7 +93,7 @@ impl Renewals {
             .iter()
             .map(|found| {
                 let unreadable = found.unreadable.as_ref();
-                let properties = renewed(&self.look, &found.properties, unreadable, &found.parked(), &mut frame);
+                let properties = renewed(&self.look, &found.properties, unreadable, &found.dead_letter(), &mut frame);
                 Outgoing::to_queue(queue, found.body(), properties)
             })
             .collect();
@@ -115,10 +115,10 @@ pub(super) fn renewed(
     look: &str,
     original: &BasicProperties,
     unreadable: Option<&Unreadable>,
-    parked: &Parked,
+    letter: &DeadLetter,
     frame: &mut copy::HeaderFrame,
 ) -> BasicProperties {
-    let copied = renewed_headers(look, original, unreadable.is_some(), parked, frame);
+    let copied = renewed_headers(look, original, unreadable.is_some(), letter, frame);
     match unreadable {
         Some(unreadable) => lenient::with_raw(&copied, unreadable, frame),
         None => copied,
@@ -130,7 +130,7 @@ fn renewed_headers(
     look: &str,
     original: &BasicProperties,
     is_unreadable: bool,
-    parked: &Parked,
+    letter: &DeadLetter,
     frame: &mut copy::HeaderFrame,
 ) -> BasicProperties {
     let given = original.headers().as_ref().map(FieldTable::inner);
@@ -147,12 +147,12 @@ fn renewed_headers(
             kept.insert(name.clone(), value.clone());
         }
         ours = kept;
-        let at = parked.first_failed_at.map(|at| at.to_string());
-        let error = parked.error.as_deref().map(|error| copy::at_most(error, copy::MAX_ERROR_BYTES));
+        let at = letter.first_failed_at.map(|at| at.to_string());
+        let error = letter.error.as_deref().map(|error| copy::at_most(error, copy::MAX_ERROR_BYTES));
         let said = [
-            (copy::REASON, Some(parked.reason.as_str())),
+            (copy::REASON, Some(letter.reason.as_str())),
             (copy::ERROR, error),
-            (copy::SOURCE_QUEUE, parked.source_queue.as_deref()),
+            (copy::SOURCE_QUEUE, letter.source_queue.as_deref()),
             (copy::FIRST_FAILED_AT, at.as_deref()),
         ];
         for (name, value) in said {

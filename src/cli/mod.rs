@@ -192,9 +192,14 @@ fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
 /// A ledger for a command that only reads, beside a daemon that may be writing.
 async fn reading(settings: &LedgerSettings) -> anyhow::Result<WithDeadline<dyn Ledger>> {
     let ledger = guarded(settings, Access::Read);
-    let state = ledger.call(Ledger::schema).await.map_err(ledger_error)?;
-    app::refuse_unless_current(&state)?;
+    require_current_schema(&ledger).await?;
     Ok(ledger)
+}
+
+/// Refuses a ledger whose schema is not that of this program.
+async fn require_current_schema(ledger: &WithDeadline<dyn Ledger>) -> anyhow::Result<()> {
+    let state = ledger.call(Ledger::schema).await.map_err(ledger_error)?;
+    app::refuse_unless_current(&state)
 }
 
 fn guarded(settings: &LedgerSettings, access: Access) -> WithDeadline<dyn Ledger> {

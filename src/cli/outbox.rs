@@ -1,9 +1,10 @@
 //! `pointsd outbox list|retry|drop`
 
-use super::{Exit, Output, UsageError, dead::printable, ledger_error, reading};
+use super::{Exit, Output, UsageError, ledger_error, reading};
 use crate::{
     config::Settings,
     database::WithDeadline,
+    domain::printable::printable,
     ledger::{self, Listed, Outbox, RowSelection, Summary},
 };
 use serde::Serialize;

@@ -3,9 +3,8 @@
 use super::{Exit, Output, UsageError, dead, ledger_error, reading};
 use crate::{
     config::Settings,
-    domain::ids::PaymentId,
+    domain::{dead_letter::DeadLetter, ids::PaymentId, printable::printable},
     ledger::PaymentRecord,
-    parked::Parked,
     pay_status,
     pipeline::ports::{Lookup, PaymentSource, look_up_all},
 };
@@ -63,7 +62,7 @@ enum Live {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Dead {
-    Messages(Vec<Parked>),
+    Messages(Vec<DeadLetter>),
     NotLookedAt(String),
 }
 
@@ -142,7 +141,7 @@ fn lines(payment: &PaymentId, story: &Story) -> Vec<String> {
             lines.push(format!("  the payment source says now: {status} ({said})"));
         }
         Some(Live::Failed(error)) => {
-            lines.push(format!("  the payment source does not say: {}", dead::printable(error)));
+            lines.push(format!("  the payment source does not say: {}", printable(error)));
         }
         None => {}
     }
@@ -153,13 +152,13 @@ fn lines(payment: &PaymentId, story: &Story) -> Vec<String> {
             let from = message.source_queue.as_deref().map(|queue| format!(", from {queue}")).unwrap_or_default();
             format!(
                 "  in the dead queue since {since}{}: {}: {}",
-                dead::printable(&from),
-                dead::printable(&message.reason),
-                dead::printable(error)
+                printable(&from),
+                printable(&message.reason),
+                printable(error)
             )
         })),
         Some(Dead::NotLookedAt(why)) => {
-            lines.push(format!("  the dead queue was not looked at: {}", dead::printable(why)));
+            lines.push(format!("  the dead queue was not looked at: {}", printable(why)));
         }
         None => {}
     }

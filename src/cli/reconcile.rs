@@ -1,7 +1,8 @@
 //! `pointsd reconcile`
 
-use super::{Exit, Output, UsageError, dead, ledger_error, reading};
+use super::{Exit, Output, UsageError, ledger_error, reading};
 use crate::{
+    app::signals::stop_on_signals,
     broker::{Outgoing, Publisher},
     config::Settings,
     domain::{
@@ -74,7 +75,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     let ledger = reading(&settings.ledger).await?;
     let publisher =
         if arguments.apply { Some(Publisher::open(&settings.broker).await.context("broker")?) } else { None };
-    let stop = dead::stop_on_signals()?;
+    let stop = stop_on_signals(|_| {})?;
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} {pos} sent {per_sec}")
             .unwrap_or_else(|_| ProgressStyle::default_spinner()),

@@ -22,6 +22,7 @@ pub mod message;
 pub mod notification;
 pub mod notification_source;
 pub mod outcome;
+pub mod printable;
 pub mod retry;
 pub mod settlement;
 pub mod status;

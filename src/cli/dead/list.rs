@@ -1,9 +1,9 @@
 //! `pointsd dead list`
 
-use super::{Audit, Exit, Filter, Output, Walk, age, clock, printable};
+use super::{Exit, Output, age::age, exit_of, filter::Filter, reporter::TerminalReporter};
 use crate::{
-    config::Settings,
-    parked::{Group, Groups, Parked},
+    dead_letters::{Environment, Group, ListOptions, ListReport, list},
+    domain::{dead_letter::DeadLetter, printable::printable},
 };
 use jiff::Timestamp;
 use serde::Serialize;
@@ -12,7 +12,7 @@ use serde::Serialize;
 pub(super) struct Arguments {
     #[command(flatten)]
     filter: Filter,
-    /// A line for each message instead of the counts.
+    /// Print one line per message instead of the counts.
     #[arg(long)]
     each: bool,
     /// Print JSON.
@@ -20,82 +20,54 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
-    let selection = arguments.filter.selection();
-    let now = clock::now(settings, &selection, output).await?;
-    let mut walk = Walk::begin(settings, output).await?;
-    let (mut groups, mut each, mut messages) = (Groups::default(), Vec::new(), 0);
-    while let Some((found, parked)) = walk.next().await? {
-        walk.release(found).await?;
-        if selection.takes(&parked, now) {
-            messages += 1;
-            groups.add(&parked);
-            if arguments.each {
-                each.push(parked);
-            }
-        }
+pub(super) async fn run(
+    environment: Environment<'_>,
+    arguments: &Arguments,
+    output: &mut Output,
+) -> anyhow::Result<Exit> {
+    let options = ListOptions { selection: arguments.filter.selection(), each: arguments.each };
+    let report = list(environment, &options, &mut TerminalReporter::new(output)).await?;
+    let exit = exit_of(report.inspection);
+    let queue = &environment.settings.broker.dead_queue;
+    if arguments.json {
+        print_json(queue, arguments.each, report, output)?;
+    } else {
+        print(queue, arguments.each, &report, output)?;
     }
-    let exit = walk.end(output).await?;
-    each.sort_by_key(|parked| parked.first_failed_at);
-    Audit {
-        action: "list",
-        selection: &selection,
-        selected: Some(messages),
-        removed: 0,
-        end: "done",
-        requeue_id: None,
-    }
-    .tell(settings);
-    print(settings, arguments, Listed { messages, groups, each }, now, output)?;
     Ok(exit)
 }
 
-struct Listed {
-    messages: u64,
-    groups: Groups,
-    each: Vec<Parked>,
+fn print_json(queue: &str, each: bool, report: ListReport, output: &mut Output) -> anyhow::Result<()> {
+    #[derive(Serialize)]
+    struct Json<'a> {
+        queue: &'a str,
+        messages: u64,
+        #[serde(flatten)]
+        content: Content,
+    }
+    #[derive(Serialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Content {
+        Each(Vec<DeadLetter>),
+        Groups(Vec<Group>),
+    }
+    let content = if each { Content::Each(report.each) } else { Content::Groups(report.groups) };
+    output.json(&Json { queue, messages: report.messages, content })
 }
 
-fn print(
-    settings: &Settings,
-    arguments: &Arguments,
-    listed: Listed,
-    now: Timestamp,
-    output: &mut Output,
-) -> anyhow::Result<()> {
-    let queue = &settings.broker.dead_queue;
-    let Listed { messages, groups, each } = listed;
-    if arguments.json {
-        #[derive(Serialize)]
-        struct Json<'a, T> {
-            queue: &'a str,
-            messages: u64,
-            #[serde(flatten)]
-            what: T,
-        }
-        #[derive(Serialize)]
-        #[serde(rename_all = "lowercase")]
-        enum What {
-            Each(Vec<Parked>),
-            Groups(Vec<Group>),
-        }
-        let what = if arguments.each { What::Each(each) } else { What::Groups(groups.sorted()) };
-        return output.json(&Json { queue, messages, what });
+fn print(queue: &str, each: bool, report: &ListReport, output: &mut Output) -> anyhow::Result<()> {
+    for letter in &report.each {
+        output.line(&letter_line(letter, report.now))?;
     }
-    for parked in &each {
-        output.line(&line(parked, now))?;
-    }
-    if !arguments.each {
-        for group in groups.sorted() {
-            for line in group_lines(&group, now) {
-                output.line(&line)?;
-            }
+    if !each {
+        for line in report.groups.iter().flat_map(|group| group_lines(group, report.now)) {
+            output.line(&line)?;
         }
     }
-    Ok(output.line(&format!("{messages} messages in {queue}"))?)
+    Ok(output.line(&format!("{} messages in {queue}", report.messages))?)
 }
 
-/// A reason, and below it what happened, the most frequent first.
+/// Formats a reason and, below it, its errors, the most frequent first.
 fn group_lines(group: &Group, now: Timestamp) -> Vec<String> {
     let first = group.first_error.as_deref().map(printable).unwrap_or_default();
     let span = |oldest, newest| format!("oldest {}, newest {}", age(oldest, now), age(newest, now));
@@ -105,7 +77,7 @@ fn group_lines(group: &Group, now: Timestamp) -> Vec<String> {
         printable(&group.reason),
         span(group.oldest, group.newest),
     )];
-    // One error is the first one.
+    // A single error is the first one, which is in the line above.
     if group.errors.len() > 1 {
         lines.extend(group.errors.iter().map(|error| {
             let text = error.error.as_deref().map_or_else(|| "(no error)".to_owned(), printable);
@@ -118,16 +90,16 @@ fn group_lines(group: &Group, now: Timestamp) -> Vec<String> {
     lines
 }
 
-fn line(parked: &Parked, now: Timestamp) -> String {
+fn letter_line(letter: &DeadLetter, now: Timestamp) -> String {
     let or_dash = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), printable);
     format!(
         "{:<14}  payment {}  message {}  {} ago  attempts {}  from {}  {}",
-        printable(&parked.reason),
-        or_dash(&parked.payments()),
-        or_dash(&parked.message_id),
-        age(parked.first_failed_at, now),
-        parked.attempts,
-        or_dash(&parked.source_queue),
-        or_dash(&parked.error),
+        printable(&letter.reason),
+        or_dash(&letter.payments()),
+        or_dash(&letter.message_id),
+        age(letter.first_failed_at, now),
+        letter.attempts,
+        or_dash(&letter.source_queue),
+        or_dash(&letter.error),
     )
 }
