@@ -1,6 +1,6 @@
 //! What is taken from a queue: deliveries, in natural batches.
 
-use super::{BrokerError, copy, lenient::Unreadable};
+use super::{BrokerError, header_values, lenient::Unreadable};
 use crate::{
     domain::ack_tracker::Token,
     pipeline::ports::{Message, Origin},
@@ -40,11 +40,11 @@ impl Message for Delivered {
     }
 
     fn retries_taken(&self) -> u32 {
-        copy::retries_taken(&self.delivery.properties)
+        header_values::retries_taken(&self.delivery.properties)
     }
 
     fn checks_done(&self) -> u32 {
-        copy::checks_done(&self.delivery.properties)
+        header_values::checks_done(&self.delivery.properties)
     }
 
     fn source(&self) -> Option<&str> {

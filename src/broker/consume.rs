@@ -6,10 +6,11 @@ use super::{
     blocked::Blocked,
     connect::BrokerUrl,
     copy::{self, CopyHeaders},
-    lenient,
+    header_values, lenient,
     outgoing::Outgoing,
     publish::Publisher,
     topology::Topology,
+    trust,
     unreadable::UnreadableOnes,
     within,
 };
@@ -190,9 +191,11 @@ impl Consumer {
 
     fn delivered(&self, token: Token, mut delivery: Delivery) -> Delivered {
         let unreadable = lenient::take(&mut delivery.properties);
-        copy::distrust_producers(delivery.exchange.as_str(), &mut delivery.properties);
+        trust::distrust_producers(delivery.exchange.as_str(), &mut delivery.properties);
         let (origin, source) = match self.component {
-            Component::Checks => (self.origin(&delivery), copy::source(&delivery.properties).map(Arc::from)),
+            Component::Checks => {
+                (self.origin(&delivery), header_values::read_source(&delivery.properties).map(Arc::from))
+            }
             Component::Credits | Component::Source(_) | Component::Relay => (Origin::Foreign, self.source.clone()),
         };
         Delivered { token, delivery: Box::new(delivery), origin, source, unreadable }
@@ -202,12 +205,14 @@ impl Consumer {
     fn origin(&self, delivery: &Delivery) -> Origin {
         let is_delay_queue =
             |queue: &String| queue.strip_prefix(&self.queue).is_some_and(|rest| rest.starts_with(".delay."));
-        if copy::is_check_message(&delivery.properties) {
+        if trust::is_check_message(&delivery.properties) {
             Origin::Checks
-        } else if copy::is_sent_by_us(&delivery.properties) || copy::source(&delivery.properties).is_some() {
+        } else if trust::is_sent_by_us(&delivery.properties)
+            || header_values::read_source(&delivery.properties).is_some()
+        {
             Origin::Ours
         } else {
-            match copy::bound_queue(&delivery.properties).filter(is_delay_queue) {
+            match header_values::read_bound_queue(&delivery.properties).filter(is_delay_queue) {
                 Some(queue) => Origin::FormerBinding(queue),
                 None => Origin::Foreign,
             }
@@ -305,7 +310,7 @@ impl Consumer {
             .iter()
             .map(|copy| {
                 let original = &copy.message.delivery;
-                let marks = CopyHeaders::of(copy, &self.queue, copy.message.source(), &now);
+                let marks = CopyHeaders::new(copy, &self.queue, copy.message.source(), &now);
                 let mut properties = copy::forwarded_properties(&original.properties, &marks, &copy.body, &mut frame);
                 if let Some(unreadable) = &copy.message.unreadable {
                     properties = lenient::with_raw(&properties, unreadable, &mut frame);
@@ -335,7 +340,7 @@ impl Deliveries for Consumer {
             .iter()
             .map(|FirstChecks { wait, body }| {
                 let queue = self.queue_of(Destination::Check(*wait));
-                Outgoing::to_queue(queue, body, copy::first_checks(&self.queue, seconds))
+                Outgoing::to_queue(queue, body, copy::first_check_properties(&self.queue, seconds))
             })
             .collect();
         self.publisher.publish_all(&messages, heartbeat).await.map_err(BrokerError::into_outage)

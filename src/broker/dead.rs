@@ -8,13 +8,12 @@
 use super::{
     BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT,
     connect::connect,
-    copy,
     declare::{self, passive, with_channel},
     found::HeldLetter,
     lenient,
     publish::Publisher,
     renewal::Renewals,
-    within,
+    trust, within,
 };
 use crate::broker::{BrokerSettings, found::Tag};
 use futures_util::{
@@ -219,7 +218,7 @@ impl DeadQueue {
         let was_there = !is_copy && self.beginning.is_none_or(|beginning| self.arrived <= beginning);
         self.held += u64::from(was_there);
         let unreadable = lenient::take(&mut delivery.properties);
-        copy::distrust_producers(delivery.exchange.as_str(), &mut delivery.properties);
+        trust::distrust_producers(delivery.exchange.as_str(), &mut delivery.properties);
         let tag = Tag { part, delivery: delivery.delivery_tag, was_there, consumed };
         HeldLetter { properties: delivery.properties, unreadable, body: delivery.data, tag }
     }

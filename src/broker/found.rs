@@ -1,10 +1,13 @@
 //! A message in the dead queue, and what it says of itself.
 
 use super::{
-    copy, headers,
-    lenient::{RAW, Unreadable},
+    copy,
+    header_names::{self, RAW},
+    header_values, headers,
+    lenient::Unreadable,
     outgoing::Outgoing,
     publish::Publisher,
+    trust,
 };
 use crate::domain::dead_letter::{DELIVERY_LIMIT, DeadLetter, LedgerVersion, Reason, UNKNOWN};
 use lapin::{
@@ -43,7 +46,7 @@ impl HeldLetter {
     /// How often it has been given back, by the broker's count; a classic queue does not count.
     pub fn times_given_back(&self) -> i64 {
         let headers = self.properties.headers().as_ref().map(FieldTable::inner);
-        headers.and_then(|headers| headers.get("x-delivery-count")).and_then(copy::as_integer).unwrap_or(0)
+        headers.and_then(|headers| headers.get("x-delivery-count")).and_then(header_values::as_integer).unwrap_or(0)
     }
 
     /// Its body.
@@ -73,12 +76,12 @@ impl HeldLetter {
 
     /// The source whose format its body has.
     pub fn source(&self) -> Option<String> {
-        copy::source(&self.properties)
+        header_values::read_source(&self.properties)
     }
 
     /// Whether its body is a check message.
     pub fn is_check_message(&self) -> bool {
-        copy::is_check_message(&self.properties)
+        trust::is_check_message(&self.properties)
     }
 
     /// What it says about itself, without its payment, which is not read here.
@@ -95,7 +98,7 @@ impl HeldLetter {
     /// As a message for `queue`, without the marks of its failure.
     pub fn requeued<'a>(&'a self, publisher: &Publisher, queue: &str, requeue_id: &str) -> Outgoing<'a> {
         let mut frame = publisher.header_frame();
-        Outgoing::to_queue(queue, &self.body, copy::requeued(&self.properties, requeue_id, &mut frame))
+        Outgoing::to_queue(queue, &self.body, copy::requeued_properties(&self.properties, requeue_id, &mut frame))
     }
 }
 
@@ -106,18 +109,18 @@ fn describe(properties: &BasicProperties) -> DeadLetter {
     let text = |name: &str| headers.get(name).and_then(as_text);
     let time = |name: &str| text(name).and_then(|text| text.parse().ok());
     let mut letter = DeadLetter {
-        reason: text(copy::REASON).unwrap_or_else(|| UNKNOWN.to_owned()),
+        reason: text(header_names::REASON).unwrap_or_else(|| UNKNOWN.to_owned()),
         payment_id: None,
         payment_ids: Vec::new(),
         message_id: properties.message_id().as_ref().map(ToString::to_string),
-        first_failed_at: time(copy::FIRST_FAILED_AT),
-        attempts: copy::retries_taken(properties),
-        source_queue: text(copy::SOURCE_QUEUE),
-        error: text(copy::ERROR),
-        ledger: text(copy::LEDGER_USER)
-            .zip(headers.get(copy::LEDGER_POINTS).and_then(copy::as_integer))
+        first_failed_at: time(header_names::FIRST_FAILED_AT),
+        attempts: header_values::retries_taken(properties),
+        source_queue: text(header_names::SOURCE_QUEUE),
+        error: text(header_names::ERROR),
+        ledger: text(header_names::LEDGER_USER)
+            .zip(headers.get(header_names::LEDGER_POINTS).and_then(header_values::as_integer))
             .map(|(user_id, points)| LedgerVersion { user_id, points }),
-        requeue_id: text(copy::REQUEUE_ID),
+        requeue_id: text(header_names::REQUEUE_ID),
     };
     // A copy of ours has no `x-death`: what has one was moved by the broker, after whatever our headers say.
     if let Some(death) = headers.get("x-death").and_then(last_death) {
@@ -174,7 +177,7 @@ fn last_death(value: &AMQPValue) -> Option<Death> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::renewal::renewed;
+    use crate::broker::{header_frame::HeaderFrame, renewal::renewed};
     use lapin::types::FieldArray;
 
     fn text(value: &str) -> AMQPValue {
@@ -266,11 +269,11 @@ mod tests {
         let ours = [("x-pointsd-reason", text("conflict")), ("x-pointsd-error", text("why")), ("trace", text("t-1"))];
         for entries in [&moved[..], &ours[..]] {
             let original = BasicProperties::default().with_message_id("m".into()).with_headers(table(entries));
-            let mut frame = copy::HeaderFrame::of(131_072);
+            let mut frame = HeaderFrame::new(131_072);
             let copied = renewed("look", &original, None, &describe(&original), &mut frame);
             assert_eq!(describe(&copied), describe(&original));
             let headers = copied.headers().as_ref().unwrap().inner();
-            assert!(headers.keys().all(|name| !copy::is_brokers(name.as_str())), "{headers:?}");
+            assert!(headers.keys().all(|name| !header_names::is_broker_header(name.as_str())), "{headers:?}");
             assert_eq!(headers.get("trace"), Some(&text("t-1")));
             assert_eq!(renewed("look", &copied, None, &describe(&copied), &mut frame), copied);
         }
@@ -286,7 +289,7 @@ mod tests {
             body: b"b".to_vec(),
             tag: Tag::default(),
         };
-        let mut frame = copy::HeaderFrame::of(131_072);
+        let mut frame = HeaderFrame::new(131_072);
         let copied = renewed("look", &found.properties, found.unreadable.as_ref(), &found.dead_letter(), &mut frame);
         let letter = describe(&copied);
         assert_eq!((letter.reason.as_str(), letter.error.as_deref()), ("unreadable", Some("message id: not UTF-8")));

@@ -12,6 +12,9 @@ mod dead;
 mod declare;
 mod establish;
 mod found;
+mod header_frame;
+mod header_names;
+mod header_values;
 mod headers;
 mod inequivalence;
 mod lenient;
@@ -24,6 +27,7 @@ mod server;
 mod sessions;
 pub mod settings;
 mod topology;
+mod trust;
 mod unreadable;
 
 pub use batch::{BatchSize, Delivered};

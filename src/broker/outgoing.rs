@@ -1,7 +1,7 @@
 //! A message to send.
 
 use super::{
-    BrokerError, copy,
+    BrokerError, copy, header_names,
     headers::{self, short},
 };
 use crate::domain::check_message::CONTENT_TYPE;
@@ -31,7 +31,10 @@ impl<'a> Outgoing<'a> {
         given: &serde_json::Map<String, serde_json::Value>,
     ) -> Result<Self, BrokerError> {
         let mut table = FieldTable::default();
-        for (name, value) in given.iter().filter(|(name, _)| !copy::is_brokers(name) && !copy::is_of_a_failure(name)) {
+        for (name, value) in given
+            .iter()
+            .filter(|(name, _)| !header_names::is_broker_header(name) && !header_names::describes_failure(name))
+        {
             table.insert(short("a header's name", name)?, headers::from_json(value));
         }
         let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());

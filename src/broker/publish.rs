@@ -1,7 +1,7 @@
 //! Publishing so that nothing is lost: persistent, mandatory, confirmed, in a window.
 
 use super::{
-    BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT, connect::connect, copy::HeaderFrame, outgoing::Outgoing, within,
+    BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT, connect::connect, header_frame::HeaderFrame, outgoing::Outgoing, within,
 };
 use crate::{
     broker::BrokerSettings,
@@ -92,7 +92,7 @@ impl Publisher {
 
     /// What tells whether headers fit into the frames that were agreed on.
     pub(super) fn header_frame(&self) -> HeaderFrame {
-        HeaderFrame::of(usize::try_from(self.connection.configuration().frame_max()).unwrap_or(usize::MAX))
+        HeaderFrame::new(usize::try_from(self.connection.configuration().frame_max()).unwrap_or(usize::MAX))
     }
 
     /// That the broker will take its headers; one that does not fit would cost the connection.

@@ -4,6 +4,8 @@
 use super::{
     BrokerError, copy,
     found::HeldLetter,
+    header_frame::HeaderFrame,
+    header_names,
     lenient::{self, Unreadable},
     outgoing::Outgoing,
     publish::Publisher,
@@ -48,7 +50,7 @@ impl Renewals {
     /// Whether this look has made a copy.
     pub(super) fn has_made(&self, properties: &BasicProperties) -> bool {
         let headers = properties.headers().as_ref().map(FieldTable::inner);
-        let look = headers.and_then(|headers| headers.get(copy::LOOK));
+        let look = headers.and_then(|headers| headers.get(header_names::LOOK));
         matches!(look, Some(AMQPValue::LongString(look)) if look.as_bytes() == self.look.as_bytes())
     }
 
@@ -116,7 +118,7 @@ pub(super) fn renewed(
     original: &BasicProperties,
     unreadable: Option<&Unreadable>,
     letter: &DeadLetter,
-    frame: &mut copy::HeaderFrame,
+    frame: &mut HeaderFrame,
 ) -> BasicProperties {
     let copied = renewed_headers(look, original, unreadable.is_some(), letter, frame);
     match unreadable {
@@ -131,29 +133,30 @@ fn renewed_headers(
     original: &BasicProperties,
     is_unreadable: bool,
     letter: &DeadLetter,
-    frame: &mut copy::HeaderFrame,
+    frame: &mut HeaderFrame,
 ) -> BasicProperties {
     let given = original.headers().as_ref().map(FieldTable::inner);
     let moved_by_the_broker = given.is_some_and(|given| given.contains_key("x-death"));
     let (mut ours, mut foreign) = (FieldTable::default(), FieldTable::default());
-    for (name, value) in given.into_iter().flatten().filter(|(name, _)| !copy::is_brokers(name.as_str())) {
-        let table = if name.as_str().starts_with(copy::OUR_PREFIX) { &mut ours } else { &mut foreign };
+    for (name, value) in given.into_iter().flatten().filter(|(name, _)| !header_names::is_broker_header(name.as_str()))
+    {
+        let table = if name.as_str().starts_with(header_names::OUR_PREFIX) { &mut ours } else { &mut foreign };
         table.insert(name.clone(), value.clone());
     }
     if moved_by_the_broker || is_unreadable {
         let mut kept = FieldTable::default();
         // The failure that the old ones tell of is an earlier one.
-        for (name, value) in ours.inner().iter().filter(|(name, _)| !copy::is_of_one_stay(name.as_str())) {
+        for (name, value) in ours.inner().iter().filter(|(name, _)| !header_names::belongs_to_one_stay(name.as_str())) {
             kept.insert(name.clone(), value.clone());
         }
         ours = kept;
         let at = letter.first_failed_at.map(|at| at.to_string());
-        let error = letter.error.as_deref().map(|error| copy::at_most(error, copy::MAX_ERROR_BYTES));
+        let error = letter.error.as_deref().map(|error| copy::truncate(error, copy::MAX_ERROR_BYTES));
         let said = [
-            (copy::REASON, Some(letter.reason.as_str())),
-            (copy::ERROR, error),
-            (copy::SOURCE_QUEUE, letter.source_queue.as_deref()),
-            (copy::FIRST_FAILED_AT, at.as_deref()),
+            (header_names::REASON, Some(letter.reason.as_str())),
+            (header_names::ERROR, error),
+            (header_names::SOURCE_QUEUE, letter.source_queue.as_deref()),
+            (header_names::FIRST_FAILED_AT, at.as_deref()),
         ];
         for (name, value) in said {
             if let Some(value) = value {
@@ -161,15 +164,15 @@ fn renewed_headers(
             }
         }
     }
-    ours.insert(copy::LOOK.into(), AMQPValue::LongString(look.into()));
+    ours.insert(header_names::LOOK.into(), AMQPValue::LongString(look.into()));
     let mut all = ours.clone();
     for (name, value) in foreign.inner() {
         all.insert(name.clone(), value.clone());
     }
-    let whole = copy::with_headers(original, all);
+    let whole = copy::copy_with_headers(original, all);
     if frame.fits(&whole) {
         return whole;
     }
-    ours.insert(copy::TRUNCATED.into(), AMQPValue::Boolean(true));
-    copy::with_headers(original, ours)
+    ours.insert(header_names::TRUNCATED.into(), AMQPValue::Boolean(true));
+    copy::copy_with_headers(original, ours)
 }

@@ -1,7 +1,7 @@
 //! Content headers: whether lapin can decode one, what can be read of one that it cannot, and one that replaces it.
 
 use super::{FRAME_OVERHEAD, mark::mark};
-use crate::broker::copy;
+use crate::broker::trust;
 use lapin::{
     BasicProperties,
     protocol::basic::{gen_properties, parse_properties},
@@ -38,10 +38,10 @@ pub(super) fn marked(payload: &[u8], fault: &str, frame_max: usize) -> Option<Ve
     let Salvage { mut properties, complete, .. } = Salvage::of(raw);
     if !complete {
         // The headers that tell whether the others are ours may be missing.
-        copy::strip_ours(&mut properties);
+        trust::strip_own_headers(&mut properties);
     }
     let headers = properties.headers().clone().unwrap_or_default();
-    let own = copy::own_headers(&headers);
+    let own = trust::own_headers(&headers);
     let room = frame_max.saturating_sub(FRAME_OVERHEAD + FIXED);
     let mut kept_raw = raw.len().min(room / 2);
     let mut attempts = [Some(&headers), Some(&own), None].into_iter();
@@ -247,7 +247,7 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::lenient::take;
+    use crate::broker::{header_names, header_values, lenient::take};
     use proptest::prelude::*;
 
     /// A content header's payload.
@@ -310,12 +310,12 @@ mod tests {
         let content_type = [&[u8::try_from(checks.len()).unwrap()], checks].concat();
         let whole = [content_type.clone(), table(ours), b"\x01\xff".to_vec()].concat();
         let properties = decoded(&marked(&content(0xa080, &whole), "f", 131_072).unwrap());
-        assert_eq!(copy::source(&properties).as_deref(), Some("s"), "only the message id is wrong");
-        assert!(copy::is_check_message(&properties));
+        assert_eq!(header_values::read_source(&properties).as_deref(), Some("s"), "only the message id is wrong");
+        assert!(trust::is_check_message(&properties));
         let part = [content_type, table(&[&ours[..], b"\x01\xffV"].concat())].concat();
         let properties = decoded(&marked(&content(0xa000, &part), "f", 131_072).unwrap());
-        assert_eq!(copy::source(&properties), None);
-        assert!(!copy::is_check_message(&properties));
+        assert_eq!(header_values::read_source(&properties), None);
+        assert!(!trust::is_check_message(&properties));
     }
 
     #[test]
@@ -330,7 +330,7 @@ mod tests {
             let unreadable = take(&mut properties).unwrap();
             assert!(payload[FIXED..].starts_with(&unreadable.raw) && unreadable.raw.len() >= 256);
             let headers = properties.headers().as_ref().unwrap().inner();
-            assert!(headers.contains_key(copy::TRUNCATED) && !headers.contains_key("a"), "{frame_max}");
+            assert!(headers.contains_key(header_names::TRUNCATED) && !headers.contains_key("a"), "{frame_max}");
         }
     }
 

@@ -1,6 +1,10 @@
 //! The mark on a message whose content header was replaced: what was wrong with it, and its raw properties.
 
-use crate::broker::copy::{self, HeaderFrame};
+use crate::broker::{
+    header_frame::HeaderFrame,
+    header_names::{self, RAW},
+    trust,
+};
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable},
@@ -10,9 +14,6 @@ use std::{fmt::Write as _, sync::LazyLock};
 /// The header that marks such a message, between the socket and who takes the delivery: a secret of this process, a blank,
 /// and what was wrong.
 pub(super) const MARK: &str = "x-pointsd-unreadable";
-
-/// Its raw properties: bytes together with the mark, hexadecimal digits on a parked copy.
-pub(in crate::broker) const RAW: &str = "x-pointsd-raw-properties";
 
 /// Known to nobody else: a header of that name that a producer has sent is no mark.
 static SECRET: LazyLock<String> = LazyLock::new(|| uuid::Uuid::new_v4().to_string());
@@ -31,7 +32,7 @@ pub(super) fn mark(headers: &mut FieldTable, error: &str, raw: &[u8], whole: boo
     headers.insert(MARK.into(), AMQPValue::LongString(format!("{} {error}", *SECRET).into()));
     headers.insert(RAW.into(), AMQPValue::LongString(raw.into()));
     if !whole {
-        headers.insert(copy::TRUNCATED.into(), AMQPValue::Boolean(true));
+        headers.insert(header_names::TRUNCATED.into(), AMQPValue::Boolean(true));
     }
 }
 
@@ -75,12 +76,12 @@ pub(in crate::broker) fn with_raw(
     frame: &mut HeaderFrame,
 ) -> BasicProperties {
     let headers = copy.headers().clone().unwrap_or_default();
-    let own = copy::own_headers(&headers);
+    let own = trust::own_headers(&headers);
     let mut with = |headers: &FieldTable, raw: &[u8], whole: bool| {
         let mut headers = headers.clone();
         headers.insert(RAW.into(), AMQPValue::LongString(hex(raw).into()));
         if !whole {
-            headers.insert(copy::TRUNCATED.into(), AMQPValue::Boolean(true));
+            headers.insert(header_names::TRUNCATED.into(), AMQPValue::Boolean(true));
         }
         let properties = copy.clone().with_headers(headers);
         frame.fits(&properties).then_some(properties)
@@ -116,14 +117,14 @@ mod tests {
         let copy = BasicProperties::default().with_headers(table);
         for (bytes, hex_digits, theirs) in [(1000, 2000, true), (1600, 3200, false), (60_000, 1800, false)] {
             let unreadable = Unreadable { error: "e".into(), raw: vec![7; bytes] };
-            let mut frame = HeaderFrame::of(4096);
+            let mut frame = HeaderFrame::new(4096);
             let with = with_raw(&copy, &unreadable, &mut frame);
             assert!(frame.fits(&with));
             let headers = with.headers().as_ref().unwrap().inner();
             let AMQPValue::LongString(raw) = &headers[RAW] else { panic!("a text") };
             assert!(raw.len() >= hex_digits && raw.as_bytes().starts_with(b"0707"), "{bytes}: {}", raw.len());
             assert_eq!(headers.contains_key("theirs"), theirs, "{bytes}");
-            assert_eq!(headers.contains_key(copy::TRUNCATED), !theirs, "{bytes}");
+            assert_eq!(headers.contains_key(header_names::TRUNCATED), !theirs, "{bytes}");
             assert!(headers.contains_key("x-pointsd-error"));
         }
     }

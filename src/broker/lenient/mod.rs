@@ -10,7 +10,7 @@ mod header;
 mod mark;
 mod stream;
 
-pub(super) use mark::{RAW, Unreadable, take, with_raw};
+pub(super) use mark::{Unreadable, take, with_raw};
 
 use async_rs::{
     TokioRuntime,
