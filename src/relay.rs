@@ -8,7 +8,10 @@ use crate::{
     database::{DatabaseError, WithDeadline},
     domain::failure::{Dependency, Outage},
     ledger::{FailedDelivery, Outbox, OutboxRow},
-    observe::{events, heartbeat::Heartbeat},
+    observe::{
+        events::{self, Event as _},
+        heartbeat::Heartbeat,
+    },
 };
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -135,7 +138,7 @@ impl Held {
 
     fn tell(self) {
         for (exchange, (first_id, rows, anew, error)) in self.0 {
-            events::OutboxHeld { exchange: &exchange, rows, first_id, anew, error: &error }.emit();
+            events::OutboxHeld { exchange: &exchange, rows, first_id, is_new: anew, error: &error }.emit();
         }
     }
 }

@@ -72,7 +72,7 @@ fn only_the_folder_of_a_crate_names_it() {
         ("r2d2", &["ledger/", "database/"]),
         ("reqwest", &["pay_status/http/"]),
         ("backoff", &["pauses.rs"]),
-        ("metrics", &["observe/"]),
+        ("metrics", &["observe/metrics.rs"]),
         ("metrics_exporter_prometheus", &["observe/metrics.rs", "app/endpoints.rs"]),
         ("axum", &["app/endpoints.rs"]),
         ("clap", &["cli/"]),
@@ -133,18 +133,33 @@ fn files_stay_short_enough_to_hold_in_the_head() {
 
 #[test]
 fn every_metric_is_set_and_has_a_help_text() {
-    let names = fs::read_to_string(Path::new(ROOT).join("src/observe/metrics.rs")).unwrap();
+    let definitions = fs::read_to_string(Path::new(ROOT).join("src/observe/metrics.rs")).unwrap();
     let events = files_below(&Path::new(ROOT).join("src/observe/events"), "rs");
     let events: String = events.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
-    let constants = names.lines().filter_map(|line| line.strip_prefix("pub const ")?.split_once(": &str = \"pointsd_"));
+    let lines: Vec<&str> = definitions.lines().collect();
     let mut count = 0;
-    for (constant, _) in constants {
+    let is_definition = |line: &str| line.contains(" = \"pointsd_") && !line.starts_with("//");
+    for (index, line) in lines.iter().enumerate().filter(|(_, line)| is_definition(line)) {
         count += 1;
-        assert!(names.contains(&format!("!({constant}, ")), "{constant} has no help text");
-        let set = events.contains(&format!("names::{constant}")) || constant == "BUILD_INFO";
-        assert!(set, "{constant} is never set by an event");
+        let (metric, _) = line.trim().split_once(": ").unwrap();
+        assert!(lines[index - 1].trim().starts_with("/// "), "{metric} has no help text");
+        let set = ["add(", "set(", "record("].iter().any(|call| events.contains(&format!("metrics::{metric}.{call}")));
+        assert!(set || metric == "BUILD_INFO", "{metric} is never set by an event");
     }
-    assert!(count >= 10, "the constants are found: {count}");
+    assert!(count >= 10, "the definitions are found: {count}");
+}
+
+#[test]
+fn only_the_definitions_of_the_metrics_name_one_or_call_the_macros() {
+    for (file, text) in sources().into_iter().filter(|(file, _)| file != "observe/metrics.rs") {
+        // The tests of an event look for its metric.
+        let code = code(text.split("#[cfg(test)]").next().unwrap());
+        for word in ["counter!(", "gauge!(", "histogram!("] {
+            assert!(!code.contains(word), "{file} calls {word}");
+        }
+        let named = code.contains("\"pointsd_") && file.starts_with("observe/");
+        assert!(!named, "{file} names a metric");
+    }
 }
 
 #[test]

@@ -2,7 +2,10 @@
 //! other.
 
 use super::App;
-use crate::{ledger::Ledger, observe::events};
+use crate::{
+    ledger::Ledger,
+    observe::events::{self, Event as _},
+};
 use std::time::{Duration, SystemTime};
 
 /// How often the clocks are compared.

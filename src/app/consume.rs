@@ -12,7 +12,11 @@ use crate::{
         component::Component,
         failure::{Dependency, Outage},
     },
-    observe::{events, heartbeat::Heartbeat, status::Status},
+    observe::{
+        events::{self, Event as _},
+        heartbeat::Heartbeat,
+        status::Status,
+    },
     pipeline::work::Interrupted,
     unpoisoned::lock,
 };

@@ -19,7 +19,12 @@ use crate::{
     database::{DatabaseUrl, WithDeadline},
     domain::{check_outcome::CheckOutcome, component::Component, outcome::Outcome},
     ledger::{self, Access, Ledger, UnverifiedCount, WriterLock, settings::LedgerSettings},
-    observe::{events, heartbeat::Heartbeats, metrics, status::Status},
+    observe::{
+        events::{self, Event as _},
+        heartbeat::Heartbeats,
+        metrics,
+        status::Status,
+    },
     pay_status,
     pipeline::{
         check::{CheckPipeline, brake::SharedBrake},

@@ -8,7 +8,7 @@ use crate::{
         failure::{Dependency, Outage},
     },
     ledger::{Ledger, Probe, SchemaState, WriterLock},
-    observe::events,
+    observe::events::{self, Event as _},
     pauses,
 };
 use anyhow::anyhow;

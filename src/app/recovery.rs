@@ -8,7 +8,7 @@ use crate::{
         session::{Ended, Opening, Progress},
     },
     domain::failure::{Dependency, Outage},
-    observe::events,
+    observe::events::{self, Event as _},
     pauses::{self, OutageBackoff},
 };
 use std::time::{Duration, Instant};

@@ -9,7 +9,10 @@ use crate::{
         failure::{Dependency, Outage},
     },
     ledger::{self, Outbox},
-    observe::{events, heartbeat::Heartbeat},
+    observe::{
+        events::{self, Event as _},
+        heartbeat::Heartbeat,
+    },
     pauses,
     relay::Relay,
 };

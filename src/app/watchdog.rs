@@ -1,7 +1,7 @@
 //! systemd's watchdog (`WatchdogSec=`): fed as long as every loop turns.
 
 use crate::observe::{
-    events,
+    events::{self, Event as _},
     heartbeat::Heartbeats,
     systemd::{self, News},
 };
@@ -19,7 +19,7 @@ pub(super) fn start(heartbeats: Heartbeats) {
                 None => {
                     systemd::tell(News::Alive);
                 }
-                Some((name, late)) => events::LoopStuck { name, late }.emit(),
+                Some((name, late)) => events::TaskStalled { task: name, overdue: late }.emit(),
             }
         }
     });

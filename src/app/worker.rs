@@ -10,7 +10,11 @@ use crate::{
         component::Component,
         failure::{Dependency, Outage},
     },
-    observe::{events, heartbeat::Heartbeat, status::Status},
+    observe::{
+        events::{self, Event as _},
+        heartbeat::Heartbeat,
+        status::Status,
+    },
     pipeline::{
         check::CheckPipeline,
         credit::{Committed, CreditPipeline},

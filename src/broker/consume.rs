@@ -21,7 +21,10 @@ use crate::{
         failure::Outage,
         settlement::Destination,
     },
-    observe::{events, heartbeat::Heartbeat},
+    observe::{
+        events::{self, Event as _},
+        heartbeat::Heartbeat,
+    },
     pipeline::ports::{Confirmed, CopyBody, Deliveries, FirstChecks, Forward, Message, Origin},
     unpoisoned::lock,
 };

@@ -8,7 +8,10 @@ use super::{
     publish::Publisher,
     within,
 };
-use crate::{broker::BrokerSettings, observe::events};
+use crate::{
+    broker::BrokerSettings,
+    observe::events::{self, Event as _},
+};
 use lapin::{Connection, options::QueueBindOptions, types::FieldTable};
 
 impl Topology {

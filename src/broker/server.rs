@@ -4,7 +4,10 @@ use super::{
     STEP_TIMEOUT,
     connect::{BrokerUrl, tls},
 };
-use crate::{broker::TlsFiles, observe::events};
+use crate::{
+    broker::TlsFiles,
+    observe::events::{self, Event as _},
+};
 use futures_util::{AsyncReadExt, AsyncWriteExt};
 use lapin::{
     tcp::AMQPUriTcpExt,

@@ -20,7 +20,7 @@ use crate::{
         component::Component,
         retry::{Delay, RetryPolicy},
     },
-    observe::events,
+    observe::events::{self, Event as _},
     unpoisoned::lock,
 };
 use lapin::{

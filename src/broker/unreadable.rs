@@ -7,7 +7,10 @@ use crate::{
         failure::{Dependency, Outage},
         settlement::Destination,
     },
-    observe::{events, heartbeat::Heartbeat},
+    observe::{
+        events::{self, Event as _},
+        heartbeat::Heartbeat,
+    },
     pipeline::ports::{CopyBody, Deliveries, Forward, Message},
     unpoisoned::lock,
 };

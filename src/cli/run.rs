@@ -1,7 +1,12 @@
 //! `pointsd run`
 
 use super::Exit;
-use crate::{app, app::logging, config::Settings, observe::events};
+use crate::{
+    app,
+    app::logging,
+    config::Settings,
+    observe::events::{self, Event as _},
+};
 use anyhow::Context as _;
 use std::{os::unix::process::CommandExt, process::Command};
 

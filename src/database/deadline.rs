@@ -7,7 +7,10 @@
 //! ([`WithDeadline::call_until`]).
 
 use super::DatabaseError;
-use crate::{domain::failure::Class, observe::events};
+use crate::{
+    domain::failure::Class,
+    observe::events::{self, Event as _},
+};
 use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},

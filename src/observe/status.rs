@@ -1,7 +1,7 @@
 //! The daemon's state, as `/readyz`, systemd and the gauges tell it.
 
 use super::{
-    events,
+    events::{self, Event as _},
     systemd::{self, News},
 };
 use crate::{
@@ -85,7 +85,7 @@ impl Status {
             if first == Some(component) && pause.is_due(Instant::now()) {
                 pause.logged = Instant::now();
                 pause.logged_reason.clone_from(reason);
-                events::StillPaused { dependency: *dependency, reason, after: pause.since.elapsed() }.emit();
+                events::StillPaused { dependency: *dependency, reason, paused: pause.since.elapsed() }.emit();
             }
             if !is_changed {
                 return;
@@ -107,7 +107,7 @@ impl Status {
             None => state.stalled.remove(&component),
         };
         match (before, time) {
-            (None, Some(time)) => events::Stalled { component, time }.emit(),
+            (None, Some(time)) => events::Stalled { component, waited: time }.emit(),
             (Some(_), None) => events::StallEnded { component }.emit(),
             (None, None) | (Some(_), Some(_)) => return,
         }
@@ -120,7 +120,7 @@ impl Status {
         let components = &mut state.paused[dependency as usize];
         if let Some(pause) = components.remove(&component) {
             if components.is_empty() {
-                events::Resumed { dependency, after: pause.since.elapsed() }.emit();
+                events::Resumed { dependency, paused: pause.since.elapsed() }.emit();
             }
             state.tell();
         }

@@ -1,7 +1,7 @@
 //! What systemd is told (`sd_notify(3)`), by a thread of its own: a notification is a datagram on a socket that may
 //! not take it, and nothing here waits for that.
 
-use super::events;
+use super::events::{self, Event as _};
 use sd_notify::NotifyState;
 use std::{
     ffi::OsStr,

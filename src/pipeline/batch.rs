@@ -2,7 +2,7 @@
 
 use crate::{
     domain::failure::{BatchError, Outage},
-    observe::events,
+    observe::events::{self, Event as _},
     pauses,
     pipeline::{
         lock_search,

@@ -7,7 +7,7 @@ use crate::{
         retry::RetryPolicy,
         settlement::Destination,
     },
-    observe::events,
+    observe::events::{self, Event as _},
     pipeline::{ports::Message, work::BatchContext},
 };
 use std::time::{Duration, Instant};

@@ -1,7 +1,10 @@
 //! Locked rows: found once, remembered, and tried again by one message a second, so that no other message waits for them.
 
 use super::ports::LedgerRow;
-use crate::{observe::events, unpoisoned::lock};
+use crate::{
+    observe::events::{self, Event as _},
+    unpoisoned::lock,
+};
 use std::{
     collections::HashMap,
     sync::{Mutex, MutexGuard},

@@ -42,7 +42,7 @@ fn prometheus_accepts_the_metrics() {
         "pointsd_messages_total",
         "pointsd_points_credited_total",
         "pointsd_dead_lettered_total",
-        "pointsd_commit_seconds_bucket",
+        "pointsd_commit_duration_seconds_bucket",
         "pointsd_batch_size_bucket",
         "pointsd_end_to_end_seconds_bucket",
         "pointsd_in_flight",

@@ -1,89 +1,89 @@
-//! Transactions of the ledger: what they commit, how long they take, and what they wait for.
+//! Events of ledger transactions: commits, failed commits and locked rows.
 
-#![allow(clippy::disallowed_macros, reason = "this is the place for them")]
-
+use super::{Event, seconds};
 use crate::{
     domain::{
         component::Component,
         credit::{Credit, Verdict},
         failure::BatchError,
     },
-    observe::{limit::Limit, metrics as names},
+    observe::{
+        limit::Limit,
+        metrics::{self, Work},
+    },
 };
-use ::metrics::{counter, histogram};
 use std::time::Duration;
 use tracing::{debug, info, warn};
 
-/// A transaction of the ledger was committed.
+/// A transaction of credits was committed.
 pub struct BatchCommitted<'a> {
-    /// What was in it.
+    /// The credits of the transaction.
     pub credits: &'a [Credit],
-    /// What the ledger said of each.
+    /// The result of each credit.
     pub verdicts: &'a [Verdict],
-    /// How long the ledger took.
+    /// The duration of the transaction.
     pub took: Duration,
 }
 
-impl BatchCommitted<'_> {
-    /// Counts and logs it.
-    pub fn emit(self) {
+impl Event for BatchCommitted<'_> {
+    fn emit(self) {
         let new = self.credits.iter().zip(self.verdicts).filter(|(_, verdict)| **verdict == Verdict::Credited);
         let (credited, points) = new.fold((0_u64, 0_u64), |(credited, points), (credit, _)| {
             (credited + 1, points + credit.points.get().unsigned_abs())
         });
-        counter!(names::POINTS_CREDITED).increment(points);
-        histogram!(names::COMMIT_SECONDS).record(self.took);
+        metrics::POINTS_CREDITED.add([], points);
+        metrics::COMMIT_DURATION.record([Work::Credits.label()], [self.took.as_secs_f64()]);
         #[allow(clippy::cast_precision_loss, reason = "a batch has at most 10 000 messages")]
-        histogram!(names::BATCH_SIZE).record(self.credits.len() as f64);
-        debug!(size = self.credits.len(), credited, points, took = ?self.took, "batch committed");
+        metrics::BATCH_SIZE.record([], [self.credits.len() as f64]);
+        debug!(size = self.credits.len(), credited, points, took_seconds = seconds(self.took), "credits committed");
     }
 }
 
 /// A transaction of the ledger failed.
 pub struct CommitFailed<'a> {
-    /// Whose it was.
+    /// The component whose batch it was.
     pub component: Component,
-    /// How many messages or checks are in it.
+    /// The number of messages or checks in the batch.
     pub size: usize,
-    /// How long it waited.
+    /// The time until the failure.
     pub took: Duration,
-    /// Why.
+    /// The reason of the failure.
     pub reason: &'a BatchError,
 }
 
-/// A failure after a wait of this length is a deadline or a time-out of some kind, whatever the database calls it.
+/// A failure after a wait of this length is a deadline or a timeout, whatever error the database reports.
 const LONG_WAIT: Duration = Duration::from_secs(1);
 
-/// Commits that wait in vain come in crowds.
-static COMMITS_HELD_UP: Limit = Limit::new(1);
+/// The limit for timed-out commits: one locked row can delay the batches of all workers.
+static COMMITS_TIMED_OUT: Limit = Limit::new(1);
 
-impl CommitFailed<'_> {
-    /// Logs it: at WARN when it waited for a lock or for long, once a second at most.
-    pub fn emit(self) {
+impl Event for CommitFailed<'_> {
+    /// Logs a failure after a lock or a long wait at WARN, at most once a second, and others at DEBUG.
+    fn emit(self) {
         let Self { component, size, took, reason } = self;
-        let queue = component.label();
+        let (queue, waited_seconds) = (component.label(), seconds(took));
         if !matches!(reason, BatchError::Locked(_)) && took < LONG_WAIT {
-            debug!(queue, size, waited = ?took, %reason, "commit failed");
-        } else if let Some(suppressed) = COMMITS_HELD_UP.admit() {
-            warn!(queue, size, waited = ?took, %reason, suppressed, "commit timed out");
+            debug!(queue, size, waited_seconds, %reason, "commit failed");
+        } else if let Some(suppressed) = COMMITS_TIMED_OUT.admit() {
+            warn!(queue, size, waited_seconds, %reason, suppressed, "commit timed out");
         }
     }
 }
 
-/// Another session holds a row locked: messages that need it take their retry steps, and all others go on.
+/// Another database session holds a row locked. Messages that need the row take their retry steps.
 pub struct RowLocked<'a> {
-    /// Which row.
+    /// The row.
     pub row: &'a str,
-    /// Which session.
+    /// The database session that holds it.
     pub holder: &'a str,
 }
 
-/// A bulk update locks thousands of rows.
+/// The limit for locked rows: a bulk update locks thousands of them.
 static ROWS_LOCKED: Limit = Limit::new(10);
 
-impl RowLocked<'_> {
-    /// Logs it, ten times a second at most.
-    pub fn emit(self) {
+impl Event for RowLocked<'_> {
+    /// Logs the row, at most ten times a second.
+    fn emit(self) {
         if let Some(suppressed) = ROWS_LOCKED.admit() {
             warn!(
                 row = self.row,
@@ -95,31 +95,31 @@ impl RowLocked<'_> {
     }
 }
 
-/// A row that was locked is free.
+/// A row that was locked is free again.
 pub struct RowReleased<'a> {
-    /// Which row.
+    /// The row.
     pub row: &'a str,
 }
 
-/// As [`ROWS_LOCKED`].
+/// The limit for released rows, for the same reason as [`ROWS_LOCKED`].
 static ROWS_RELEASED: Limit = Limit::new(10);
 
-impl RowReleased<'_> {
-    /// Logs it, ten times a second at most.
-    pub fn emit(self) {
+impl Event for RowReleased<'_> {
+    /// Logs the row, at most ten times a second.
+    fn emit(self) {
         if let Some(suppressed) = ROWS_RELEASED.admit() {
             info!(row = self.row, suppressed, "row released");
         }
     }
 }
 
-/// Logs the counts of suppressed lines, once the second in which that happened is over.
+/// Logs the numbers of suppressed lines, when the second in which they were suppressed is over.
 pub(super) fn report_suppressed() {
-    for (limit, what) in
-        [(&COMMITS_HELD_UP, "commits timed out"), (&ROWS_LOCKED, "rows locked"), (&ROWS_RELEASED, "rows released")]
+    for (limit, lines) in
+        [(&COMMITS_TIMED_OUT, "commits timed out"), (&ROWS_LOCKED, "rows locked"), (&ROWS_RELEASED, "rows released")]
     {
         if let Some(suppressed) = limit.overdue() {
-            warn!(suppressed, "further {what}");
+            warn!(suppressed, "further {lines}");
         }
     }
 }

@@ -1,318 +1,301 @@
-//! What becomes of the daemon, and who works with the dead queue.
+//! Events of the daemon as a whole: its dependencies, its start and stop, its environment, and the audit of the dead queue.
 
-#![allow(clippy::disallowed_macros, reason = "this is the place for them")]
-
+use super::{Event, seconds};
 use crate::{
     domain::{component::Component, failure::Dependency},
-    observe::metrics as names,
+    observe::metrics,
 };
-use ::metrics::gauge;
 use std::time::Duration;
 use tracing::{debug, info, warn};
 
-/// A call to a database did not answer; its thread, connection and pool were left behind.
+/// A call to a database exceeded its deadline, and its thread, connection and pool were abandoned.
 pub struct DatabaseAbandoned {
-    /// How long it was waited for.
+    /// The deadline.
     pub timeout: Duration,
 }
 
-impl DatabaseAbandoned {
-    /// Tells of it.
-    pub fn emit(self) {
-        debug!(timeout = ?self.timeout, "a database does not answer: its connections are abandoned");
+impl Event for DatabaseAbandoned {
+    fn emit(self) {
+        debug!(timeout_seconds = seconds(self.timeout), "database does not answer; its connections are abandoned");
     }
 }
 
-/// The connections to the broker stand, or not.
+/// A component has connected to the broker, or lost its connection.
 pub struct BrokerConnected {
-    /// Whose they are. The metric tells those of the credits.
+    /// The component. The metric shows only the credit queue's.
     pub component: Component,
-    /// Whether they do.
+    /// Whether the component is connected.
     pub connected: bool,
 }
 
-impl BrokerConnected {
-    /// Tells of it.
-    pub fn emit(self) {
+impl Event for BrokerConnected {
+    fn emit(self) {
         if self.component == Component::Credits {
-            gauge!(names::BROKER_CONNECTED).set(f64::from(u8::from(self.connected)));
+            metrics::BROKER_CONNECTED.set([], f64::from(u8::from(self.connected)));
         }
     }
 }
 
-/// The daemon begins to wait for a dependency.
+/// The daemon has paused because of the outage of a dependency.
 pub struct Paused<'a> {
-    /// For which.
+    /// The dependency.
     pub dependency: Dependency,
-    /// What was seen.
+    /// The reason of the outage.
     pub reason: &'a str,
 }
 
-impl Paused<'_> {
-    /// Tells of it.
-    pub fn emit(self) {
-        gauge!(names::PAUSED, "dependency" => self.dependency.label()).set(1.0);
+impl Event for Paused<'_> {
+    fn emit(self) {
+        metrics::PAUSED.set([self.dependency.label()], 1.0);
         warn!(dependency = self.dependency.label(), reason = self.reason, "paused");
     }
 }
 
-/// The daemon still waits for a dependency: the reason has changed, or it is time for a reminder.
+/// The daemon is still paused: the reason has changed, or a reminder is due.
 pub struct StillPaused<'a> {
-    /// For which.
+    /// The dependency.
     pub dependency: Dependency,
-    /// The present reason.
+    /// The current reason of the outage.
     pub reason: &'a str,
-    /// Since when.
-    pub after: Duration,
+    /// The duration of the pause so far.
+    pub paused: Duration,
 }
 
-impl StillPaused<'_> {
-    /// Logs it.
-    pub fn emit(self) {
-        warn!(dependency = self.dependency.label(), reason = self.reason, after = ?self.after, "still paused");
+impl Event for StillPaused<'_> {
+    fn emit(self) {
+        let paused_seconds = seconds(self.paused);
+        warn!(dependency = self.dependency.label(), reason = self.reason, paused_seconds, "still paused");
     }
 }
 
-/// The age of the oldest delivery that is not settled.
+/// The age of the oldest unsettled delivery was measured.
 pub struct OldestInFlight {
-    /// Of which queue.
+    /// The component that consumes the queue.
     pub component: Component,
-    /// Since it was taken; zero without one.
+    /// The time since the delivery was taken; zero without one.
     pub age: Duration,
 }
 
-impl OldestInFlight {
-    /// Sets the metric.
-    pub fn emit(self) {
-        gauge!(names::OLDEST_IN_FLIGHT_SECONDS, "queue" => self.component.label()).set(self.age.as_secs_f64());
+impl Event for OldestInFlight {
+    fn emit(self) {
+        metrics::OLDEST_IN_FLIGHT.set([self.component.label()], self.age.as_secs_f64());
     }
 }
 
-/// Deliveries of a queue wait, and nothing is committed.
+/// Deliveries of a queue wait, and none is committed.
 pub struct Stalled {
-    /// Of which queue.
+    /// The component that consumes the queue.
     pub component: Component,
-    /// For how long.
-    pub time: Duration,
+    /// The time without a commit.
+    pub waited: Duration,
 }
 
-impl Stalled {
-    /// Logs it.
-    pub fn emit(self) {
-        warn!(queue = self.component.label(), time = ?self.time, "stalled: no commit while deliveries wait");
+impl Event for Stalled {
+    fn emit(self) {
+        let waited_seconds = seconds(self.waited);
+        warn!(queue = self.component.label(), waited_seconds, "stalled: no commit while deliveries wait");
     }
 }
 
-/// A queue that was stalled goes on.
+/// A queue is no longer stalled.
 pub struct StallEnded {
-    /// Which queue.
+    /// The component that consumes the queue.
     pub component: Component,
 }
 
-impl StallEnded {
-    /// Logs it.
-    pub fn emit(self) {
+impl Event for StallEnded {
+    fn emit(self) {
         info!(queue = self.component.label(), "no longer stalled");
     }
 }
 
 /// A dependency works again.
 pub struct Resumed {
-    /// Which.
+    /// The dependency.
     pub dependency: Dependency,
-    /// How long it was waited for.
-    pub after: Duration,
+    /// The duration of the pause.
+    pub paused: Duration,
 }
 
-impl Resumed {
-    /// Tells of it.
-    pub fn emit(self) {
-        gauge!(names::PAUSED, "dependency" => self.dependency.label()).set(0.0);
-        info!(dependency = self.dependency.label(), after = ?self.after, "resumed");
+impl Event for Resumed {
+    fn emit(self) {
+        metrics::PAUSED.set([self.dependency.label()], 0.0);
+        info!(dependency = self.dependency.label(), paused_seconds = seconds(self.paused), "resumed");
     }
 }
 
-/// The daemon consumes, for the first time or from another node than before.
+/// The daemon consumes a queue for the first time, or from another node than before.
 pub struct Consuming<'a> {
-    /// From which queue.
+    /// The queue.
     pub queue: &'a str,
-    /// Which node answered.
+    /// The node of the broker.
     pub broker: &'a str,
 }
 
-impl Consuming<'_> {
-    /// Tells of it.
-    pub fn emit(self) {
+impl Event for Consuming<'_> {
+    fn emit(self) {
         info!(queue = self.queue, broker = self.broker, "consuming");
     }
 }
 
-/// Environment variables begin as ours and are no settings.
+/// Environment variables have the prefix of pointsd but are not settings.
 pub struct EnvironmentIgnored<'a> {
-    /// Their names.
+    /// The names of the variables.
     pub variables: &'a [String],
 }
 
-impl EnvironmentIgnored<'_> {
-    /// Writes the log line.
-    pub fn emit(self) {
+impl Event for EnvironmentIgnored<'_> {
+    fn emit(self) {
         let variables = self.variables.join(", ");
         warn!(variables, "environment variables ignored: not settings (a setting is written POINTSD_SECTION__KEY)");
     }
 }
 
-/// The daemon starts.
+/// The daemon has started.
 pub struct Started<'a> {
-    /// Whether there is a payment source.
+    /// Whether a payment source is configured.
     pub checks: bool,
-    /// Which ledger it uses, without secrets.
+    /// The ledger, without secrets.
     pub ledger: &'a str,
-    /// Where its endpoints are.
+    /// The address of the endpoints.
     pub http: &'a str,
 }
 
-impl Started<'_> {
-    /// Tells of it.
-    pub fn emit(self) {
+impl Event for Started<'_> {
+    fn emit(self) {
         info!(version = env!("CARGO_PKG_VERSION"), ledger = self.ledger, http = self.http, "pointsd started");
-        gauge!(names::PAYMENT_SOURCE_CONFIGURED).set(f64::from(u8::from(self.checks)));
+        metrics::PAYMENT_SOURCE_CONFIGURED.set([], f64::from(u8::from(self.checks)));
         if !self.checks {
             warn!("credits are not checked: pay_status.source is \"none\"");
         }
     }
 }
 
-/// The schema was brought up to date.
+/// The ledger schema was checked for migrations to run.
 pub struct Migrated<'a> {
-    /// What was run.
+    /// The versions that were run.
     pub versions: &'a [String],
 }
 
-impl Migrated<'_> {
-    /// Tells of it.
-    pub fn emit(self) {
+impl Event for Migrated<'_> {
+    /// Logs the versions, if there are any.
+    fn emit(self) {
         if !self.versions.is_empty() {
             info!(versions = ?self.versions, "ledger schema migrated");
         }
     }
 }
 
-/// Something asked the daemon to stop.
+/// A signal asked the daemon to stop.
 pub struct Stopping<'a> {
-    /// What.
+    /// The name of the signal.
     pub signal: &'a str,
 }
 
-impl Stopping<'_> {
-    /// Tells of it.
-    pub fn emit(self) {
-        info!(signal = self.signal, "stopping: settling what is in flight");
+impl Event for Stopping<'_> {
+    fn emit(self) {
+        info!(signal = self.signal, "stopping: settling deliveries in flight");
     }
 }
 
-/// The daemon leaves.
+/// The daemon has stopped.
 pub struct Stopped {
-    /// Whether everything in flight was settled or given back in time.
+    /// Whether every delivery in flight was settled or given back in time.
     pub in_time: bool,
 }
 
-impl Stopped {
-    /// Tells of it.
-    pub fn emit(self) {
+impl Event for Stopped {
+    fn emit(self) {
         if self.in_time {
             info!("stopped");
         } else {
-            warn!("stopped at shutdown_timeout: what was in flight will be delivered again");
+            warn!("stopped at shutdown_timeout: the broker delivers unsettled messages again");
         }
     }
 }
 
-/// The daemon's clock was compared with the ledger's.
+/// The clock of the daemon was compared with the clock of the ledger's server.
 pub struct ClockSkew {
-    /// By how many seconds the ledger's is ahead; negative: behind.
+    /// The number of seconds by which the clock of the ledger's server is ahead; negative: behind.
     pub seconds: f64,
-    /// Whether to warn of it.
+    /// Whether to log a warning.
     pub warn: bool,
 }
 
-impl ClockSkew {
-    /// Sets the metric, and writes the log line where it is to be warned of.
-    pub fn emit(self) {
-        gauge!(names::CLOCK_SKEW).set(self.seconds);
+impl Event for ClockSkew {
+    fn emit(self) {
+        metrics::CLOCK_SKEW.set([], self.seconds);
         if self.warn {
-            let seconds = format!("{:+.1}", self.seconds);
-            warn!(seconds, "clock skew between the ledger's server and this machine: synchronise the clocks");
+            let skew_seconds = (self.seconds * 10.0).round() / 10.0;
+            warn!(skew_seconds, "clock skew between the ledger's server and this machine: synchronise the clocks");
         }
     }
 }
 
-/// A notification of systemd cannot be sent. Logged once.
+/// A notification to systemd could not be sent. Logged once.
 pub struct NotNotified<'a> {
-    /// Why.
+    /// The reason.
     pub error: &'a str,
 }
 
-impl NotNotified<'_> {
-    /// Writes the log line.
-    pub fn emit(self) {
+impl Event for NotNotified<'_> {
+    fn emit(self) {
         warn!(error = self.error, "systemd cannot be notified (NOTIFY_SOCKET); further failures are not logged");
     }
 }
 
-/// A loop of the daemon does not turn any more; systemd is not told that it lives.
-pub struct LoopStuck<'a> {
-    /// Which.
-    pub name: &'a str,
-    /// By how much it is late.
-    pub late: Duration,
+/// A task of the daemon is stalled, so that the daemon withholds the ping of the systemd watchdog.
+pub struct TaskStalled<'a> {
+    /// The name of the task.
+    pub task: &'a str,
+    /// The time since the current step of the task was due.
+    pub overdue: Duration,
 }
 
-impl LoopStuck<'_> {
-    /// Tells of it.
-    pub fn emit(self) {
-        warn!(name = self.name, late = ?self.late, "a loop does not turn: the watchdog is not fed");
+impl Event for TaskStalled<'_> {
+    fn emit(self) {
+        let overdue_seconds = seconds(self.overdue);
+        warn!(task = self.task, overdue_seconds, "task stalled; withholding the systemd watchdog ping");
     }
 }
 
-/// Somebody worked with the dead queue: the audit's line, whatever the level of the log.
+/// A command worked with the dead queue. The audit line is logged at every log level.
 pub struct DeadQueueAudit<'a> {
-    /// Who, and on which machine.
+    /// The user and the machine.
     pub who: &'a str,
-    /// Which command.
+    /// The command.
     pub action: &'a str,
-    /// On which queue.
+    /// The dead queue.
     pub queue: &'a str,
-    /// Which messages were meant.
+    /// The selection of messages.
     pub selection: &'a str,
-    /// How many that were; `None` before it is known.
+    /// The number of selected messages; `None` before it is known.
     pub selected: Option<u64>,
-    /// How many were taken out of the queue.
+    /// The number of messages that were removed from the queue.
     pub removed: u64,
-    /// How it ended.
+    /// The result of the command.
     pub end: &'a str,
-    /// The run of a requeue, as in `x-pointsd-requeue-id`.
+    /// The ID of the requeue run, as in `x-pointsd-requeue-id`.
     pub requeue_id: Option<&'a str>,
 }
 
-impl DeadQueueAudit<'_> {
-    /// Tells of it.
-    pub fn emit(self) {
+impl Event for DeadQueueAudit<'_> {
+    fn emit(self) {
         let Self { who, action, queue, selection, selected, removed, end, requeue_id } = self;
         info!(target: "pointsd::audit", who, action, queue, selection, selected, removed, end, requeue_id, "dead queue");
     }
 }
 
-/// A queue that others declared may lose messages after a few redeliveries.
+/// A queue that pointsd did not declare may lose messages after a few redeliveries.
 pub struct QueueIsDangerous<'a> {
-    /// Which queue.
+    /// The queue.
     pub queue: &'a str,
-    /// What is dangerous about it.
+    /// The danger.
     pub danger: &'a str,
 }
 
-impl QueueIsDangerous<'_> {
-    /// Logs it.
-    pub fn emit(self) {
+impl Event for QueueIsDangerous<'_> {
+    fn emit(self) {
         warn!(queue = self.queue, "the queue may lose messages: {}", self.danger);
     }
 }

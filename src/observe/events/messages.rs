@@ -1,98 +1,84 @@
-//! What becomes of messages.
+//! Events of messages and of the queues that hold them.
 
-#![allow(clippy::disallowed_macros, reason = "this is the place for them")]
-
+use super::{Event, seconds, tally};
 use crate::{
     domain::{component::Component, dead_letter::Reason, ids::PaymentId, outcome::Outcome},
-    observe::{limit::Limit, metrics as names},
+    observe::{limit::Limit, metrics},
 };
-use ::metrics::{counter, gauge, histogram};
 use std::time::{Duration, SystemTimeError};
 use tracing::{debug, warn};
 
-/// A batch failed for a reason that may pass, and is tried again.
+/// A batch failed for a transient reason and is retried.
 pub struct BatchRetried<'a> {
-    /// How many messages are in it.
+    /// The number of messages in the batch.
     pub size: usize,
-    /// What was said.
+    /// The reason of the failure.
     pub reason: &'a str,
-    /// How long it waits.
+    /// The pause before the next attempt.
     pub pause: Duration,
 }
 
-impl BatchRetried<'_> {
-    /// Tells of it.
-    pub fn emit(self) {
-        debug!(size = self.size, reason = self.reason, pause = ?self.pause, "batch failed, trying again");
+impl Event for BatchRetried<'_> {
+    fn emit(self) {
+        let pause_seconds = seconds(self.pause);
+        debug!(size = self.size, reason = self.reason, pause_seconds, "batch failed; retrying");
     }
 }
 
-/// Counts messages by their outcome, once for the whole batch.
-pub(super) fn count_messages(
-    queue: &'static str,
-    labels: &[&'static str],
-    outcomes: impl Iterator<Item = &'static str>,
-) {
-    let mut counts = vec![0_u64; labels.len()];
-    for outcome in outcomes {
-        // The usual ones come first.
-        if let Some(index) = labels.iter().position(|label| *label == outcome) {
-            counts[index] += 1;
-        }
-    }
-    for (outcome, count) in labels.iter().zip(counts).filter(|(_, count)| *count > 0) {
-        counter!(names::MESSAGES, "queue" => queue, "outcome" => *outcome).increment(count);
+/// Counts messages by outcome, with one update of the metric for each outcome in the batch.
+pub(super) fn count_messages(queue: &'static str, outcomes: impl Iterator<Item = &'static str>) {
+    for (outcome, count) in tally(outcomes) {
+        metrics::MESSAGES.add([queue, outcome], count);
     }
 }
 
-/// The time since a message's timestamp; an error where that is in the future.
+/// The time since the timestamp of a message; an error if the timestamp is in the future.
 pub type Age = Result<Duration, SystemTimeError>;
 
-/// Records ages, and counts the messages whose clock is ahead of ours: they have none.
+/// Records the ages of messages, and counts the messages whose timestamp is in the future.
 pub(super) fn record_ages(ages: impl Iterator<Item = Age>) {
-    let (seconds, ahead) = (histogram!(names::END_TO_END_SECONDS), counter!(names::CLOCK_SKEW_MESSAGES));
-    for age in ages {
-        match age {
-            Ok(age) => seconds.record(age),
-            Err(_) => ahead.increment(1),
-        }
-    }
+    let mut ahead = 0;
+    let known = ages.filter_map(|age| age.inspect_err(|_| ahead += 1).ok());
+    metrics::END_TO_END.record([], known.map(|age| age.as_secs_f64()));
+    metrics::CLOCK_SKEW_MESSAGES.add([], ahead);
 }
 
-/// The outcomes of a batch of credits are durable, and its messages are about to be settled.
+/// The outcomes of a batch of credits are durable, and its messages are settled next.
 pub struct CreditsSettled<O, A> {
-    /// Of which queue.
+    /// The component that consumed the batch.
     pub component: Component,
-    /// Of each message.
+    /// The outcome of each message.
     pub outcomes: O,
     /// The age of each message that has a timestamp.
     pub ages: A,
 }
 
-impl<'a, O: Iterator<Item = &'a Outcome>, A: Iterator<Item = Age>> CreditsSettled<O, A> {
-    /// Tells of it.
-    pub fn emit(self) {
-        count_messages(self.component.label(), &Outcome::LABELS, self.outcomes.map(Outcome::label));
+impl<'a, O: Iterator<Item = &'a Outcome>, A: Iterator<Item = Age>> Event for CreditsSettled<O, A> {
+    fn emit(self) {
+        count_messages(self.component.label(), self.outcomes.map(Outcome::label));
         record_ages(self.ages);
     }
 }
 
-/// A confirmed copy of a message stands in the dead queue.
+/// A copy of a message was confirmed in the dead queue.
 pub struct MessageParked<'a> {
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// Its payment, where it could be read.
+    /// The payment, if it can be read.
     pub payment_id: Option<&'a PaymentId>,
-    /// What it can be found by.
+    /// The identification of the message.
     pub message: &'a str,
-    /// What happened.
+    /// The error.
     pub error: &'a str,
 }
 
-impl MessageParked<'_> {
-    /// Tells of it.
-    pub fn emit(self) {
-        counter!(names::DEAD_LETTERED, "reason" => self.reason.label()).increment(1);
+/// The limit for parked messages: a defective producer parks thousands of them.
+static PARKED: Limit = Limit::new(10);
+
+impl Event for MessageParked<'_> {
+    /// Counts the message and logs it, at most ten times a second.
+    fn emit(self) {
+        metrics::DEAD_LETTERED.add([self.reason.label()], 1);
         let Some(suppressed) = PARKED.admit() else { return };
         if suppressed > 0 {
             warn!(messages = suppressed, "further messages parked");
@@ -107,39 +93,26 @@ impl MessageParked<'_> {
     }
 }
 
-/// A producer with a defect parks thousands of messages.
-static PARKED: Limit = Limit::new(10);
-
-/// So does a locked row delay them.
-static DELAYED: Limit = Limit::new(10);
-
-/// Logs how many messages were parked or delayed without a line, once the second in which that happened is over.
-pub(super) fn report_suppressed() {
-    if let Some(suppressed) = PARKED.overdue() {
-        warn!(messages = suppressed, "further messages parked");
-    }
-    if let Some(suppressed) = DELAYED.overdue() {
-        warn!(messages = suppressed, "further messages delayed");
-    }
-}
-
-/// A confirmed copy of a message stands in a delay queue.
+/// A copy of a message was confirmed in a retry delay queue.
 pub struct MessageDelayed<'a> {
-    /// Which delayed retry it is, counted from 1.
+    /// The number of the delayed retry, counted from 1.
     pub attempt: u32,
-    /// How long it waits, as configured.
+    /// The delay, as configured.
     pub delay: &'a str,
-    /// Its payment.
+    /// The payment, if it can be read.
     pub payment_id: Option<&'a PaymentId>,
-    /// What it can be found by.
+    /// The identification of the message.
     pub message: &'a str,
-    /// What happened.
+    /// The error.
     pub error: &'a str,
 }
 
-impl MessageDelayed<'_> {
-    /// Tells of it.
-    pub fn emit(self) {
+/// The limit for delayed messages: a locked row delays thousands of them.
+static DELAYED: Limit = Limit::new(10);
+
+impl Event for MessageDelayed<'_> {
+    /// Logs the message, at most ten times a second.
+    fn emit(self) {
         let Some(suppressed) = DELAYED.admit() else { return };
         if suppressed > 0 {
             warn!(messages = suppressed, "further messages delayed");
@@ -155,31 +128,39 @@ impl MessageDelayed<'_> {
     }
 }
 
-/// How many deliveries are taken and not settled.
-pub struct InFlight {
-    /// Of which queue.
-    pub component: Component,
-    /// Their number.
-    pub deliveries: usize,
-}
-
-impl InFlight {
-    /// Tells of it.
-    pub fn emit(self) {
-        #[allow(clippy::cast_precision_loss, reason = "at most the prefetch")]
-        gauge!(names::IN_FLIGHT, "queue" => self.component.label()).set(self.deliveries as f64);
+/// Logs the numbers of messages that were parked or delayed without a line, when the second in which that happened is over.
+pub(super) fn report_suppressed() {
+    if let Some(suppressed) = PARKED.overdue() {
+        warn!(messages = suppressed, "further messages parked");
+    }
+    if let Some(suppressed) = DELAYED.overdue() {
+        warn!(messages = suppressed, "further messages delayed");
     }
 }
 
-/// Unsettled deliveries went back to their queue.
+/// The number of unsettled deliveries of a queue has changed.
+pub struct InFlight {
+    /// The component that consumes the queue.
+    pub component: Component,
+    /// The number of unsettled deliveries.
+    pub deliveries: usize,
+}
+
+impl Event for InFlight {
+    fn emit(self) {
+        #[allow(clippy::cast_precision_loss, reason = "at most the prefetch")]
+        metrics::IN_FLIGHT.set([self.component.label()], self.deliveries as f64);
+    }
+}
+
+/// Unsettled deliveries were given back to their queue.
 pub struct GaveBack {
-    /// How many; `None` when the broker did not answer in time, and takes them back as the connection ends.
+    /// The number of deliveries; `None` if the broker did not answer in time and requeues them when the connection ends.
     pub deliveries: Option<usize>,
 }
 
-impl GaveBack {
-    /// Tells of it.
-    pub fn emit(self) {
+impl Event for GaveBack {
+    fn emit(self) {
         match self.deliveries {
             Some(0) => {}
             Some(deliveries) => debug!(deliveries, "unsettled deliveries given back"),
@@ -188,67 +169,79 @@ impl GaveBack {
     }
 }
 
-/// Checks were held for so long that the broker might take them back.
+/// Checks were held for almost as long as the broker permits.
 pub struct HeldTooLong<'a> {
-    /// Of which queue.
+    /// The queue of the checks.
     pub queue: &'a str,
 }
 
-impl HeldTooLong<'_> {
-    /// Writes the log line.
-    pub fn emit(self) {
+impl Event for HeldTooLong<'_> {
+    fn emit(self) {
         warn!(
             queue = self.queue,
-            "checks take long: deliveries given back, one message is held at a time until they are faster"
+            "checks are slow: deliveries given back; one message at a time is taken until checks are faster"
         );
     }
 }
 
-/// A queue that is needed was gone.
+/// A required queue or exchange was missing and has been declared.
 pub struct QueueGone<'a> {
-    /// Which queue, or exchange.
+    /// The queue or exchange.
     pub subject: &'a str,
-    /// What its disappearance means, and what to do.
+    /// The consequence of the loss, and the action to take.
     pub lost: &'static str,
 }
 
-impl QueueGone<'_> {
-    /// Writes the log line.
-    pub fn emit(self) {
+impl Event for QueueGone<'_> {
+    fn emit(self) {
         warn!(subject = self.subject, "gone from the broker, and declared again, empty: {}", self.lost);
     }
 }
 
-/// A check queue exists, and this daemon schedules no checks.
+/// A check queue exists, but this daemon has no payment source and schedules no checks.
 pub struct ChecksNotScheduled<'a> {
-    /// Which queue.
+    /// The check queue.
     pub queue: &'a str,
 }
 
-impl ChecksNotScheduled<'_> {
-    /// Writes the log line.
-    pub fn emit(self) {
+impl Event for ChecksNotScheduled<'_> {
+    fn emit(self) {
         warn!(
             queue = self.queue,
-            "the check queue exists, but pay_status.source is \"none\": what this daemon credits is not checked; all daemons \
-             of a credit queue must have the same payment source"
+            "the check queue exists, but pay_status.source is \"none\": credits of this daemon are not checked; all daemons of a \
+             credit queue must have the same payment source"
         );
     }
 }
 
-/// A broker that takes `x-death` headers from clients.
+/// The broker accepts `x-death` headers from clients.
 pub struct TrustsXDeath<'a> {
-    /// Its version.
+    /// The version of the broker.
     pub version: &'a str,
 }
 
-impl TrustsXDeath<'_> {
-    /// Writes the log line.
-    pub fn emit(self) {
+impl Event for TrustsXDeath<'_> {
+    fn emit(self) {
         warn!(
             version = self.version,
-            "RabbitMQ before 4.0 trusts the x-death header of a client: a message with a forged one that reaches the delivery \
-             limit of its queue can stop dead-lettering on the node (docs/reference/headers.md)"
+            "RabbitMQ before 4.0 trusts the x-death header of a client: a message with a forged header can stop dead-lettering on \
+             its node when it reaches the delivery limit of its queue (docs/reference/headers.md)"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::metrics::rendered_after;
+
+    #[test]
+    fn every_message_is_counted_under_its_outcome() {
+        let outcomes = Outcome::LABELS.into_iter().chain(["credited", "credited"]);
+        let text = rendered_after(|| count_messages("credit", outcomes));
+        for (outcome, count) in Outcome::LABELS.map(|label| (label, if label == "credited" { 3 } else { 1 })) {
+            let line = format!("pointsd_messages_total{{queue=\"credit\",outcome=\"{outcome}\"}} {count}");
+            assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+        }
     }
 }

@@ -1,57 +1,53 @@
-//! What becomes of the outbox.
+//! Events of the outbox and its relay.
 
-#![allow(clippy::disallowed_macros, reason = "this is the place for them")]
-
-use crate::observe::metrics as names;
-use ::metrics::gauge;
+use super::Event;
+use crate::observe::metrics;
 use tracing::{debug, info, warn};
 
-/// This daemon has the turn, and a broker that takes its messages.
+/// This daemon has started to relay the outbox.
 pub struct Relaying;
 
-impl Relaying {
-    /// Tells of it.
-    pub fn emit(self) {
+impl Event for Relaying {
+    fn emit(self) {
         info!("relaying the outbox");
     }
 }
 
-/// The outbox was counted.
+/// The rows of the outbox were counted.
 pub struct OutboxCounted {
-    /// Its rows, up to a million.
+    /// The number of rows, up to a million.
     pub rows: i64,
-    /// The age of the first one.
+    /// The age of the oldest row; `None` without rows.
     pub oldest_seconds: Option<f64>,
 }
 
-impl OutboxCounted {
-    /// Tells of it.
-    pub fn emit(self) {
+impl Event for OutboxCounted {
+    fn emit(self) {
         #[allow(clippy::cast_precision_loss, reason = "at most a million")]
-        gauge!(names::OUTBOX_ROWS).set(self.rows as f64);
-        gauge!(names::OUTBOX_OLDEST_SECONDS).set(self.oldest_seconds.unwrap_or(0.0));
+        metrics::OUTBOX_ROWS.set([], self.rows as f64);
+        metrics::OUTBOX_OLDEST.set([], self.oldest_seconds.unwrap_or(0.0));
     }
 }
 
-/// Rows of the outbox could not be delivered, and are held.
+/// Rows of the outbox could not be delivered and are held.
 pub struct OutboxHeld<'a> {
-    /// Where they were to go.
+    /// The exchange of the rows.
     pub exchange: &'a str,
-    /// How many.
+    /// The number of rows.
     pub rows: u64,
-    /// The first of them.
+    /// The ID of the first row.
     pub first_id: i64,
-    /// Whether there are some among them that were not tried before.
-    pub anew: bool,
-    /// What the broker said of that one.
+    /// Whether one of the rows was tried for the first time.
+    pub is_new: bool,
+    /// The error of the first row.
     pub error: &'a str,
 }
 
-impl OutboxHeld<'_> {
-    /// Tells of it: as a warning where it is news.
-    pub fn emit(self) {
-        let Self { exchange, rows, first_id, anew, error } = self;
-        if anew {
+impl Event for OutboxHeld<'_> {
+    /// Logs rows that are held for the first time as a warning, others at DEBUG.
+    fn emit(self) {
+        let Self { exchange, rows, first_id, is_new, error } = self;
+        if is_new {
             warn!(exchange, rows, first_id, error, "outbox rows held; `pointsd outbox list` shows them");
         } else {
             debug!(exchange, rows, first_id, error, "outbox rows still held");

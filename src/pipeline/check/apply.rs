@@ -16,7 +16,7 @@ use crate::{
         status::PaymentStatus,
         valuation::PaymentValue,
     },
-    observe::events,
+    observe::events::{self, Event as _},
     pipeline::{
         batch::run_bisecting,
         check::{

@@ -12,7 +12,10 @@ use crate::{
         notification_source::NotificationKind,
         valuation::PaymentValue,
     },
-    observe::{events, heartbeat::Heartbeat},
+    observe::{
+        events::{self, Event as _},
+        heartbeat::Heartbeat,
+    },
     pipeline::{
         check::{group::Candidate, pipeline::CheckPipeline},
         locked_rows::LockedRows,

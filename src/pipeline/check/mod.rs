@@ -21,7 +21,7 @@ use crate::{
         failure::{Dependency, Outage},
         ids::PaymentId,
     },
-    observe::events,
+    observe::events::{self, Event as _},
     pipeline::work::{BatchContext, Interrupted},
 };
 use forward::Forwarded;

@@ -11,7 +11,7 @@ use crate::{
         notification::Notification,
         notification_source::{NotificationKind, NotificationSource},
     },
-    observe::events,
+    observe::events::{self, Event as _},
     pipeline::{
         check::pipeline::CheckPipeline,
         ports::{Message, Origin},

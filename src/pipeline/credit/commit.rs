@@ -6,7 +6,7 @@ use crate::{
         credit::{Credit, Verdict},
         failure::{BatchError, Outage},
     },
-    observe::events,
+    observe::events::{self, Event as _},
     pipeline::{
         locked_rows::LockedRows,
         ports::{CreditLedger, LedgerRow, Patience, RowLocks},

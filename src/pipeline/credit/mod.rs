@@ -21,7 +21,7 @@ use crate::{
         outcome::Outcome,
         retry::RetryPolicy,
     },
-    observe::events,
+    observe::events::{self, Event as _},
     pipeline::{
         batch::run_bisecting,
         forward,
