@@ -1,7 +1,10 @@
 //! The audit lines of the use cases.
 
 use super::selection::Selection;
-use crate::{config::Settings, observe::events::{self, Event as _}};
+use crate::{
+    config::Settings,
+    observe::events::{self, Event as _},
+};
 
 /// The end of the line that a use case logs before it removes the first message.
 pub(super) const BEGUN: &str = "begun";
