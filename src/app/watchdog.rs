@@ -1,25 +1,25 @@
-//! systemd's watchdog (`WatchdogSec=`): fed as long as every loop turns.
+//! The systemd watchdog (`WatchdogSec=`): pinged while no task is stalled.
 
 use crate::observe::{
     events::{self, Event as _},
     heartbeat::Heartbeats,
-    systemd::{self, News},
+    systemd::{self, Notice},
 };
 
-/// Starts to feed the watchdog, where systemd has asked for it.
+/// Starts to ping the watchdog, if systemd has enabled it.
 pub(super) fn start(heartbeats: Heartbeats) {
     let Some(period) = sd_notify::watchdog_enabled() else { return };
     tokio::spawn(async move {
-        // Three times a period: one late turn of this task is not yet a missed one.
-        let mut turns = tokio::time::interval(period / 3);
+        // Three pings in each period: one late ping does not miss the deadline.
+        let mut pings = tokio::time::interval(period / 3);
         loop {
-            turns.tick().await;
-            match heartbeats.stuck() {
-                // What is not taken was not heard, and systemd decides.
+            pings.tick().await;
+            match heartbeats.stalled() {
+                // If a ping is dropped, systemd decides.
                 None => {
-                    systemd::tell(News::Alive);
+                    systemd::notify(Notice::Watchdog);
                 }
-                Some((name, late)) => events::TaskStalled { task: name, overdue: late }.emit(),
+                Some((task, overdue)) => events::TaskStalled { task, overdue }.emit(),
             }
         }
     });

@@ -1,6 +1,7 @@
-//! Whether the daemon's loops turn: what the watchdog of systemd is told.
+//! Heartbeats of the daemon's tasks: the systemd watchdog is pinged while no task is stalled.
 //!
-//! A loop says before each step how long that step may take at most; one that is late is stuck, whatever it waits for.
+//! A task has a maximum duration for each of its steps and beats before each step. A task whose step is overdue is stalled,
+//! whatever it waits for.
 
 use crate::unpoisoned::lock;
 use std::{
@@ -9,36 +10,37 @@ use std::{
     time::{Duration, Instant},
 };
 
-type Loops = BTreeMap<u64, (&'static str, Instant)>;
+/// The name of each task and the time at which its current step is due.
+type Tasks = BTreeMap<u64, (&'static str, Instant)>;
 
-/// All loops that are turning.
+/// The heartbeats of all running tasks.
 #[derive(Debug, Clone, Default)]
-pub struct Heartbeats(Arc<Mutex<Loops>>);
+pub struct Heartbeats(Arc<Mutex<Tasks>>);
 
 impl Heartbeats {
-    fn lock(&self) -> MutexGuard<'_, Loops> {
+    fn lock(&self) -> MutexGuard<'_, Tasks> {
         lock(&self.0)
     }
 
-    /// A new loop, whose steps take at most `step`. It counts until its heartbeat is dropped.
+    /// Adds a task whose steps take at most `step`. The task counts until its heartbeat is dropped.
     pub fn begin(&self, name: &'static str, step: Duration) -> Heartbeat {
-        let mut loops = self.lock();
-        let number = loops.last_key_value().map_or(0, |(number, _)| number + 1);
-        loops.insert(number, (name, Instant::now() + step));
-        drop(loops);
+        let mut tasks = self.lock();
+        let number = tasks.last_key_value().map_or(0, |(number, _)| number + 1);
+        tasks.insert(number, (name, Instant::now() + step));
+        drop(tasks);
         Heartbeat { heartbeats: self.clone(), number, step }
     }
 
-    /// The loop that is most late, and by how much.
-    pub fn stuck(&self) -> Option<(&'static str, Duration)> {
+    /// The stalled task whose step is overdue for the longest time, with that time.
+    pub fn stalled(&self) -> Option<(&'static str, Duration)> {
         let now = Instant::now();
-        let loops = self.lock();
-        let late = loops.values().filter_map(|(name, due)| Some((*name, now.checked_duration_since(*due)?)));
-        late.max_by_key(|(_, late)| *late)
+        let tasks = self.lock();
+        let overdue = tasks.values().filter_map(|(name, due)| Some((*name, now.checked_duration_since(*due)?)));
+        overdue.max_by_key(|(_, overdue)| *overdue)
     }
 }
 
-/// One loop's.
+/// The heartbeat of one task.
 #[derive(Debug)]
 pub struct Heartbeat {
     heartbeats: Heartbeats,
@@ -47,7 +49,7 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// A step begins.
+    /// Begins a step of the task.
     pub fn beat(&self) {
         if let Some((_, due)) = self.heartbeats.lock().get_mut(&self.number) {
             *due = Instant::now() + self.step;
@@ -66,14 +68,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_loop_is_stuck_when_a_step_is_late_and_only_while_it_lives() {
+    fn a_task_is_stalled_when_a_step_is_overdue_and_only_while_it_runs() {
         let heartbeats = Heartbeats::default();
-        let turning = heartbeats.begin("turning", Duration::from_secs(60));
-        assert_eq!(heartbeats.stuck(), None);
-        let stuck = heartbeats.begin("stuck", Duration::ZERO);
-        assert_eq!(heartbeats.stuck().map(|(name, _)| name), Some("stuck"));
-        turning.beat();
-        drop(stuck);
-        assert_eq!(heartbeats.stuck(), None);
+        let running = heartbeats.begin("running", Duration::from_secs(60));
+        assert_eq!(heartbeats.stalled(), None);
+        let late = heartbeats.begin("late", Duration::ZERO);
+        assert_eq!(heartbeats.stalled().map(|(name, _)| name), Some("late"));
+        running.beat();
+        drop(late);
+        assert_eq!(heartbeats.stalled(), None);
     }
 }

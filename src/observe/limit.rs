@@ -1,4 +1,4 @@
-//! Log lines that are limited: so many a second, and then a count of the others.
+//! Rate limits of log lines: a number of lines per second, and a count of the suppressed ones.
 
 use crate::unpoisoned::lock;
 use std::{
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The limit of one kind of line, for the whole process.
+/// The rate limit of one kind of log line in this process.
 #[derive(Debug)]
 pub struct Limit {
     lines_per_second: u32,
@@ -21,13 +21,13 @@ struct Second {
 }
 
 impl Limit {
-    /// At most `lines_per_second` lines in a second that begins with the first of them.
+    /// Admits at most `lines_per_second` lines in each second. A second begins with its first line.
     pub const fn new(lines_per_second: u32) -> Self {
         Self { lines_per_second, second: Mutex::new(None) }
     }
 
-    /// Whether a line may be written now: `Some` with the number of lines that were suppressed since the last one, `None`
-    /// when this one is suppressed, too.
+    /// Admits or suppresses a line: `Some` has the number of lines that were suppressed since the last admitted one, `None`
+    /// suppresses this line.
     pub fn admit(&self) -> Option<u64> {
         self.admit_at(Instant::now())
     }
@@ -46,8 +46,8 @@ impl Limit {
         None
     }
 
-    /// The number of lines that were suppressed, once the second in which that happened is over and no other line reported
-    /// them.
+    /// The number of suppressed lines that no admitted line has reported, when the second in which they were suppressed is
+    /// over.
     pub fn overdue(&self) -> Option<u64> {
         self.overdue_at(Instant::now())
     }

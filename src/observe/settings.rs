@@ -2,46 +2,46 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-/// `[health]`
+/// Settings of the health checks: `[health]`.
 #[derive(Debug, Clone)]
 pub struct HealthSettings {
-    /// How long credits may wait for a commit before `/readyz` answers 503.
+    /// The time that credits may wait for a commit before `/readyz` answers 503.
     pub stalled_after: Duration,
 }
 
-/// `[http]`
+/// Settings of the endpoints: `[http]`.
 #[derive(Debug, Clone, Copy)]
 pub struct HttpSettings {
-    /// Where `/metrics`, `/healthz` and `/readyz` are.
+    /// The address of `/metrics`, `/healthz` and `/readyz`.
     pub listen: SocketAddr,
 }
 
-/// `[log]`
+/// Settings of the log: `[log]`.
 #[derive(Debug, Clone, Copy)]
 pub struct LogSettings {
-    /// What is logged.
+    /// The least severe level that is logged.
     pub level: LogLevel,
-    /// How.
+    /// The format of the log lines.
     pub format: LogFormat,
 }
 
-/// The least grave events that are logged.
+/// The least severe level of events that are logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLevel {
-    /// Only what fails.
+    /// Errors only.
     Error,
-    /// Also what a person should look at.
+    /// Also warnings, which need attention.
     Warn,
-    /// Also what changes the daemon's state.
+    /// Also changes of the daemon's state.
     Info,
-    /// Also every batch.
+    /// Also one line for every batch.
     Debug,
     /// Everything.
     Trace,
 }
 
 impl LogLevel {
-    /// As it is written in the configuration.
+    /// The value in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Error => "error",
@@ -53,19 +53,19 @@ impl LogLevel {
     }
 }
 
-/// How an event is written.
+/// The format of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// A line for people, on standard error.
+    /// Text, on standard error.
     Text,
-    /// A JSON object a line, on standard error.
+    /// One JSON object per line, on standard error.
     Json,
-    /// Structured, to the systemd journal.
+    /// Structured fields, in the systemd journal.
     Journald,
 }
 
 impl LogFormat {
-    /// As it is written in the configuration.
+    /// The value in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Text => "text",

@@ -1,8 +1,8 @@
-//! The daemon's state, as `/readyz`, systemd and the gauges tell it.
+//! The state of the daemon, which `/readyz`, systemd and the gauges show.
 
 use super::{
     events::{self, Event as _},
-    systemd::{self, News},
+    systemd::{self, Notice},
 };
 use crate::{
     domain::{
@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Shared by everything that changes or tells the state.
+/// The state of the daemon, shared by all components.
 #[derive(Debug, Default)]
 pub struct Status(Mutex<State>);
 
@@ -25,28 +25,30 @@ pub struct Status(Mutex<State>);
 struct State {
     consuming: bool,
     stopping: bool,
-    ready_told: bool,
-    /// The nodes that were told last.
+    /// Whether systemd was notified that the daemon is ready.
+    ready_notified: bool,
+    /// The node from which each component was last logged to consume.
     nodes: BTreeMap<Component, String>,
-    /// By dependency.
+    /// The pauses of the components, by dependency.
     paused: [BTreeMap<Component, Pause>; Dependency::ALL.len()],
-    /// How long nothing has been committed, of each queue whose deliveries wait for too long.
+    /// The time without a commit, of each stalled component.
     stalled: BTreeMap<Component, Duration>,
 }
 
+/// The pause of one component because of one dependency.
 #[derive(Debug)]
 struct Pause {
     since: Instant,
     reason: String,
-    /// When the log last said so, and with which reason.
+    /// The time and the reason of the last log line.
     logged: Instant,
     logged_reason: String,
 }
 
-/// A pause is logged again when its reason has changed, but not more often than this: two reasons may take turns.
+/// The minimum time between two log lines of a pause whose reason changes: two reasons may alternate.
 const BETWEEN_REASONS: Duration = Duration::from_secs(10);
 
-/// A pause whose reason stays the same is logged this often.
+/// The time between two log lines of a pause whose reason stays the same.
 const BETWEEN_REMINDERS: Duration = Duration::from_secs(300);
 
 impl Pause {
@@ -55,7 +57,7 @@ impl Pause {
         Self { since: now, reason: reason.to_owned(), logged: now, logged_reason: reason.to_owned() }
     }
 
-    /// Whether it is to be logged again.
+    /// Whether another log line is due.
     fn is_due(&self, now: Instant) -> bool {
         let age = now.duration_since(self.logged);
         age >= BETWEEN_REMINDERS || (self.reason != self.logged_reason && age >= BETWEEN_REASONS)
@@ -67,8 +69,8 @@ impl Status {
         lock(&self.0)
     }
 
-    /// A dependency is down for a part. Logged at its beginning, whichever part meets it first, when its reason changes, and
-    /// from time to time.
+    /// Pauses a component because of an outage. The outage is logged when its first component pauses, when its reason changes,
+    /// and every five minutes.
     pub fn pause(&self, component: Component, outage: &Outage) {
         let Outage { dependency, reason } = outage;
         let mut state = self.lock();
@@ -81,7 +83,7 @@ impl Status {
         if let Some(pause) = components.get_mut(&component) {
             let is_changed = pause.reason != *reason;
             pause.reason.clone_from(reason);
-            // One part speaks for all.
+            // The first component logs for all.
             if first == Some(component) && pause.is_due(Instant::now()) {
                 pause.logged = Instant::now();
                 pause.logged_reason.clone_from(reason);
@@ -96,25 +98,25 @@ impl Status {
             }
             components.insert(component, Pause::new(reason));
         }
-        state.tell();
+        state.notify_systemd();
     }
 
-    /// How long deliveries of a part have waited while nothing was committed, if that is too long.
-    pub fn stalled(&self, component: Component, time: Option<Duration>) {
+    /// Sets the time that deliveries of a component have waited without a commit; `None` if the component is not stalled.
+    pub fn stalled(&self, component: Component, waited: Option<Duration>) {
         let mut state = self.lock();
-        let before = match time {
-            Some(time) => state.stalled.insert(component, time),
+        let before = match waited {
+            Some(waited) => state.stalled.insert(component, waited),
             None => state.stalled.remove(&component),
         };
-        match (before, time) {
-            (None, Some(time)) => events::Stalled { component, waited: time }.emit(),
+        match (before, waited) {
+            (None, Some(waited)) => events::Stalled { component, waited }.emit(),
             (Some(_), None) => events::StallEnded { component }.emit(),
             (None, None) | (Some(_), Some(_)) => return,
         }
-        state.tell();
+        state.notify_systemd();
     }
 
-    /// A dependency works for a part. Told when it works for every part.
+    /// Resumes a component: the dependency works for it. Logged when no component is paused because of the dependency.
     pub fn resume(&self, component: Component, dependency: Dependency) {
         let mut state = self.lock();
         let components = &mut state.paused[dependency as usize];
@@ -122,16 +124,16 @@ impl Status {
             if components.is_empty() {
                 events::Resumed { dependency, paused: pause.since.elapsed() }.emit();
             }
-            state.tell();
+            state.notify_systemd();
         }
     }
 
-    /// Whether a part waits for a dependency.
+    /// Whether a component is paused because of a dependency.
     pub fn is_paused(&self, component: Component, dependency: Dependency) -> bool {
         self.lock().paused[dependency as usize].contains_key(&component)
     }
 
-    /// A part's queue is consumed.
+    /// Records that a component consumes its queue from a node of the broker.
     pub fn consuming(&self, component: Component, queue: &str, broker: &str) {
         let mut state = self.lock();
         if component == Component::Credits {
@@ -141,23 +143,23 @@ impl Status {
             state.nodes.insert(component, broker.to_owned());
             events::Consuming { queue, broker }.emit();
         }
-        state.tell();
+        state.notify_systemd();
     }
 
-    /// The daemon leaves.
+    /// Records that the daemon is stopping.
     pub fn stopping(&self) {
         let mut state = self.lock();
         state.consuming = false;
         state.stopping = true;
-        state.tell();
+        state.notify_systemd();
     }
 
-    /// `None` when the credit queue is consumed, otherwise why not, in one line.
+    /// The reason why the daemon is not ready, in one line; `None` if it is ready.
     pub fn not_ready(&self) -> Option<String> {
         self.lock().not_ready()
     }
 
-    /// What pauses beside the credit queue, and why, in one line.
+    /// The other components that are paused, with their reasons, in one line.
     pub fn others_paused(&self) -> Option<String> {
         self.lock().others_paused()
     }
@@ -185,7 +187,7 @@ impl State {
         components.sort_unstable();
         components.dedup();
         let others = components.into_iter().filter(|component| *component != Component::Credits);
-        let told: Vec<String> = others
+        let paused: Vec<String> = others
             .filter_map(|component| {
                 let reasons = self.reasons(component)?;
                 Some(match component {
@@ -195,7 +197,7 @@ impl State {
                 })
             })
             .collect();
-        (!told.is_empty()).then(|| told.join("; "))
+        (!paused.is_empty()).then(|| paused.join("; "))
     }
 
     fn not_ready(&self) -> Option<String> {
@@ -205,19 +207,19 @@ impl State {
         self.reasons(Component::Credits).or_else(|| (!self.consuming).then(|| "starting".into()))
     }
 
-    /// Tells systemd.
-    fn tell(&mut self) {
+    /// Notifies systemd of the state.
+    fn notify_systemd(&mut self) {
         let reason = self.not_ready();
         let ready = reason.is_none();
         let consuming = || match self.others_paused() {
             None => "consuming".into(),
             Some(others) => format!("consuming; {others}"),
         };
-        systemd::tell(News::Status(reason.map_or_else(consuming, |reason| format!("waiting: {reason}"))));
+        systemd::notify(Notice::Status(reason.map_or_else(consuming, |reason| format!("waiting: {reason}"))));
         if self.stopping {
-            systemd::tell(News::Stopping);
-        } else if ready && !self.ready_told {
-            self.ready_told = systemd::tell(News::Ready);
+            systemd::notify(Notice::Stopping);
+        } else if ready && !self.ready_notified {
+            self.ready_notified = systemd::notify(Notice::Ready);
         }
     }
 }
@@ -239,7 +241,7 @@ mod tests {
         status.resume(Component::Credits, Dependency::Ledger);
         assert_eq!(status.not_ready().as_deref(), Some("broker: gone"));
         status.resume(Component::Credits, Dependency::Broker);
-        assert_eq!(status.not_ready().as_deref(), Some("starting"), "not before it consumes again");
+        assert_eq!(status.not_ready().as_deref(), Some("starting"), "not ready before it consumes again");
         status.consuming(Component::Credits, "q", "b");
         assert_eq!(status.not_ready(), None);
         status.stopping();
@@ -271,13 +273,13 @@ mod tests {
     }
 
     #[test]
-    fn checks_that_pause_are_told_and_do_not_touch_readiness() {
+    fn paused_checks_are_reported_and_do_not_affect_readiness() {
         let status = Status::default();
         status.consuming(Component::Credits, "q", "b");
         status.pause(Component::Checks, &Outage { dependency: Dependency::PayStatus, reason: "down".into() });
         status.pause(Component::Source("shop"), &Outage { dependency: Dependency::Broker, reason: "no queue".into() });
-        let told = "checks paused: pay_status: down; source shop paused: broker: no queue";
-        assert_eq!((status.not_ready(), status.others_paused().as_deref()), (None, Some(told)));
+        let expected = "checks paused: pay_status: down; source shop paused: broker: no queue";
+        assert_eq!((status.not_ready(), status.others_paused().as_deref()), (None, Some(expected)));
         status.resume(Component::Checks, Dependency::PayStatus);
         status.resume(Component::Source("shop"), Dependency::Broker);
         assert_eq!(status.others_paused(), None);

@@ -1,5 +1,6 @@
-//! What systemd is told (`sd_notify(3)`), by a thread of its own: a notification is a datagram on a socket that may
-//! not take it, and nothing here waits for that.
+//! Notifications to systemd (`sd_notify(3)`), sent by a thread of their own.
+//!
+//! A notification is a datagram on a socket that may be full. Only the thread waits for the socket.
 
 use super::events::{self, Event as _};
 use sd_notify::NotifyState;
@@ -19,69 +20,71 @@ use std::{
     },
 };
 
-/// Something to tell.
+/// A notification to systemd.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum News {
+pub enum Notice {
     /// A line for `systemctl status`.
     Status(String),
-    /// The start is complete.
+    /// The daemon has started completely.
     Ready,
-    /// The daemon leaves.
+    /// The daemon is stopping.
     Stopping,
-    /// Every loop turns.
-    Alive,
+    /// No task is stalled: the ping of the watchdog.
+    Watchdog,
 }
 
-/// Names the socket that is listened at: a path, or after `@` the name of an abstract socket.
+/// The environment variable with the socket of systemd: a path, or `@` and the name of an abstract socket.
 const SOCKET_VARIABLE: &str = "NOTIFY_SOCKET";
 
-/// How much may wait while systemd does not listen; then news are dropped.
-const WAITING: usize = 16;
+/// The number of notifications that wait while systemd does not read them. Further ones are dropped.
+const QUEUE_LENGTH: usize = 16;
 
-/// Whether the news were taken. They are never waited for; without systemd (no `NOTIFY_SOCKET`) they go nowhere.
-pub fn tell(news: News) -> bool {
-    static TELLER: OnceLock<SyncSender<News>> = OnceLock::new();
-    let told = TELLER.get_or_init(teller).try_send(news);
-    if matches!(told, Err(TrySendError::Full(_))) {
-        failed("its socket is full");
+/// Queues a notification without waiting, and returns whether the queue took it. Without systemd (no `NOTIFY_SOCKET`) the
+/// notification is discarded.
+pub fn notify(notice: Notice) -> bool {
+    static SENDER: OnceLock<SyncSender<Notice>> = OnceLock::new();
+    let queued = SENDER.get_or_init(start_sender).try_send(notice);
+    if matches!(queued, Err(TrySendError::Full(_))) {
+        log_once("its socket is full");
     }
-    told.is_ok()
+    queued.is_ok()
 }
 
-/// A notification that is lost is no reason to stop crediting; one line says why systemd may know nothing.
-fn failed(error: &str) {
+/// Logs the first failure only: pointsd continues to credit without systemd.
+fn log_once(error: &str) {
     static LOGGED: Once = Once::new();
     LOGGED.call_once(|| events::NotNotified { error }.emit());
 }
 
-fn teller() -> SyncSender<News> {
-    let (sender, receiver) = sync_channel(WAITING);
+/// Starts the thread that sends the notifications.
+fn start_sender() -> SyncSender<Notice> {
+    let (sender, receiver) = sync_channel(QUEUE_LENGTH);
     let socket = std::env::var_os(SOCKET_VARIABLE);
     std::thread::spawn(move || {
-        // Lost, it would leave the unit starting for ever: it goes with the next news.
+        // Without READY the unit would stay in the state "activating": a lost one is sent with the next notification.
         let mut ready_is_lost = false;
-        for news in receiver {
+        for notice in receiver {
             let Some(socket) = &socket else { continue };
-            let mut text = datagram(&news);
+            let mut text = datagram(&notice);
             if ready_is_lost {
-                text.push_str(&datagram(&News::Ready));
+                text.push_str(&datagram(&Notice::Ready));
             }
             let sent = send(socket, &text);
-            ready_is_lost = sent.is_err() && (ready_is_lost || news == News::Ready);
+            ready_is_lost = sent.is_err() && (ready_is_lost || notice == Notice::Ready);
             if let Err(error) = sent {
-                failed(&error.to_string());
+                log_once(&error.to_string());
             }
         }
     });
     sender
 }
 
-fn datagram(news: &News) -> String {
-    let state = match news {
-        News::Status(text) => NotifyState::Status(text),
-        News::Ready => NotifyState::Ready,
-        News::Stopping => NotifyState::Stopping,
-        News::Alive => NotifyState::Watchdog,
+fn datagram(notice: &Notice) -> String {
+    let state = match notice {
+        Notice::Status(text) => NotifyState::Status(text),
+        Notice::Ready => NotifyState::Ready,
+        Notice::Stopping => NotifyState::Stopping,
+        Notice::Watchdog => NotifyState::Watchdog,
     };
     format!("{state}\n")
 }
@@ -91,7 +94,7 @@ fn send(socket: &OsStr, text: &str) -> io::Result<()> {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         _ => SocketAddr::from_pathname(socket)?,
     };
-    // A datagram goes whole or not at all.
+    // A datagram is sent whole or not at all.
     UnixDatagram::unbound()?.send_to_addr(text.as_bytes(), &address)?;
     Ok(())
 }
@@ -111,19 +114,19 @@ mod tests {
             (format!("@{name}").into(), UnixDatagram::bind_addr(&address)),
         ];
         for (socket, receiver) in cases {
-            for (news, text) in [
-                (News::Ready, "READY=1\n"),
-                (News::Alive, "WATCHDOG=1\n"),
-                (News::Stopping, "STOPPING=1\n"),
-                (News::Status("consuming".into()), "STATUS=consuming\n"),
+            for (notice, text) in [
+                (Notice::Ready, "READY=1\n"),
+                (Notice::Watchdog, "WATCHDOG=1\n"),
+                (Notice::Stopping, "STOPPING=1\n"),
+                (Notice::Status("consuming".into()), "STATUS=consuming\n"),
             ] {
-                send(&socket, &datagram(&news)).unwrap();
+                send(&socket, &datagram(&notice)).unwrap();
                 let mut buffer = [0; 100];
                 let length = receiver.as_ref().unwrap().recv(&mut buffer).unwrap();
                 assert_eq!(String::from_utf8_lossy(&buffer[..length]), text, "{socket:?}");
             }
         }
-        for socket in ["@pointsd-test-nobody-listens", "/nonexistent/notify", "vsock:2:1"] {
+        for socket in ["@pointsd-test-no-listener", "/nonexistent/notify", "vsock:2:1"] {
             assert!(send(socket.as_ref(), "READY=1\n").is_err(), "{socket}");
         }
     }
