@@ -1,4 +1,4 @@
-//! What every pipeline shares: the immediate stage of a batch that fails, and the log lines of copies.
+//! Running the work of a batch: immediate attempts, then halves of the batch until the failing item is alone.
 
 use crate::{
     domain::failure::{BatchError, Outage},
@@ -6,7 +6,7 @@ use crate::{
     pauses,
     pipeline::{
         lock_search,
-        lock_search::LockedBy,
+        lock_search::LockHolders,
         work::{BatchContext, ItemResult, Work},
     },
 };
@@ -15,160 +15,192 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a batch that fails may be split. The broker takes deliveries back that are not settled for half an
-/// hour (RabbitMQ, "Delivery Acknowledgement Timeout"); what is undecided by then goes back in order before.
+/// Time limit for splitting a failing batch. The broker requeues deliveries that are not settled within half an hour
+/// (RabbitMQ, "Delivery Acknowledgement Timeout"); items that are undecided after this limit return in order before
+/// that.
 const SPLITTING_TIME: Duration = Duration::from_secs(60);
 
-/// How often a part waits for rows that nobody is seen to hold before it is split.
-const LOCK_WAITS: u32 = 4;
+/// Number of times that a part waits for rows without a visible lock holder before it is split.
+const MAX_LOCK_WAITS: u32 = 4;
 
-/// Does the work for `items`, and answers what became of each, in order.
+/// Does the work for `items` and returns the result of each item, in order.
 ///
-/// Items whose rows are known to be locked by others fail at once, and one of them tries the row. A batch that fails for a
-/// reason of its own is split until the item that fails is alone; the parts are done in order, so that of two items with one
-/// id still the first one counts.
+/// Items whose rows are known to be locked by other sessions fail at once; one of them tries the row. A batch that
+/// fails for a reason of its own is split until the failing item is alone. The parts run in order, so that the first of
+/// two items with the same ID remains the one that counts.
 pub(super) async fn run_bisecting<W: Work>(
     work: &W,
     items: &Arc<[W::Item]>,
     attempts: u32,
     context: &BatchContext<'_>,
 ) -> (Vec<ItemResult<W::Done>>, Option<Outage>) {
-    let mut results: Vec<_> = items.iter().map(|_| ItemResult::Undecided).collect();
+    let results = items.iter().map(|_| ItemResult::Undecided).collect();
+    let mut run = Run { work, items, attempts, context, results, parts: Vec::new(), is_split: false, lock_waits: 0 };
     let free = match work.locked_rows() {
         None => Ok((0..items.len()).collect()),
-        Some(locked) => lock_search::set_aside(work, locked, items, &mut results).await,
+        Some(locked) => lock_search::set_aside_locked_items(work, locked, items, &mut run.results).await,
     };
     let outage = match free {
-        Ok(free) => parts(work, items, free, attempts, context, &mut results).await.err(),
+        Ok(free) => run.process_parts(free).await.err(),
         Err(outage) => Some(outage),
     };
-    (results, outage)
+    (run.results, outage)
 }
 
-/// Does the work for the items with these indices: as a whole, and in parts when that does not help.
-async fn parts<W: Work>(
-    work: &W,
-    items: &Arc<[W::Item]>,
-    indices: Vec<usize>,
+/// The state of one call of [`run_bisecting`].
+struct Run<'a, W: Work> {
+    work: &'a W,
+    items: &'a Arc<[W::Item]>,
     attempts: u32,
-    context: &BatchContext<'_>,
-    results: &mut [ItemResult<W::Done>],
-) -> Result<(), Outage> {
-    let begun = Instant::now();
-    let (mut parts, mut is_split, mut lock_waits) = (vec![indices], false, 0);
-    while let Some(part) = parts.pop() {
-        if part.is_empty() {
-            continue;
-        }
-        let alone = part.len() == 1;
-        if (is_split || lock_waits > 0) && (context.stop.is_cancelled() || begun.elapsed() > SPLITTING_TIME) {
-            break;
-        }
-        // A part that is only searched for the item that fails has failed often enough.
-        let attempts = if !is_split || alone { attempts } else { 1 };
-        let batch: Arc<[W::Item]> = if part.len() == items.len() {
-            Arc::clone(items)
-        } else {
-            part.iter().map(|index| items[*index].clone()).collect()
-        };
-        let tried = match attempt(work, &batch, attempts, context).await {
-            Err(BatchError::Transient(reason)) => confirm_item_failure(work, &batch, reason, context).await,
-            tried => tried,
-        };
-        match tried {
-            Ok(done) => {
-                for (index, done) in part.into_iter().zip(done) {
-                    results[index] = ItemResult::Done(done);
-                }
+    context: &'a BatchContext<'a>,
+    /// The result of each item.
+    results: Vec<ItemResult<W::Done>>,
+    /// The parts that are still to be processed, as indices of items; the next one is the last element.
+    parts: Vec<Vec<usize>>,
+    is_split: bool,
+    /// Number of waits without a visible lock holder since the last visible one; at least 1 after any wait for a row.
+    lock_waits: u32,
+}
+
+impl<W: Work> Run<'_, W> {
+    /// Does the work for the items with these indices: first as a whole, then in parts.
+    async fn process_parts(&mut self, indices: Vec<usize>) -> Result<(), Outage> {
+        let begun = Instant::now();
+        self.parts.push(indices);
+        while let Some(part) = self.parts.pop() {
+            if part.is_empty() {
+                continue;
             }
-            Err(BatchError::Outage(outage)) => return Err(outage),
-            Err(BatchError::Locked(reason)) => {
-                context.heartbeat.beat();
-                match after_lock_wait(work, &batch, &mut lock_waits, &reason).await? {
-                    AfterLockWait::SetAside(held) => {
-                        let mut rest = part.clone();
-                        for (position, reason) in held.into_iter().rev() {
-                            results[rest.remove(position)] = ItemResult::Failed(reason);
-                        }
-                        parts.push(rest);
-                    }
-                    AfterLockWait::Again => parts.push(part),
-                    AfterLockWait::Fail(reason) => results[part[0]] = ItemResult::Failed(reason),
-                    AfterLockWait::Split => {
-                        is_split = true;
-                        split(part, &mut parts);
+            if (self.is_split || self.lock_waits > 0)
+                && (self.context.stop.is_cancelled() || begun.elapsed() > SPLITTING_TIME)
+            {
+                break;
+            }
+            let alone = part.len() == 1;
+            // A part that is only searched for the failing item gets one attempt: its items have had those of the
+            // batch.
+            let attempts = if !self.is_split || alone { self.attempts } else { 1 };
+            let batch = self.items_of(&part);
+            let result = attempt_part(self.work, &batch, attempts, self.context).await;
+            match result {
+                Ok(done) => {
+                    for (index, done) in part.into_iter().zip(done) {
+                        self.results[index] = ItemResult::Done(done);
                     }
                 }
-            }
-            // Told to stop: no attempt is spent on a message that has not had all of its own.
-            Err(BatchError::Transient(_)) if alone && context.stop.is_cancelled() => break,
-            Err(BatchError::Refused(reason)) if alone => results[part[0]] = ItemResult::Rejected(reason),
-            Err(BatchError::Transient(reason)) if alone => results[part[0]] = ItemResult::Failed(reason),
-            Err(BatchError::Refused(_) | BatchError::Transient(_)) => {
-                is_split = true;
-                split(part, &mut parts);
+                Err(BatchError::Outage(outage)) => return Err(outage),
+                Err(BatchError::Locked(reason)) => self.requeue_locked_part(part, &batch, &reason).await?,
+                // The worker is stopping: an item that has not had all of its attempts is not charged for one.
+                Err(BatchError::Transient(_)) if alone && self.context.stop.is_cancelled() => break,
+                Err(BatchError::Refused(reason)) if alone => self.results[part[0]] = ItemResult::Rejected(reason),
+                Err(BatchError::Transient(reason)) if alone => self.results[part[0]] = ItemResult::Failed(reason),
+                Err(BatchError::Refused(_) | BatchError::Transient(_)) => self.push_halves(part),
             }
         }
+        Ok(())
     }
-    Ok(())
+
+    fn items_of(&self, part: &[usize]) -> Arc<[W::Item]> {
+        if part.len() == self.items.len() {
+            return Arc::clone(self.items);
+        }
+        part.iter().map(|index| self.items[*index].clone()).collect()
+    }
+
+    /// Decides how a part proceeds that has waited for a locked row.
+    async fn requeue_locked_part(
+        &mut self,
+        part: Vec<usize>,
+        batch: &Arc<[W::Item]>,
+        reason: &str,
+    ) -> Result<(), Outage> {
+        self.context.heartbeat.beat();
+        match decide_after_lock_wait(self.work, batch, &mut self.lock_waits, reason).await? {
+            LockWaitDecision::SetAside(locked) => {
+                let mut rest = part;
+                for (position, reason) in locked.into_iter().rev() {
+                    self.results[rest.remove(position)] = ItemResult::Failed(reason);
+                }
+                self.parts.push(rest);
+            }
+            LockWaitDecision::Retry => self.parts.push(part),
+            LockWaitDecision::Fail(reason) => self.results[part[0]] = ItemResult::Failed(reason),
+            LockWaitDecision::Split => self.push_halves(part),
+        }
+        Ok(())
+    }
+
+    /// Pushes both halves of a part onto the stack, the first half on top.
+    fn push_halves(&mut self, mut part: Vec<usize>) {
+        self.is_split = true;
+        let later = part.split_off(part.len() / 2);
+        self.parts.push(later);
+        self.parts.push(part);
+    }
 }
 
-/// Puts both halves of a part on the stack, the first one on top.
-fn split(mut part: Vec<usize>, parts: &mut Vec<Vec<usize>>) {
-    let later = part.split_off(part.len() / 2);
-    parts.push(later);
-    parts.push(part);
-}
-
-/// How a part goes on after it waited for a row in vain.
-enum AfterLockWait {
-    /// Without the items at these positions, each with the reason why it fails.
+/// The next action for a part that has waited for a row without success.
+enum LockWaitDecision {
+    /// Fail the items at these positions, each with its reason, and retry the others.
     SetAside(Vec<(usize, String)>),
-    /// The same part again: it costs nobody an attempt.
-    Again,
-    /// In halves, to find the item whose lock cannot be seen.
+    /// Retry the same part. No item is charged for an attempt.
+    Retry,
+    /// Split the part in halves to find the item whose lock is not visible.
     Split,
-    /// Its only item fails.
+    /// Fail the only item of the part.
     Fail(String),
 }
 
-async fn after_lock_wait<W: Work>(
+async fn decide_after_lock_wait<W: Work>(
     work: &W,
     batch: &Arc<[W::Item]>,
     lock_waits: &mut u32,
     reason: &str,
-) -> Result<AfterLockWait, Outage> {
-    let locked_by = match work.locked_rows() {
-        Some(locked) => lock_search::look(work, locked, batch).await?,
-        None => LockedBy::Nothing,
+) -> Result<LockWaitDecision, Outage> {
+    let holders = match work.locked_rows() {
+        Some(locked) => lock_search::find_lock_holders(work, locked, batch).await?,
+        None => LockHolders::NotVisible,
     };
-    match locked_by {
-        LockedBy::Held(held) => {
+    match holders {
+        LockHolders::OtherSessions(locked) => {
             *lock_waits = 1;
-            return Ok(AfterLockWait::SetAside(held));
+            return Ok(LockWaitDecision::SetAside(locked));
         }
-        LockedBy::OwnWriters => {
+        LockHolders::OwnWriters => {
             *lock_waits = (*lock_waits).max(1);
-            return Ok(AfterLockWait::Again);
+            return Ok(LockWaitDecision::Retry);
         }
-        LockedBy::Nothing => *lock_waits += 1,
+        LockHolders::NotVisible => *lock_waits += 1,
     }
-    if *lock_waits < LOCK_WAITS {
-        return Ok(AfterLockWait::Again);
+    if *lock_waits < MAX_LOCK_WAITS {
+        return Ok(LockWaitDecision::Retry);
     }
     if batch.len() > 1 {
-        return Ok(AfterLockWait::Split);
+        return Ok(LockWaitDecision::Split);
     }
     work.probe().await?;
-    Ok(AfterLockWait::Fail(match work.locked_rows() {
-        Some(locked) => lock_search::remember_unseen(work, locked, &batch[0]),
+    Ok(LockWaitDecision::Fail(match work.locked_rows() {
+        Some(locked) => lock_search::remember_unseen_lock(work, locked, &batch[0]),
         None => reason.to_owned(),
     }))
 }
 
-/// Whether a failure that may pass is the part's own: something else must be done meanwhile, or nobody's message is to
-/// blame. An item alone is tried once more after that, so that what was in everybody's way when it failed, and has just
-/// gone, is not charged to it.
+/// Makes the attempts at one part, and confirms that a transient failure belongs to it.
+async fn attempt_part<W: Work>(
+    work: &W,
+    batch: &Arc<[W::Item]>,
+    attempts: u32,
+    context: &BatchContext<'_>,
+) -> Result<Vec<W::Done>, BatchError> {
+    match attempt_immediately(work, batch, attempts, context).await {
+        Err(BatchError::Transient(reason)) => confirm_item_failure(work, batch, reason, context).await,
+        result => result,
+    }
+}
+
+/// Confirms that a transient failure belongs to the part. A successful probe shows that other work succeeds at the same
+/// time; otherwise no message is to blame. A single item is tried once more after the probe, so that a problem of all
+/// messages that has just ended is not charged to the item.
 async fn confirm_item_failure<W: Work>(
     work: &W,
     batch: &Arc<[W::Item]>,
@@ -180,11 +212,11 @@ async fn confirm_item_failure<W: Work>(
     if batch.len() > 1 {
         return Err(BatchError::Transient(reason));
     }
-    attempt(work, batch, 1, context).await
+    attempt_immediately(work, batch, 1, context).await
 }
 
-/// The immediate stage: a few attempts at one part, as long as the reason may pass.
-async fn attempt<W: Work>(
+/// Makes the immediate attempts at one part while the error is transient.
+async fn attempt_immediately<W: Work>(
     work: &W,
     batch: &Arc<[W::Item]>,
     attempts: u32,
@@ -201,7 +233,7 @@ async fn attempt<W: Work>(
                 }
                 None => return Err(BatchError::Transient(reason)),
             },
-            decided => return decided,
+            result => return result,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Publishing until everything is confirmed: what is confirmed is never published again, only the rest is.
+//! Publishing check messages and copies until the broker has confirmed them. A confirmed message is not published
+//! again.
 
 use super::ports::{CONFIRMING_TIME, Confirmed, Deliveries, FirstChecks, Forward};
 use crate::{
@@ -12,20 +13,20 @@ use crate::{
 };
 use std::time::{Duration, Instant};
 
-/// The pause between two attempts at the rest.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Pause before unconfirmed messages are published again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Copies that are published and confirmed together.
-const TOGETHER: usize = 500;
+/// Number of copies that are published and confirmed together.
+const WINDOW: usize = 500;
 
-/// What a message that is not confirmed means.
-pub(super) fn outage(reason: &str) -> Outage {
+/// Returns the outage of the broker that a missing confirm stands for.
+pub(super) fn broker_outage(reason: &str) -> Outage {
     Outage { dependency: Dependency::Broker, reason: reason.to_owned() }
 }
 
-/// Publishes check messages of which all count or none. Confirmed only in part, the rest is tried again; an error when
-/// that does not help.
-pub(super) async fn schedule<D: Deliveries>(
+/// Publishes check messages that count only together. If only some are confirmed, the others are published again; an
+/// error means that not all of them were confirmed.
+pub(super) async fn publish_first_checks<D: Deliveries>(
     deliveries: &D,
     checks: &[FirstChecks],
     context: &BatchContext<'_>,
@@ -36,41 +37,42 @@ pub(super) async fn schedule<D: Deliveries>(
     while !open.is_empty() {
         context.heartbeat.beat();
         let confirmed = deliveries.schedule(&open, context.heartbeat).await?;
-        let nothing_yet = open.len() == checks.len();
-        let (rest, reason) = unconfirmed(&confirmed);
+        let none_confirmed_yet = open.len() == checks.len();
+        let (rest, reason) = find_unconfirmed(&confirmed);
         let Some(reason) = reason else { return Ok(()) };
-        if (nothing_yet && rest.len() == open.len()) || begun.elapsed() > CONFIRMING_TIME || stopped {
+        if (none_confirmed_yet && rest.len() == open.len()) || begun.elapsed() > CONFIRMING_TIME || stopped {
             return Err(reason);
         }
         open = rest.into_iter().map(|index| open[index].clone()).collect();
-        // Told to stop, the rest has one more attempt: what is confirmed would be scheduled twice.
-        stopped = !pause(context).await;
+        // While the worker is stopping, the rest gets one more attempt: returning the messages would schedule the
+        // confirmed checks twice.
+        stopped = !pause_before_retry(context).await;
     }
     Ok(())
 }
 
-/// The indices of what is not confirmed, and why the first of them is not.
-pub(super) fn unconfirmed(confirmed: &Confirmed) -> (Vec<usize>, Option<Outage>) {
+/// Returns the indices of the unconfirmed messages, and the reason of the first one.
+pub(super) fn find_unconfirmed(confirmed: &Confirmed) -> (Vec<usize>, Option<Outage>) {
     let rest: Vec<usize> = (0..confirmed.len()).filter(|index| confirmed[*index].is_err()).collect();
-    let reason = confirmed.iter().find_map(|each| each.as_ref().err()).map(|reason| outage(reason));
+    let reason = confirmed.iter().find_map(|each| each.as_ref().err()).map(|reason| broker_outage(reason));
     (rest, reason)
 }
 
-/// Waits before another attempt. `false`: the worker was told to stop.
-pub(super) async fn pause(context: &BatchContext<'_>) -> bool {
-    context.stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_some()
+/// Waits before messages are published again. Returns `false` if the worker is stopping.
+pub(super) async fn pause_before_retry(context: &BatchContext<'_>) -> bool {
+    context.stop.run_until_cancelled(tokio::time::sleep(RETRY_PAUSE)).await.is_some()
 }
 
-/// Publishes copies once, in windows. For each whether it is confirmed, or why not. After a window of which nothing is
-/// confirmed, and when it has taken too long, the rest is not sent.
-pub(super) async fn forward<D: Deliveries>(
+/// Publishes copies once, in windows, and returns for each copy whether it is confirmed. After a window without any
+/// confirm, or after [`CONFIRMING_TIME`], the remaining copies are not sent.
+pub(super) async fn publish_copies<D: Deliveries>(
     deliveries: &D,
     copies: &[Forward<'_, D::Message>],
     context: &BatchContext<'_>,
 ) -> Result<Confirmed, Outage> {
     let mut all = Vec::with_capacity(copies.len());
     let begun = Instant::now();
-    for window in copies.chunks(TOGETHER) {
+    for window in copies.chunks(WINDOW) {
         context.heartbeat.beat();
         let confirmed = deliveries.forward(window, context.heartbeat).await?;
         let none = confirmed.iter().all(Result::is_err);
@@ -79,7 +81,7 @@ pub(super) async fn forward<D: Deliveries>(
             break;
         }
     }
-    all.resize_with(copies.len(), || Err("it was not sent: others before it were not confirmed in time".to_owned()));
+    all.resize_with(copies.len(), || Err("not sent: earlier messages were not confirmed in time".to_owned()));
     Ok(all)
 }
 
@@ -93,7 +95,7 @@ pub(super) fn log_forward<M: Message>(copy: &Forward<'_, M>, retry: &RetryPolicy
             let delay = retry.delays()[step.index()].as_str();
             events::MessageDelayed { attempt: step.attempt(), delay, payment_id, message, error }.emit();
         }
-        // Counted with the step that asks for it.
+        // These copies are counted with the step of the decision table that asks for them.
         Destination::Check(_) | Destination::CheckQueue => {}
     }
 }

@@ -1,4 +1,4 @@
-//! Finding out which items of a batch need locked rows, so that the others proceed without them.
+//! Finding the items of a batch that need locked rows, so that the others proceed without them.
 
 use super::{
     locked_rows::{Course, LockedRows},
@@ -8,78 +8,86 @@ use super::{
 use crate::domain::failure::{BatchError, Outage};
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
-/// The reason of a message that takes its retry step because of a locked row.
-fn held(what: &str) -> String {
-    format!("a row that it needs is locked by another session ({what})")
+/// Returns the error text of a message that takes its retry step because of a locked row.
+fn locked_error(what: &str) -> String {
+    format!("a row that the message needs is locked by another session ({what})")
 }
 
-/// The outcome of looking who holds the rows of a batch that waited in vain.
-pub(super) enum LockedBy {
-    /// The positions within the batch of the items whose rows other sessions hold, and the reason of each.
-    Held(Vec<(usize, String)>),
-    /// Only pointsd's own writers wait for one another.
+/// Holders of the rows for which a batch has waited without success.
+pub(super) enum LockHolders {
+    /// Other sessions hold rows of the items at these positions of the batch; each with its error text.
+    OtherSessions(Vec<(usize, String)>),
+    /// Only writers of pointsd wait for one another.
     OwnWriters,
-    /// No lock is seen: it is gone by now, or cannot be seen.
-    Nothing,
+    /// No lock is visible: it has been released, or the ledger cannot show it.
+    NotVisible,
 }
 
-/// Finds the items whose rows other sessions hold, and remembers the rows. A probe proves that the ledger works otherwise.
-pub(super) async fn look<W: Work>(work: &W, locked: &LockedRows, batch: &[W::Item]) -> Result<LockedBy, Outage> {
+/// Finds the items whose rows other sessions hold, and remembers the rows. A probe proves that the ledger works
+/// otherwise.
+pub(super) async fn find_lock_holders<W: Work>(
+    work: &W,
+    locked: &LockedRows,
+    batch: &[W::Item],
+) -> Result<LockHolders, Outage> {
     let rows: Vec<Vec<LedgerRow>> = batch.iter().map(|item| work.rows(item)).collect();
     let mut distinct: Vec<LedgerRow> = rows.iter().flatten().cloned().collect();
     distinct.sort_unstable();
     distinct.dedup();
     let RowLocks { by_others, by_own_writers } = work.row_locks(distinct).await?;
     if by_others.is_empty() {
-        return Ok(if by_own_writers { LockedBy::OwnWriters } else { LockedBy::Nothing });
+        return Ok(if by_own_writers { LockHolders::OwnWriters } else { LockHolders::NotVisible });
     }
     work.probe().await?;
     for (row, holder) in &by_others {
         locked.remember(row, holder, true);
     }
-    let reason =
-        |rows: &Vec<LedgerRow>| rows.iter().find_map(|row| Some(held(&format!("{row}: {}", by_others.get(row)?))));
-    Ok(LockedBy::Held(rows.iter().enumerate().filter_map(|(index, rows)| Some((index, reason(rows)?))).collect()))
+    let reason = |rows: &Vec<LedgerRow>| {
+        rows.iter().find_map(|row| Some(locked_error(&format!("{row}: {}", by_others.get(row)?))))
+    };
+    Ok(LockHolders::OtherSessions(
+        rows.iter().enumerate().filter_map(|(index, rows)| Some((index, reason(rows)?))).collect(),
+    ))
 }
 
-/// Remembers the rows of an item that fails alone at a lock which cannot be seen. Returns the reason.
-pub(super) fn remember_unseen<W: Work>(work: &W, locked: &LockedRows, item: &W::Item) -> String {
+/// Remembers the rows of a single item that fails because of a lock that is not visible. Returns its error text.
+pub(super) fn remember_unseen_lock<W: Work>(work: &W, locked: &LockedRows, item: &W::Item) -> String {
     for row in work.rows(item) {
         locked.remember(&row, "a transaction that inserts it", false);
     }
-    held("a transaction that inserts it")
+    locked_error("a transaction that inserts it")
 }
 
-/// Takes the items out of a batch whose rows are remembered as locked: they fail without a try, but for those that try them
-/// now. Returns the indices of the others.
-pub(super) async fn set_aside<W: Work>(
+/// Removes the items from a batch whose rows are remembered as locked: they fail without an attempt, except for those
+/// that try their rows now. Returns the indices of the remaining items.
+pub(super) async fn set_aside_locked_items<W: Work>(
     work: &W,
     locked: &LockedRows,
     items: &[W::Item],
     results: &mut [ItemResult<W::Done>],
 ) -> Result<Vec<usize>, Outage> {
     let now = Instant::now();
-    if locked.is_empty_at(now) {
+    if locked.forget_expired(now) {
         return Ok((0..items.len()).collect());
     }
     let (mut free, mut tries) = (Vec::with_capacity(items.len()), Vec::new());
     for (index, item) in items.iter().enumerate() {
-        match locked.course(&work.rows(item), work.is_last(index), now) {
+        match locked.choose_course(&work.rows(item), work.is_last(index), now) {
             Course::Free => free.push(index),
             Course::Try(holder) => tries.push((index, holder)),
-            Course::Defer(holder) => results[index] = ItemResult::Failed(held(&holder)),
+            Course::Defer(holder) => results[index] = ItemResult::Failed(locked_error(&holder)),
         }
     }
     if !tries.is_empty() {
-        free.extend(try_briefly(work, locked, items, tries, results).await?);
-        // In the order of the items: of two messages of one payment the first one counts.
+        free.extend(try_locked_rows(work, locked, items, tries, results).await?);
+        // In the order of the items: the first of two messages with the same payment counts.
         free.sort_unstable();
     }
     Ok(free)
 }
 
-/// Tries items on locked rows together, with little patience. Returns those that are not locked, and not done.
-async fn try_briefly<W: Work>(
+/// Tries items on locked rows together, with a short wait. Returns those that are neither locked nor done.
+async fn try_locked_rows<W: Work>(
     work: &W,
     locked: &LockedRows,
     items: &[W::Item],
@@ -96,19 +104,19 @@ async fn try_briefly<W: Work>(
             locked.forget(batch.iter().flat_map(|item| work.rows(item)).collect::<Vec<_>>().iter());
         }
         Err(BatchError::Outage(outage)) => return Err(outage),
-        // The usual way finds out which of them it is.
+        // Splitting the batch finds the failing item.
         Err(BatchError::Refused(_) | BatchError::Transient(_)) => free.extend(tries.iter().map(|(index, _)| *index)),
         Err(BatchError::Locked(_)) => {
-            let locked_by = look(work, locked, &batch).await?;
-            // Behind a writer of ours it would have had its turn.
-            let may_be_unseen = !matches!(locked_by, LockedBy::OwnWriters);
-            let mut reasons: HashMap<usize, String> = match locked_by {
-                LockedBy::Held(held) => held.into_iter().collect(),
-                LockedBy::OwnWriters | LockedBy::Nothing => HashMap::new(),
+            let holders = find_lock_holders(work, locked, &batch).await?;
+            // If only writers of pointsd had held the rows, the item would have been processed after them.
+            let may_be_unseen = !matches!(holders, LockHolders::OwnWriters);
+            let mut reasons: HashMap<usize, String> = match holders {
+                LockHolders::OtherSessions(locked) => locked.into_iter().collect(),
+                LockHolders::OwnWriters | LockHolders::NotVisible => HashMap::new(),
             };
             for (position, (index, holder)) in tries.into_iter().enumerate() {
                 let rows = work.rows(&items[index]);
-                let unseen = || (may_be_unseen && locked.is_unseen(&rows)).then(|| held(&holder));
+                let unseen = || (may_be_unseen && locked.is_unseen(&rows)).then(|| locked_error(&holder));
                 if let Some(reason) = reasons.remove(&position).or_else(unseen) {
                     results[index] = ItemResult::Failed(reason);
                 } else {

@@ -1,4 +1,4 @@
-//! Locked rows: found once, remembered, and tried again by one message a second, so that no other message waits for them.
+//! The memory of locked rows. One message a second tries a locked row, so that no other message waits for it.
 
 use super::ports::LedgerRow;
 use crate::{
@@ -11,35 +11,35 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often one message tries a locked row.
-const BETWEEN_TRIES: Duration = Duration::from_secs(1);
+/// Interval at which one message tries a locked row.
+const TRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a row is remembered after it was last found locked. Longer than most retry delays: a message that runs into a
-/// forgotten row holds its whole batch up.
-const MEMORY: Duration = Duration::from_secs(60);
+/// Time for which a row is remembered after it was last found locked. It is longer than most retry delays, because a
+/// message that meets a forgotten locked row delays its whole batch.
+const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 
-/// The rows that sessions other than pointsd's hold locked, shared by all pipelines of a daemon.
+/// The rows that sessions of other programs hold locked. All pipelines of a daemon share this memory.
 #[derive(Debug, Default)]
 pub struct LockedRows(Mutex<HashMap<LedgerRow, Remembered>>);
 
 #[derive(Debug)]
 struct Remembered {
-    /// Which session holds it, for a person.
+    /// Description of the session that holds the row.
     holder: String,
-    /// Whether that was seen in the row itself. A row that another transaction inserts cannot be seen.
+    /// Whether the lock is visible in the row itself. A row that another transaction inserts is not visible.
     seen: bool,
     next_try: Instant,
     forgotten_at: Instant,
 }
 
-/// How a message proceeds.
+/// The way in which a message proceeds.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Course {
-    /// None of its rows is locked.
+    /// None of the message's rows is locked.
     Free,
-    /// It is the one that tries its rows now.
+    /// The message tries its locked rows now; with a description of the lock.
     Try(String),
-    /// It takes its retry step without a try.
+    /// The message takes its retry step without an attempt; with a description of the lock.
     Defer(String),
 }
 
@@ -48,15 +48,16 @@ impl LockedRows {
         lock(&self.0)
     }
 
-    /// Forgets what was remembered for long enough. Whether no row is left: nearly always.
-    pub(super) fn is_empty_at(&self, now: Instant) -> bool {
+    /// Forgets the rows whose time has expired. Returns whether no row is left, which is the usual case.
+    pub(super) fn forget_expired(&self, now: Instant) -> bool {
         let mut remembered = self.rows();
         remembered.retain(|_, row| row.forgotten_at > now);
         remembered.is_empty()
     }
 
-    /// How a message with these rows proceeds. `is_last`: it has no retry step left, and is always tried.
-    pub(super) fn course(&self, rows: &[LedgerRow], is_last: bool, now: Instant) -> Course {
+    /// Chooses how a message with these rows proceeds. A message without a retry step left (`is_last`) always tries
+    /// them.
+    pub(super) fn choose_course(&self, rows: &[LedgerRow], is_last: bool, now: Instant) -> Course {
         let mut remembered = self.rows();
         let found = || rows.iter().filter(|row| remembered.contains_key(*row));
         let Some(holder) = found().next().map(|row| format!("{row}: {}", remembered[row].holder)) else {
@@ -68,24 +69,28 @@ impl LockedRows {
         }
         for row in rows {
             if let Some(row) = remembered.get_mut(row) {
-                row.next_try = now + BETWEEN_TRIES;
+                row.next_try = now + TRY_INTERVAL;
             }
         }
         Course::Try(holder)
     }
 
-    /// Remembers a row, and logs it when it is new.
+    /// Remembers a locked row, and logs it if it is new.
     pub(super) fn remember(&self, row: &LedgerRow, holder: &str, seen: bool) {
         let now = Instant::now();
-        let remembered =
-            Remembered { holder: holder.to_owned(), seen, next_try: now + BETWEEN_TRIES, forgotten_at: now + MEMORY };
+        let remembered = Remembered {
+            holder: holder.to_owned(),
+            seen,
+            next_try: now + TRY_INTERVAL,
+            forgotten_at: now + REMEMBERED_FOR,
+        };
         let known = self.rows().insert(row.clone(), remembered).is_some();
         if !known {
             events::RowLocked { row: &row.to_string(), holder }.emit();
         }
     }
 
-    /// Forgets rows that are not locked any more.
+    /// Forgets rows that are no longer locked.
     pub(super) fn forget<'a>(&self, rows: impl Iterator<Item = &'a LedgerRow>) {
         for row in rows {
             let forgotten = self.rows().remove(row).is_some();
@@ -95,7 +100,7 @@ impl LockedRows {
         }
     }
 
-    /// Whether one of these rows is remembered without having been seen locked.
+    /// Returns whether one of these rows is remembered for a lock that is not visible.
     pub(super) fn is_unseen(&self, rows: &[LedgerRow]) -> bool {
         let remembered = self.rows();
         rows.iter().any(|row| remembered.get(row).is_some_and(|row| !row.seen))
@@ -113,7 +118,7 @@ mod tests {
         let row = |user: &str| LedgerRow::User(UserId::new(user).unwrap());
         let begun = Instant::now();
         let course = |user: &str, last, seconds: f64| {
-            locked.course(&[row("other"), row(user)], last, begun + Duration::from_secs_f64(seconds))
+            locked.choose_course(&[row("other"), row(user)], last, begun + Duration::from_secs_f64(seconds))
         };
         assert_eq!(course("a", false, 0.0), Course::Free);
         locked.remember(&row("a"), "psql", true);
@@ -122,11 +127,11 @@ mod tests {
         assert_eq!((course("a", false, 0.5), course("b", false, 0.5)), (wait, Course::Free));
         assert_eq!((course("a", false, 1.5), course("a", false, 1.6)), (tries, Course::Defer("user a: psql".into())));
         assert_eq!(course("a", true, 1.7), Course::Try("user a: psql".into()), "no step is left");
-        assert!(!locked.is_empty_at(begun + Duration::from_secs(59)));
-        assert!(locked.is_empty_at(begun + Duration::from_secs(62)), "forgotten");
+        assert!(!locked.forget_expired(begun + Duration::from_secs(59)));
+        assert!(locked.forget_expired(begun + Duration::from_secs(62)), "forgotten");
         locked.remember(&row("a"), "psql", false);
         assert!(locked.is_unseen(&[row("a")]) && !locked.is_unseen(&[row("b")]));
         locked.forget([row("a")].iter());
-        assert!(locked.is_empty_at(begun));
+        assert!(locked.forget_expired(begun));
     }
 }

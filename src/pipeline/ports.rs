@@ -1,4 +1,5 @@
-//! What the pipeline needs of the world. `ledger/` and `broker/` provide it; `replay` provides its own deliveries.
+//! The traits that the pipelines require. `ledger/`, `pay_status/` and `broker/` implement them; `replay` implements
+//! its own [`Message`].
 
 use crate::{
     domain::{
@@ -22,39 +23,39 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// Where credits are committed.
+/// A ledger in which credits are committed.
 #[async_trait]
 pub trait CreditLedger: Send + Sync {
-    /// Commits `batch` (at most [`crate::domain::credit::MAX_BATCH`] credits) in one transaction and answers for each
-    /// credit, in order, the same as if it had come alone. Answers within a deadline of its own.
+    /// Commits `batch` (at most [`crate::domain::credit::MAX_BATCH`] credits) in one transaction and returns the
+    /// verdict of each credit, in order, as if the credit had arrived alone. Returns within a deadline of its own.
     async fn credit(&self, batch: Arc<[Credit]>, patience: Patience) -> Result<Vec<Verdict>, BatchError>;
 
-    /// Does what a credit does, on a reserved id and without keeping it, and commits a write that concerns no message, over
-    /// a fresh connection: whether the ledger takes credits at all.
+    /// Tests whether the ledger accepts credits. Over a fresh connection, it runs the statements of a credit on a
+    /// reserved ID, which it rolls back, and commits a write that concerns no message.
     async fn probe(&self) -> Result<(), Outage>;
 
-    /// Which of these rows are locked. A ledger without row locks has none.
+    /// Returns which of these rows are locked. A ledger without row locks has none.
     async fn row_locks(&self, rows: Vec<LedgerRow>) -> Result<RowLocks, Outage> {
         let _ = rows;
         Ok(RowLocks::default())
     }
 }
 
-/// How long a transaction waits for a row that another one holds.
+/// Time for which a transaction waits for a row that another transaction holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
     /// A fifth of the ledger's timeout.
     Usual,
-    /// A tenth of a second: the row is known to be held, and other messages wait.
+    /// A tenth of a second, because the row is known to be locked and other messages wait.
     Brief,
 }
 
 /// A row that the daemon's transactions lock.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LedgerRow {
-    /// A payment's credit, and what its checks change with it.
+    /// The credit of a payment, with the rows that its checks change.
     Payment(PaymentId),
-    /// A user's balance.
+    /// The balance of a user.
     User(UserId),
 }
 
@@ -67,21 +68,22 @@ impl fmt::Display for LedgerRow {
     }
 }
 
-/// Which rows are locked at a moment.
+/// The rows that are locked at a moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RowLocks {
-    /// By sessions that are not pointsd's, with a description of the session for a person.
+    /// Rows that sessions of other programs hold, with a description of the session for people.
     pub by_others: HashMap<LedgerRow, String>,
-    /// Whether pointsd's own writers hold one of them.
+    /// Whether a writer of pointsd holds one of the rows.
     pub by_own_writers: bool,
 }
 
-/// Where credits are brought to agree with their payments.
+/// A ledger in which checks are applied to the credits.
 #[async_trait]
 pub trait CheckLedger: Send + Sync {
-    /// Brings each payment of `batch` to agree with what was found of it, in one transaction: finds its row as it is at that
-    /// moment, decides by [`crate::domain::check::Resolution::decide`], and does it. `batch`: in the order of the payment
-    /// ids, each once; at most [`crate::domain::credit::MAX_BATCH`]. Answers in that order, within a deadline of its own.
+    /// Applies the checks of `batch` in one transaction. For each payment it reads the current row, decides by
+    /// [`crate::domain::check::Resolution::decide`], and makes the change. `batch` is sorted by payment ID, has each ID
+    /// once and at most [`crate::domain::credit::MAX_BATCH`] checks. Returns the results in that order, within a
+    /// deadline of its own.
     async fn check(
         &self,
         batch: Arc<[Check]>,
@@ -89,87 +91,87 @@ pub trait CheckLedger: Send + Sync {
         patience: Patience,
     ) -> Result<Vec<Checked>, BatchError>;
 
-    /// As [`CreditLedger::probe`], with the statements of a check.
+    /// Tests whether the ledger accepts checks: like [`CreditLedger::probe`], with the statements of a check.
     async fn probe(&self) -> Result<(), Outage>;
 
-    /// As [`CreditLedger::row_locks`].
+    /// Returns which of these rows are locked, like [`CreditLedger::row_locks`].
     async fn row_locks(&self, rows: Vec<LedgerRow>) -> Result<RowLocks, Outage> {
         let _ = rows;
         Ok(RowLocks::default())
     }
 }
 
-/// What a payment source says of one payment.
+/// The answer of a payment source for one payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lookup {
-    /// This.
+    /// The payment as the source knows it.
     Known(Payment),
-    /// Nothing that can be used, for a reason of this payment's own that may pass.
+    /// A transient error that concerns only this payment.
     Failed(String),
 }
 
-/// Takes the answers of a look-up as they arrive: the payment's index, and what the source says about it.
+/// Receives the answers of a look-up as they arrive: the index of the payment, and its answer.
 pub type Answers<'a> = &'a mut (dyn FnMut(usize, Lookup) + Send);
 
 /// A payment as its source knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Payment {
-    /// How the payment's own record writes the id (its canonical spelling). `None` where the source has no record of its
-    /// own (HTTP), or the payment is unknown.
+    /// The ID as the payment's own record writes it (its canonical spelling). `None` if the source has no record of its
+    /// own (HTTP), or if the payment is unknown.
     pub id: Option<String>,
-    /// How it stands.
+    /// The status of the payment.
     pub status: PaymentStatus,
-    /// The source's own word, where it is in none of the configured lists; at most a line.
+    /// The status value of the source, if it is in none of the configured lists; at most one line.
     pub said: Option<String>,
-    /// Whose payment it is, where the source is asked for that and has the payment.
+    /// The user of the payment, if the source is configured to return it and has the payment.
     pub user: Option<String>,
-    /// What it is worth, the same.
+    /// The value of the payment, if the source is configured to return it and has the payment.
     pub value: Option<PaymentValue>,
 }
 
 impl Payment {
-    /// One of which nothing but the status matters.
+    /// Returns a payment of which only the status is known.
     pub fn new(status: PaymentStatus) -> Self {
         Self { id: None, status, said: None, user: None, value: None }
     }
 }
 
-/// What a payment's row may be set to.
+/// The status to which the row of a payment may be set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowStatus {
-    /// The first of the values that mean paid.
+    /// The first of the configured values that mean paid.
     Paid,
-    /// The first of those that mean closed.
+    /// The first of the configured values that mean closed.
     Closed,
 }
 
-/// How old an answer of a payment source may be when it is handed over.
+/// Maximum age of an answer of a payment source when it is handed over.
 pub const MOST_HELD_BACK: Duration = Duration::from_millis(200);
 
-/// What knows whether payments are paid.
+/// A payment source: it knows whether payments are paid.
 #[async_trait]
 pub trait PaymentSource: Send + Sync {
-    /// Looks payments up, each id once. Each answer is handed over as soon as it is there, at most one for each payment.
-    /// No request begins after `until`: payments without an answer were not asked. An outage is an error that no message is
-    /// charged for; answers handed over before it count.
+    /// Looks up payments; each ID is given once. Each answer is handed over as soon as it arrives, at most one for each
+    /// payment. No request begins after `until`: payments without an answer were not looked up. An outage is an error
+    /// for which no message is charged; answers that were handed over before it count.
     async fn look_up(&self, payments: Arc<[PaymentId]>, until: Instant, answers: Answers<'_>)
     -> Result<(), BatchError>;
 
-    /// Sets the rows of these payments, as far as they are pending at that moment: a change that somebody else has made wins.
-    /// Where there is no row nothing is set.
+    /// Sets the rows of those payments that are pending at that moment; a change by another program wins. A payment
+    /// without a row is ignored.
     async fn set(&self, payments: Arc<[PaymentId]>, to: RowStatus) -> Result<(), BatchError>;
 
-    /// Whether rows can be set at all, whatever becomes of any one payment.
+    /// Tests whether rows can be set at all, independently of any payment.
     async fn probe_set(&self) -> Result<(), Outage>;
 
-    /// Whether it works at all, whatever becomes of any one payment.
+    /// Tests whether the source works at all, independently of any payment.
     async fn probe(&self) -> Result<(), Outage>;
 
-    /// How long a call may go on after `until`.
+    /// Returns the maximum time for which a call may continue after `until`.
     fn max_duration(&self) -> Duration;
 }
 
-/// Looks payments up and waits for all answers, in order; `None` for a payment that was not asked.
+/// Looks up payments and returns all answers, in order; `None` for a payment that was not looked up.
 pub async fn look_up_all(
     source: &dyn PaymentSource,
     payments: Arc<[PaymentId]>,
@@ -186,73 +188,74 @@ pub async fn look_up_all(
     Ok(all)
 }
 
-/// A message on its way through a pipeline.
+/// A message that a pipeline processes.
 pub trait Message: Send + Sync {
-    /// The body as it was received.
+    /// Returns the body as it was received.
     fn body(&self) -> &[u8];
 
-    /// When its producer says it was sent.
+    /// Returns the time of sending that the producer has set.
     fn sent_at(&self) -> Option<SystemTime>;
 
-    /// Delayed retries that it has taken (`x-pointsd-attempt`).
+    /// Returns the number of delayed retries that the message has taken (`x-pointsd-attempt`).
     fn retries_taken(&self) -> u32 {
         0
     }
 
-    /// Checks that are done of each payment in it (`x-pointsd-check`).
+    /// Returns the number of checks that are done for each payment of the message (`x-pointsd-check`).
     fn checks_done(&self) -> u32 {
         0
     }
 
-    /// The source whose format the body has: that of the queue, or in the check queue `x-pointsd-source`. `None`: the credit
-    /// format.
+    /// Returns the notification source whose format the body has: that of the queue, or in the check queue that of
+    /// `x-pointsd-source`. `None` means the credit format.
     fn source(&self) -> Option<&str> {
         None
     }
 
-    /// What a message in the check queue is.
+    /// Returns the origin of a message in the check queue.
     fn origin(&self) -> Origin {
         Origin::Foreign
     }
 
-    /// What a person can find it by when no payment id can be read from it: a message id or a line number.
+    /// Returns a label that identifies the message for people if its payment ID cannot be read: a message ID or a line
+    /// number.
     fn label(&self) -> String;
 }
 
-/// What a message in the check queue is, by its properties.
+/// The origin of a message in the check queue, as its properties show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// A check message of a daemon.
+    /// A check message that a daemon has published.
     Checks,
-    /// A single message that a daemon or a requeue sent here: checked at once.
+    /// A single message that a daemon or a requeue has sent here; it is checked at once.
     Ours,
-    /// A producer's message that came through this check delay queue, which an earlier build bound to the exchange.
+    /// A message of a producer that came through this check delay queue, which an earlier build bound to the exchange.
     FormerBinding(String),
-    /// A producer's message: the check queue is bound to an exchange.
+    /// A message of a producer, because the check queue is bound to an exchange.
     Foreign,
 }
 
-/// A copy that is to stand in another queue before its original is settled.
+/// A copy that must be confirmed in another queue before its original is settled.
 #[derive(Debug)]
 pub struct Forward<'a, M> {
-    /// The message.
+    /// The original message.
     pub message: &'a M,
-    /// Its payment, where it could be read.
+    /// The payment ID, if it could be read.
     pub payment_id: Option<&'a PaymentId>,
-    /// Where it goes.
+    /// The destination of the copy.
     pub to: Destination,
-    /// What happened, for a person; `None` where nothing has gone wrong.
+    /// The error text for people; `None` if there was no error.
     pub error: Option<Cow<'a, str>>,
-    /// The version in the ledger, on a conflict.
+    /// The credit in the ledger, for a conflict.
     pub recorded: Option<&'a RecordedCredit>,
-    /// The copy's body.
+    /// The body of the copy.
     pub body: CopyBody<'a>,
 }
 
 /// The body of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyBody<'a> {
-    /// The original's, byte by byte.
+    /// The body of the original, unchanged.
     Original,
     /// A check message.
     Checks(&'a [u8]),
@@ -260,36 +263,37 @@ pub enum CopyBody<'a> {
     Points(&'a [u8]),
 }
 
-/// A check message that begins the checks of payments.
+/// A check message that starts the checks of payments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FirstChecks {
-    /// How long it waits.
+    /// The delay before the checks.
     pub wait: CheckDelay,
-    /// The check message.
+    /// The body of the check message.
     pub body: Vec<u8>,
 }
 
-/// How long confirms are waited for, and what is not confirmed is tried again, once others were confirmed: to send again what
-/// is only late would double it. Twice this is the five minutes of `docs/concepts/checks.md`.
+/// Time limit for confirms, and for publishing the unconfirmed messages again after others were confirmed. It is long
+/// because a message whose confirm is only late would be published twice. Twice this limit is the five minutes of
+/// `docs/concepts/checks.md`.
 pub const CONFIRMING_TIME: Duration = Duration::from_secs(150);
 
-/// For each message that was published, in order: it stands confirmed in its queue, or why it does not.
+/// The result of each published message, in order: confirmed in its queue, or the reason why it is not.
 pub type Confirmed = Vec<Result<(), String>>;
 
-/// Where messages come from, and where they go when all is done.
+/// The broker's side of a pipeline: publishes copies and settles deliveries.
 #[async_trait]
 pub trait Deliveries: Send + Sync {
-    /// What is delivered.
+    /// The type of a delivered message.
     type Message: Message;
 
-    /// Publishes copies to the queues that they go to, and waits for the confirms. An error leaves it open which of them
-    /// stand there. `heartbeat` beats while confirms are late.
+    /// Publishes copies to their queues, and waits for the confirms. After an error it is unknown which of them have
+    /// reached their queues. `heartbeat` beats while confirms are late.
     async fn forward(&self, copies: &[Forward<'_, Self::Message>], heartbeat: &Heartbeat) -> Result<Confirmed, Outage>;
 
-    /// The same for check messages that are not copies.
+    /// Publishes check messages that are not copies, and waits for the confirms like [`Deliveries::forward`].
     async fn schedule(&self, checks: &[FirstChecks], heartbeat: &Heartbeat) -> Result<Confirmed, Outage>;
 
-    /// Settles messages whose effect is durable. It cannot fail: a message whose settlement is lost comes again and
-    /// is a duplicate then.
+    /// Settles messages whose effect is durable. It cannot fail: a message whose settlement is lost is delivered again
+    /// and is then a duplicate.
     async fn settle(&self, done: Vec<Self::Message>);
 }

@@ -6,10 +6,10 @@ use crate::domain::{
 };
 use std::time::Duration;
 
-/// `[retry]`: what is done about a failure that may pass.
+/// `[retry]`: how transient failures are retried.
 #[derive(Debug, Clone)]
 pub struct RetrySettings {
-    /// Attempts at a batch before it is split: at least 1.
+    /// Number of attempts at a batch before it is split; at least 1.
     pub immediate_attempts: u32,
     /// The delayed retries of a message that fails alone.
     pub policy: RetryPolicy,
@@ -18,15 +18,15 @@ pub struct RetrySettings {
 /// `[compensation]`: how credits are checked against their payments.
 #[derive(Debug, Clone)]
 pub struct CompensationSettings {
-    /// How often and when, and what is done in the end.
+    /// Schedule of the checks, and the action for a credit that is not paid at their end.
     pub policy: CheckPolicy,
-    /// Reversals in a row, without a paid payment between them, after which the checks pause: at least 1.
+    /// Number of reversals in a row, without a paid payment between them, after which the checks pause; at least 1.
     pub brake_after: u32,
 }
 
 impl CompensationSettings {
-    /// A credit that is older and unverified is overdue: the whole schedule of checks, the confirming one among them, and an
-    /// hour for what waits behind an outage or a backlog.
+    /// Returns the age from which an unverified credit is overdue: the duration of the whole schedule of checks with
+    /// the confirming one, and one hour for checks that wait because of an outage or a backlog.
     pub fn overdue_after(&self) -> Duration {
         const MARGIN: Duration = Duration::from_secs(3600);
         let delays = self.policy.delays();

@@ -206,8 +206,8 @@ fn direct(kind: Kind, foreign: bool) {
     example.wait_for_dead(&daemon, 6);
     let dead = example.dead();
     let expected = [
-        ("conflict", "3", "the notification says that it is paid, its own record that it is closed"),
-        ("expired", "8", "the notification says that it is paid, but no record of it has come"),
+        ("conflict", "3", "the notification reports the payment as paid, but its own record is closed"),
+        ("expired", "8", "the notification reports the payment as paid, but the payment has no record"),
         ("malformed", "", "body is an object; must be a string or an integer"),
         ("malformed", "", "body is another serialized Java object; must be a java.lang.Long or a java.lang.String"),
         ("rejected", "6", "user_column \"biz_user_id\" is NULL"),

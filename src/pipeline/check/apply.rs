@@ -1,8 +1,10 @@
-//! Bringing the ledger to agree with what was found, while that is fresh.
+//! Applying the answers of the payment source to the ledger while they are fresh.
 
 use super::{
-    commit::{Applied, Apply, LOOKING_AGAIN},
-    look_up::{Judged, LookedUp, look_up_once, validate},
+    commit::{Applied, CheckTransaction},
+    look_up::{
+        Interpretation, PaymentAnswer, REPEATED_LOOK_UP_TIME, distinct_payment_ids, interpret_answer, look_up_once,
+    },
     parse::{Batch, Entry},
 };
 use crate::{
@@ -33,24 +35,24 @@ use std::{
     time::Instant,
 };
 
-/// Judges answers, and commits what the ledger must know.
-pub(super) async fn apply(
+/// Interprets answers, and commits the resolutions that must be applied to the ledger. Returns the outage that
+/// interrupted it.
+pub(super) async fn apply_answers(
     pipeline: &CheckPipeline,
     group: &mut Group<'_>,
-    found: Vec<(usize, LookedUp)>,
+    found: Vec<(usize, PaymentAnswer)>,
     context: &BatchContext<'_>,
 ) -> Option<Outage> {
     let (mut candidates, mut to_be_closed) = (Vec::new(), Vec::new());
-    for (entry, LookedUp { payment, at, .. }) in found {
-        group.sort_in(entry, payment, at, &mut candidates, &mut to_be_closed);
+    for (entry, PaymentAnswer { payment, at, .. }) in found {
+        group.classify_answer(entry, payment, at, &mut candidates, &mut to_be_closed);
     }
     if !to_be_closed.is_empty()
         && let Some(outage) = payment_rows::close_unpaid(pipeline, group, to_be_closed, &mut candidates, context).await
     {
         return Some(outage);
     }
-    let arrived = commit_candidates(pipeline, group, candidates, context).await;
-    match arrived {
+    match commit_candidates(pipeline, group, candidates, context).await {
         Err(outage) => Some(outage),
         Ok(late_credits) if pipeline.is_arrival() && !late_credits.is_empty() => {
             confirm_arrivals(pipeline, group, late_credits, context).await
@@ -59,14 +61,14 @@ pub(super) async fn apply(
     }
 }
 
-/// Commits, as far as the brake allows. Returns the entries that were credited.
+/// Commits candidates as far as the brake allows. Returns the entries that were credited.
 async fn commit_candidates(
     pipeline: &CheckPipeline,
     group: &mut Group<'_>,
     mut candidates: Vec<Candidate>,
     context: &BatchContext<'_>,
 ) -> Result<Vec<usize>, Outage> {
-    // In the order of the entries: of two messages of one payment still the first one counts.
+    // In the order of the entries: the first of two messages with the same payment counts.
     candidates.sort_by_key(|candidate| candidate.entry);
     let mut rest = candidates.into_iter();
     let mut late_credits = Vec::new();
@@ -76,8 +78,8 @@ async fn commit_candidates(
         }
         let room = pipeline.brake.room(rest.as_slice().iter().map(|candidate| candidate.resolution));
         let part: Arc<[Candidate]> = rest.by_ref().take(room).collect();
-        let work = Apply {
-            pipeline: pipeline,
+        let work = CheckTransaction {
+            pipeline,
             entries: group.entries,
             candidates: &part,
             heartbeat: context.heartbeat,
@@ -92,14 +94,14 @@ async fn commit_candidates(
                     if checked.step == CheckStep::LateCredit {
                         late_credits.push(candidate.entry);
                     }
-                    outcome(entry, candidate, &checked)
+                    outcome_of_step(entry, candidate, &checked)
                 }
                 ItemResult::Rejected(reason) => CheckOutcome::Rejected(reason),
                 ItemResult::Failed(error) => CheckOutcome::after_failure(error, entry.retries_taken, &pipeline.retry),
-                // The source says something else by now: it is looked up again.
+                // The answer of the source has changed: the payment is looked up again.
                 ItemResult::Done(Applied::Changed) | ItemResult::Undecided => continue,
             };
-            // That the source knows a paid payment counts, whatever the ledger makes of it.
+            // A paid payment counts for the brake, independently of its step in the ledger.
             if candidate.resolution == Resolution::Paid {
                 pipeline.brake.count(Resolution::Paid, CheckStep::None);
             }
@@ -112,17 +114,17 @@ async fn commit_candidates(
     Ok(late_credits)
 }
 
-/// Looks up at once, once more, what was credited on arrival: it may have been closed between the look-up and the
-/// commit. What is not found paid again keeps the check that confirms it.
+/// Looks up again the payments that were credited on arrival, because they may have been closed between the look-up and
+/// the commit. A payment that is not found paid again keeps its confirming check.
 async fn confirm_arrivals(
     pipeline: &CheckPipeline,
     group: &mut Group<'_>,
     entries: Vec<usize>,
     context: &BatchContext<'_>,
 ) -> Option<Outage> {
-    let payments = super::look_up::distinct_payment_ids(entries.iter().map(|entry| &group.entries[*entry]));
+    let payments = distinct_payment_ids(entries.iter().map(|entry| &group.entries[*entry]));
     context.heartbeat.beat();
-    let until = Instant::now() + LOOKING_AGAIN;
+    let until = Instant::now() + REPEATED_LOOK_UP_TIME;
     let answers = look_up_once(&*pipeline.source, &payments, until).await.unwrap_or_default();
     let mut changed = Vec::new();
     for entry in entries {
@@ -131,15 +133,15 @@ async fn confirm_arrivals(
         if payment.status == PaymentStatus::Paid {
             let (status, step) = (PaymentStatus::Paid, CheckStep::LateCredit);
             group.decide(entry, CheckOutcome::Checked { status, step, next: None });
-        } else if let Judged::Resolution(resolution, payment) = validate(&group.entries[entry], payment) {
+        } else if let Interpretation::Resolved(resolution, payment) = interpret_answer(&group.entries[entry], payment) {
             changed.push(Candidate { entry, resolution, payment, at });
         }
     }
     commit_candidates(pipeline, group, changed, context).await.err()
 }
 
-/// Notes in the ledger which credits a person must decide about, as far as that was not done in the check's own
-/// transaction. Best effort: without it a credit counts as overdue.
+/// Records in the ledger the credits that a person must decide, unless the transaction of the check has done so. This
+/// is best effort: without the record, a credit counts as overdue.
 pub(super) async fn note_parked<M>(
     pipeline: &CheckPipeline,
     batch: &Batch<M>,
@@ -148,11 +150,11 @@ pub(super) async fn note_parked<M>(
 ) {
     let mut checks: Vec<Check> = Vec::new();
     let parked = batch.deliveries.iter().zip(done).filter(|(_, done)| **done);
-    for entry in parked.flat_map(|(held, _)| held.entries.clone()) {
+    for entry in parked.flat_map(|(delivery, _)| delivery.entries.clone()) {
         let (entry, outcome) = (&batch.entries[entry], &batch.outcomes[entry]);
         let settlement = outcome.as_ref().map(CheckOutcome::settlement);
         let Some(Settlement::Forward(Destination::Dead(reason))) = settlement else { continue };
-        // Not by what a malformed message names: anyone may have written that.
+        // A malformed message is excluded: any producer may have written its payment ID.
         if let Some(payment_id) = entry.check().map(|check| check.payment_id.clone()) {
             let resolution = Resolution::ForPerson(reason);
             checks.push(Check { payment_id, claim: None, resolution, spelling: None, closing: None });
@@ -168,25 +170,27 @@ pub(super) async fn note_parked<M>(
     }
 }
 
-/// What becomes of an entry after its step.
-fn outcome(entry: &Entry, candidate: &Candidate, checked: &Checked) -> CheckOutcome {
+/// Returns the outcome of an entry after its step.
+fn outcome_of_step(entry: &Entry, candidate: &Candidate, checked: &Checked) -> CheckOutcome {
     let Candidate { resolution, payment, .. } = candidate;
     let (status, step) = (payment.status, checked.step);
     if *resolution == Resolution::Paid && checked.state == LedgerState::Absent {
-        return not_creditable(payment.value.clone());
+        return outcome_without_credit(payment.value.clone());
     }
     if *resolution == Resolution::Closed && entry.kind() == Some(NotificationKind::Paid) {
-        let error = "the notification says that it is paid, its own record that it is closed".to_owned();
+        let error = "the notification reports the payment as paid, but its own record is closed".to_owned();
         return CheckOutcome::Conflict { error, decision: Some((status, step)) };
     }
     if let CheckStep::Dead(reason) = step {
         let error = match (reason, &payment.said, &payment.id) {
-            (Reason::Conflict, _, Some(id)) => format!("its own record writes the id as {id}; the credit stands"),
-            (Reason::Unpaid, ..) => "the payment is closed; its credit stands".to_owned(),
-            (Reason::Expired, ..) if checked.state == LedgerState::Verified => {
-                "the payment was found paid before, and is pending now; its credit stands".to_owned()
+            (Reason::Conflict, _, Some(id)) => {
+                format!("the payment's own record has the ID {id}; the credit is unchanged")
             }
-            (Reason::Expired, ..) => "the payment was not paid in time; its credit stands".to_owned(),
+            (Reason::Unpaid, ..) => "the payment is closed; its credit is unchanged".to_owned(),
+            (Reason::Expired, ..) if checked.state == LedgerState::Verified => {
+                "the payment was found paid before, and is pending now; its credit is unchanged".to_owned()
+            }
+            (Reason::Expired, ..) => "the payment was not paid in time; its credit is unchanged".to_owned(),
             (_, Some(said), _) => format!("the payment's status is in none of the configured lists: {said}"),
             (_, None, _) => "the payment's status is in none of the configured lists".to_owned(),
         };
@@ -198,13 +202,13 @@ fn outcome(entry: &Entry, candidate: &Candidate, checked: &Checked) -> CheckOutc
     CheckOutcome::Checked { status, step, next: entry.attempt.wait_after(status, step, checked.state) }
 }
 
-/// What becomes of a paid payment that is not in the ledger and from whose record nothing can be credited.
-fn not_creditable(value: Option<PaymentValue>) -> CheckOutcome {
+/// Returns the outcome of a paid payment that is not in the ledger and whose record gives no credit.
+fn outcome_without_credit(value: Option<PaymentValue>) -> CheckOutcome {
     match value {
         Some(PaymentValue::Invalid(error)) => CheckOutcome::Rejected(error),
         Some(PaymentValue::Nothing) => CheckOutcome::Ignored,
         Some(PaymentValue::Points(..)) | None => {
-            CheckOutcome::Rejected("the payment has no record to credit it from".into())
+            CheckOutcome::Rejected("the payment has no record from which it can be credited".into())
         }
     }
 }

@@ -1,7 +1,9 @@
-//! A batch of findings as one transaction of the ledger, its findings looked up again where they are not fresh.
+//! The ledger transaction that applies a batch of resolutions. Resolutions that are not fresh are looked up again.
 
 use super::{
-    look_up::{Judged, ledger_id, look_up_once, validate},
+    look_up::{
+        Interpretation, REPEATED_LOOK_UP_TIME, distinct_payment_ids, interpret_answer, ledger_payment_id, look_up_once,
+    },
     parse::Entry,
 };
 use crate::{
@@ -32,15 +34,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The oldest answer that a transaction begins with. Older ones are looked up again. A finding is a second old at most: a
-/// source may hand over an answer when it is [`MOST_HELD_BACK`] old.
+/// Maximum age of the answers with which a transaction begins; older ones are looked up again. Each answer is at most
+/// one second old: a source may hand over an answer that is [`MOST_HELD_BACK`] old.
 const FRESH: Duration = Duration::from_secs(1).saturating_sub(MOST_HELD_BACK);
 
-/// How long looking up again may take within a commit.
-pub(super) const LOOKING_AGAIN: Duration = Duration::from_secs(5);
-
-/// What the ledger is told.
-fn check_of(entry: &Entry, candidate: &Candidate) -> Option<Check> {
+/// Builds the check that the ledger applies; `None` if the entry has no check.
+fn build_check(entry: &Entry, candidate: &Candidate) -> Option<Check> {
     let Candidate { resolution, payment, .. } = candidate;
     let check = entry.check()?;
     let claim = match &check.about {
@@ -52,14 +51,14 @@ fn check_of(entry: &Entry, candidate: &Candidate) -> Option<Check> {
             _ => None,
         },
     };
-    // What a person must decide writes no credit.
+    // A check that a person must decide writes no credit.
     let claim = claim.filter(|_| !matches!(resolution, Resolution::ForPerson(_)));
     let closes = entry.kind() == Some(NotificationKind::OrderCreated)
         && entry.attempt.used_up
         && *resolution == Resolution::Closed;
     let user_id = || payment.user.clone().filter(|user| !user.is_empty());
     Some(Check {
-        payment_id: ledger_id(check, payment),
+        payment_id: ledger_payment_id(check, payment),
         claim,
         resolution: *resolution,
         spelling: payment.id.clone().filter(|_| *resolution == Resolution::Misspelt),
@@ -67,25 +66,27 @@ fn check_of(entry: &Entry, candidate: &Candidate) -> Option<Check> {
     })
 }
 
-/// What became of a candidate.
+/// The result of applying a candidate.
 pub(super) enum Applied {
+    /// The ledger has applied the check.
     Done(Checked),
-    /// The source says something else by now.
+    /// The answer of the source has changed in the meantime.
     Changed,
 }
 
-/// A transaction of the ledger. Only its first attempt may use what was found before: until a further one anything may
-/// have happened.
-pub(super) struct Apply<'a> {
+/// Work that applies candidates in one transaction of the ledger. Only the first attempt may use the given answers:
+/// they may have changed before a further attempt.
+pub(super) struct CheckTransaction<'a> {
     pub(super) pipeline: &'a CheckPipeline,
     pub(super) entries: &'a [Entry],
     pub(super) candidates: &'a [Candidate],
     pub(super) heartbeat: &'a Heartbeat,
+    /// Whether an attempt has been made.
     pub(super) tried: AtomicBool,
 }
 
 #[async_trait]
-impl Work for Apply<'_> {
+impl Work for CheckTransaction<'_> {
     type Item = Candidate;
     type Done = Applied;
 
@@ -106,7 +107,7 @@ impl Work for Apply<'_> {
     }
 
     fn rows(&self, candidate: &Candidate) -> Vec<LedgerRow> {
-        let Some(check) = check_of(&self.entries[candidate.entry], candidate) else { return Vec::new() };
+        let Some(check) = build_check(&self.entries[candidate.entry], candidate) else { return Vec::new() };
         let user = check.claim.map(|claim| LedgerRow::User(claim.user_id));
         std::iter::once(LedgerRow::Payment(check.payment_id)).chain(user).collect()
     }
@@ -121,7 +122,7 @@ impl Work for Apply<'_> {
     }
 }
 
-impl Apply<'_> {
+impl CheckTransaction<'_> {
     async fn attempt(&self, batch: &[Candidate], patience: Patience) -> Result<Vec<Applied>, BatchError> {
         let fresh = batch.iter().all(|candidate| candidate.at.elapsed() < FRESH);
         let first = !self.tried.swap(true, Ordering::Relaxed);
@@ -133,13 +134,13 @@ impl Apply<'_> {
         self.commit(again, patience).await
     }
 
-    /// The candidates as the source has them now; `None` where that leads to another finding, or where the source has not
-    /// said it a moment ago.
+    /// Returns the candidates with new answers; `None` for a candidate whose resolution has changed, or whose new
+    /// answer is missing or not fresh.
     async fn look_up_again(&self, batch: &[Candidate]) -> Result<Vec<Option<Candidate>>, BatchError> {
         let entry = |candidate: &Candidate| &self.entries[candidate.entry];
-        let payments = super::look_up::distinct_payment_ids(batch.iter().map(entry));
-        let until = Instant::now() + LOOKING_AGAIN;
-        // A failure of the source's is no failure of the ledger's: what is not answered is looked up again.
+        let payments = distinct_payment_ids(batch.iter().map(entry));
+        let until = Instant::now() + REPEATED_LOOK_UP_TIME;
+        // A failure of the source is no failure of the ledger: entries without an answer are looked up again.
         let answers = look_up_once(&*self.pipeline.source, &payments, until).await?;
         Ok(batch
             .iter()
@@ -147,8 +148,8 @@ impl Apply<'_> {
                 let check = entry(candidate).check()?;
                 let index = payments.binary_search(&check.payment_id).ok()?;
                 let (payment, at) = answers.get(index)?.clone().filter(|(_, at)| at.elapsed() < FRESH)?;
-                match validate(entry(candidate), payment) {
-                    Judged::Resolution(resolution, payment) if resolution == candidate.resolution => {
+                match interpret_answer(entry(candidate), payment) {
+                    Interpretation::Resolved(resolution, payment) if resolution == candidate.resolution => {
                         Some(Candidate { entry: candidate.entry, resolution, payment, at })
                     }
                     _ => None,
@@ -160,7 +161,7 @@ impl Apply<'_> {
     async fn commit(&self, batch: Vec<Option<Candidate>>, patience: Patience) -> Result<Vec<Applied>, BatchError> {
         let checks: Vec<Option<Check>> = batch
             .iter()
-            .map(|candidate| candidate.as_ref().and_then(|it| check_of(&self.entries[it.entry], it)))
+            .map(|candidate| candidate.as_ref().and_then(|it| build_check(&self.entries[it.entry], it)))
             .collect();
         let mut merged: Vec<Check> = checks.iter().flatten().cloned().collect();
         merged.sort_by(|a, b| a.payment_id.cmp(&b.payment_id));
@@ -195,7 +196,7 @@ impl Apply<'_> {
                 return Applied::Changed;
             };
             let this = checked.clone();
-            // Another message of the same payment finds what this one has left.
+            // The next message of the same payment finds the state that this one has left.
             checked.step = check.decide(checked.state, on_unpaid);
             checked.state = checked.step.leaves(checked.state);
             Applied::Done(this)

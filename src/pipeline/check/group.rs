@@ -1,7 +1,7 @@
-//! Entries that are looked up and committed together, and what became of each.
+//! Entries that are looked up and committed together, and their outcomes.
 
 use super::{
-    look_up::{Judged, validate},
+    look_up::{Interpretation, interpret_answer},
     parse::Entry,
 };
 use crate::{
@@ -14,30 +14,31 @@ use crate::{
 };
 use std::time::Instant;
 
-/// A finding of which the ledger must know.
+/// A resolution that must be applied to the ledger.
 #[derive(Clone)]
 pub(super) struct Candidate {
-    /// Whose it is: the entry's index.
+    /// Index of the entry.
     pub(super) entry: usize,
     pub(super) resolution: Resolution,
     pub(super) payment: Payment,
-    /// When the source said so.
+    /// Time at which the source answered.
     pub(super) at: Instant,
 }
 
-/// Entries, and what became of each.
+/// Entries and their outcomes.
 pub(super) struct Group<'a> {
     pub(super) entries: &'a [Entry],
     pub(super) outcomes: &'a mut [Option<CheckOutcome>],
 }
 
 impl Group<'_> {
+    /// Sets the outcome of an entry.
     pub(super) fn decide(&mut self, entry: usize, outcome: CheckOutcome) {
         self.outcomes[entry] = Some(outcome);
     }
 
-    /// Decides an entry, or keeps what the ledger must know of it.
-    pub(super) fn sort_in(
+    /// Interprets the answer for an entry: decides the entry, or adds it to `candidates` or `to_be_closed`.
+    pub(super) fn classify_answer(
         &mut self,
         entry: usize,
         payment: Payment,
@@ -45,28 +46,30 @@ impl Group<'_> {
         candidates: &mut Vec<Candidate>,
         to_be_closed: &mut Vec<usize>,
     ) {
-        match validate(&self.entries[entry], payment) {
-            Judged::Resolution(resolution, payment) => candidates.push(Candidate { entry, resolution, payment, at }),
-            Judged::Again(status) => {
+        match interpret_answer(&self.entries[entry], payment) {
+            Interpretation::Resolved(resolution, payment) => {
+                candidates.push(Candidate { entry, resolution, payment, at });
+            }
+            Interpretation::Recheck(status) => {
                 let next = Some(self.entries[entry].attempt.next());
                 self.decide(entry, CheckOutcome::Checked { status, step: CheckStep::Recheck, next });
             }
-            Judged::ToBeClosed => to_be_closed.push(entry),
-            Judged::Outcome(outcome) => self.decide(entry, outcome),
+            Interpretation::ToBeClosed => to_be_closed.push(entry),
+            Interpretation::Decided(outcome) => self.decide(entry, outcome),
         }
     }
 
-    /// The entries that have no outcome yet.
-    pub(super) fn open(&self) -> impl Iterator<Item = &Entry> {
+    /// Returns the entries without an outcome.
+    pub(super) fn open_entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().zip(&*self.outcomes).filter(|(_, outcome)| outcome.is_none()).map(|(entry, _)| entry)
     }
 
-    /// The open entries of one payment.
-    pub(super) fn open_of(&self, payment_id: &PaymentId) -> Vec<usize> {
-        let of = |index: &usize| {
+    /// Returns the indices of the entries of one payment without an outcome.
+    pub(super) fn open_entries_of(&self, payment_id: &PaymentId) -> Vec<usize> {
+        let is_open = |index: &usize| {
             self.outcomes[*index].is_none()
                 && self.entries[*index].check().is_some_and(|check| check.payment_id == *payment_id)
         };
-        (0..self.entries.len()).filter(of).collect()
+        (0..self.entries.len()).filter(is_open).collect()
     }
 }

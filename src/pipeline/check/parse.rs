@@ -1,4 +1,4 @@
-//! From deliveries to the checks that they ask for.
+//! Parsing deliveries into the checks that they contain.
 
 use crate::{
     domain::{
@@ -20,44 +20,44 @@ use crate::{
 };
 use std::ops::Range;
 
-/// Deliveries on their way, and the checks that they ask for.
+/// A batch of deliveries, and the checks that they contain.
 pub(super) struct Batch<M> {
-    pub(super) deliveries: Vec<Held<M>>,
-    /// Those of all deliveries, in order.
+    pub(super) deliveries: Vec<ParsedDelivery<M>>,
+    /// The entries of all deliveries, in order.
     pub(super) entries: Vec<Entry>,
-    /// What became of each entry; `None` while nothing has.
+    /// The outcome of each entry; `None` until it is decided.
     pub(super) outcomes: Vec<Option<CheckOutcome>>,
 }
 
-/// A delivery, and which entries are its own: at least one.
-pub(super) struct Held<M> {
+/// A delivery, and its range of entries, which has at least one.
+pub(super) struct ParsedDelivery<M> {
     pub(super) message: M,
     pub(super) entries: Range<usize>,
-    /// Whether its body is a check message, and not a single points message or notification.
+    /// Whether the body is a check message, as opposed to a single points message or notification.
     pub(super) is_check_message: bool,
 }
 
-/// One check.
+/// One check of a delivery.
 pub(super) struct Entry {
     pub(super) request: CheckRequest,
-    /// Which check of its payment it is.
+    /// The position of the check in the schedule of its payment.
     pub(super) attempt: CheckAttempt,
-    /// Delayed retries that it has taken.
+    /// Number of delayed retries that the check has taken.
     pub(super) retries_taken: u32,
 }
 
-/// What an entry is about.
+/// The content of an entry.
 pub(super) enum CheckRequest {
-    /// A payment.
+    /// The check of a payment.
     Check(ScheduledCheck),
-    /// An entry of a check message that cannot be read: its text, and its payment where that can be read.
+    /// An unreadable entry of a check message: its text, and its payment ID if that can be read.
     Bad { json: String, payment_id: Option<PaymentId> },
-    /// Nothing that is looked up: the message as a whole has its outcome already. Its payment, where that can be read.
+    /// A message that has its outcome as a whole and is not looked up; with its payment ID if that can be read.
     Message(Option<PaymentId>),
 }
 
 impl Entry {
-    /// The check, where there is one.
+    /// Returns the check; `None` for an entry that cannot be read or is not looked up.
     pub(super) fn check(&self) -> Option<&ScheduledCheck> {
         match &self.request {
             CheckRequest::Check(check) => Some(check),
@@ -65,7 +65,7 @@ impl Entry {
         }
     }
 
-    /// The payment as the message writes it, for people. Of a malformed message it decides nothing.
+    /// Returns the payment ID as the message writes it, for people. The ID of a malformed message decides nothing.
     pub(super) fn payment_id(&self) -> Option<&PaymentId> {
         match &self.request {
             CheckRequest::Check(check) => Some(&check.payment_id),
@@ -73,7 +73,7 @@ impl Entry {
         }
     }
 
-    /// What it means that its notification has come.
+    /// Returns the kind of the notification from which the check comes.
     pub(super) fn kind(&self) -> Option<NotificationKind> {
         match &self.check()?.about {
             About::Notification { kind, .. } => *kind,
@@ -82,86 +82,89 @@ impl Entry {
     }
 }
 
-/// What was read: a check that is looked up, or something that is decided already.
-enum Read {
+/// A parsed entry: a check that is looked up, or an entry that is already decided.
+enum ParsedEntry {
     Check(ScheduledCheck, CheckAttempt),
     Decided(CheckRequest, CheckOutcome),
 }
 
-/// Reads every body, each in its own format.
-pub(super) fn parse<M: Message>(pipeline: &CheckPipeline, batch: Vec<M>) -> Batch<M> {
-    let mut read = Batch { deliveries: Vec::with_capacity(batch.len()), entries: Vec::new(), outcomes: Vec::new() };
+/// Parses every body in its own format.
+pub(super) fn parse_batch<M: Message>(pipeline: &CheckPipeline, batch: Vec<M>) -> Batch<M> {
+    let mut parsed = Batch { deliveries: Vec::with_capacity(batch.len()), entries: Vec::new(), outcomes: Vec::new() };
     for message in batch {
-        let begin = read.entries.len();
+        let begin = parsed.entries.len();
         let is_check_message = pipeline.component == Component::Checks && message.origin() == Origin::Checks;
         if is_check_message {
-            read_check_message(pipeline, &message, &mut read);
+            parse_check_message(pipeline, &message, &mut parsed);
         } else {
-            let one = read_single(pipeline, &message);
-            push(pipeline, &message, one, &mut read);
+            let entry = parse_single(pipeline, &message);
+            push_entry(pipeline, &message, entry, &mut parsed);
         }
-        let entries = begin..read.entries.len();
-        read.deliveries.push(Held { message, entries, is_check_message });
+        let entries = begin..parsed.entries.len();
+        parsed.deliveries.push(ParsedDelivery { message, entries, is_check_message });
     }
-    read
+    parsed
 }
 
-fn push<M: Message>(pipeline: &CheckPipeline, message: &M, read: Read, into: &mut Batch<M>) {
-    let (request, attempt, outcome) = match read {
-        Read::Check(check, attempt) => (CheckRequest::Check(check), attempt, None),
-        Read::Decided(request, outcome) => (request, pipeline.policy.attempt(message.checks_done()), Some(outcome)),
+fn push_entry<M: Message>(pipeline: &CheckPipeline, message: &M, parsed: ParsedEntry, into: &mut Batch<M>) {
+    let (request, attempt, outcome) = match parsed {
+        ParsedEntry::Check(check, attempt) => (CheckRequest::Check(check), attempt, None),
+        ParsedEntry::Decided(request, outcome) => {
+            (request, pipeline.policy.attempt(message.checks_done()), Some(outcome))
+        }
     };
     into.entries.push(Entry { request, attempt, retries_taken: message.retries_taken() });
     into.outcomes.push(outcome);
 }
 
-fn read_check_message<M: Message>(pipeline: &CheckPipeline, message: &M, into: &mut Batch<M>) {
+fn parse_check_message<M: Message>(pipeline: &CheckPipeline, message: &M, into: &mut Batch<M>) {
     match check_message::parse(message.body()) {
         Ok(checks) => {
             for check in checks {
-                let read = match check {
-                    Ok(check) => scheduled(pipeline, check, message.checks_done()),
+                let parsed = match check {
+                    Ok(check) => parse_scheduled_check(pipeline, check, message.checks_done()),
                     Err(BadCheck { json, payment_id, error }) => {
-                        Read::Decided(CheckRequest::Bad { json, payment_id }, CheckOutcome::Unreadable(error))
+                        ParsedEntry::Decided(CheckRequest::Bad { json, payment_id }, CheckOutcome::Unreadable(error))
                     }
                 };
-                push(pipeline, message, read, into);
+                push_entry(pipeline, message, parsed, into);
             }
         }
         Err(error) => {
             let outcome = CheckOutcome::Unreadable(error.to_string());
-            push(pipeline, message, Read::Decided(CheckRequest::Message(None), outcome), into);
+            push_entry(pipeline, message, ParsedEntry::Decided(CheckRequest::Message(None), outcome), into);
         }
     }
 }
 
-/// A check of a check message, or of a copy of an earlier build: its source must still mean the same.
-fn scheduled(pipeline: &CheckPipeline, mut check: ScheduledCheck, checks_done: u32) -> Read {
+/// Parses a check of a check message or of a copy of an earlier build. The kind of its notification source must be
+/// unchanged.
+fn parse_scheduled_check(pipeline: &CheckPipeline, mut check: ScheduledCheck, checks_done: u32) -> ParsedEntry {
     let About::Notification { source: name, kind } = &mut check.about else {
-        return Read::Check(check, pipeline.policy.attempt(checks_done));
+        return ParsedEntry::Check(check, pipeline.policy.attempt(checks_done));
     };
     let rejected = match pipeline.sources.iter().find(|source| source.name == *name) {
-        None => format!("it came from the source {name:?}, which is not configured"),
+        None => format!("the notification source {name:?} is not configured"),
         Some(NotificationSource { kind: now, policy, .. }) => {
             let then = *kind.get_or_insert(*now);
             if then == *now {
                 let attempt = policy.attempt(checks_done);
-                return Read::Check(check, attempt);
+                return ParsedEntry::Check(check, attempt);
             }
             format!(
-                "it was scheduled when notifications of source {name:?} meant {:?}; now they mean {:?}",
+                "the check was scheduled when notifications of source {name:?} meant {:?}; now they mean {:?}",
                 then.label(),
                 now.label()
             )
         }
     };
-    Read::Decided(CheckRequest::Check(check), CheckOutcome::Rejected(rejected))
+    ParsedEntry::Decided(CheckRequest::Check(check), CheckOutcome::Rejected(rejected))
 }
 
-/// A message with one payment: a notification on arrival, or a single message in the check queue.
-fn read_single<M: Message>(pipeline: &CheckPipeline, message: &M) -> Read {
+/// Parses a message with one payment: a notification on arrival, or a single message in the check queue.
+fn parse_single<M: Message>(pipeline: &CheckPipeline, message: &M) -> ParsedEntry {
     if let Some(name) = message.source() {
-        return read_notification(pipeline, name, message);
+        return parse_notification(pipeline, name, message);
     }
     let origin = message.origin();
     let credit = match pipeline.format.parse(message.body()) {
@@ -176,7 +179,7 @@ fn read_single<M: Message>(pipeline: &CheckPipeline, message: &M) -> Read {
                 events::CheckIgnored { message_id, payment_id, error: &error }.emit();
                 CheckOutcome::Malformed(error)
             };
-            return Read::Decided(CheckRequest::Message(payment_id), outcome);
+            return ParsedEntry::Decided(CheckRequest::Message(payment_id), outcome);
         }
     };
     let Credit { payment_id, .. } = credit.clone();
@@ -189,34 +192,34 @@ fn read_single<M: Message>(pipeline: &CheckPipeline, message: &M) -> Read {
             }
         }
         Origin::Foreign => {
-            return Read::Decided(CheckRequest::Check(check), CheckOutcome::Begins(pipeline.policy.beginning()));
+            return ParsedEntry::Decided(CheckRequest::Check(check), CheckOutcome::Begins(pipeline.policy.beginning()));
         }
     }
-    Read::Check(check, pipeline.policy.attempt(message.checks_done()))
+    ParsedEntry::Check(check, pipeline.policy.attempt(message.checks_done()))
 }
 
-fn read_notification<M: Message>(pipeline: &CheckPipeline, name: &str, message: &M) -> Read {
-    let arrives = pipeline.is_arrival();
+fn parse_notification<M: Message>(pipeline: &CheckPipeline, name: &str, message: &M) -> ParsedEntry {
+    let is_arrival = pipeline.is_arrival();
     let Some(source) = pipeline.sources.iter().find(|source| source.name == name) else {
-        let error = format!("it came from the source {name:?}, which is not configured");
-        return Read::Decided(CheckRequest::Message(None), CheckOutcome::Rejected(error));
+        let error = format!("the notification source {name:?} is not configured");
+        return ParsedEntry::Decided(CheckRequest::Message(None), CheckOutcome::Rejected(error));
     };
     match source.format.parse(message.body(), &pipeline.format) {
         Ok(Notification::Payment(payment_id)) => {
             let about = About::Notification { source: name.to_owned(), kind: Some(source.kind) };
             let check = ScheduledCheck { payment_id, about };
-            match (arrives, source.kind) {
+            match (is_arrival, source.kind) {
                 (true, NotificationKind::OrderCreated) => {
-                    Read::Decided(CheckRequest::Check(check), CheckOutcome::Begins(source.policy.beginning()))
+                    ParsedEntry::Decided(CheckRequest::Check(check), CheckOutcome::Begins(source.policy.beginning()))
                 }
-                (true, _) => Read::Check(check, source.policy.arrival()),
-                (false, _) => Read::Check(check, source.policy.attempt(message.checks_done())),
+                (true, _) => ParsedEntry::Check(check, source.policy.arrival()),
+                (false, _) => ParsedEntry::Check(check, source.policy.attempt(message.checks_done())),
             }
         }
-        Ok(Notification::Ignored) => Read::Decided(CheckRequest::Message(None), CheckOutcome::Ignored),
+        Ok(Notification::Ignored) => ParsedEntry::Decided(CheckRequest::Message(None), CheckOutcome::Ignored),
         Err(error) => {
             let payment_id = source.format.readable_payment_id(message.body(), &pipeline.format);
-            Read::Decided(CheckRequest::Message(payment_id), CheckOutcome::Unreadable(error.to_string()))
+            ParsedEntry::Decided(CheckRequest::Message(payment_id), CheckOutcome::Unreadable(error.to_string()))
         }
     }
 }

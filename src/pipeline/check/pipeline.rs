@@ -1,4 +1,4 @@
-//! What the steps of the checks' way need.
+//! The dependencies and settings that the steps of the check pipeline share.
 
 use super::brake::SharedBrake;
 use crate::{
@@ -21,43 +21,43 @@ use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
-/// What stands between a delivered check, or a notification, and the ledger.
+/// The pipeline from a delivered check message or notification to the ledger.
 pub struct CheckPipeline {
-    /// Which queue it works on: the check queue, or that of a source.
+    /// The component whose queue the pipeline processes: the checks or a notification source.
     pub component: Component,
-    /// How bodies look in the credit format.
+    /// The credit format of bodies.
     pub format: Format,
-    /// How those of notifications look, and what they mean.
+    /// The notification sources, with the format and the kind of their notifications.
     pub sources: Arc<[NotificationSource]>,
-    /// What knows whether payments are paid.
+    /// The payment source.
     pub source: Arc<dyn PaymentSource>,
-    /// What is brought to agree with it.
+    /// The ledger to which the checks are applied.
     pub ledger: Arc<dyn CheckLedger>,
-    /// Rows of the ledger that are known to be locked.
+    /// The rows of the ledger that are known to be locked.
     pub locked: Arc<LockedRows>,
-    /// How often and when a credit is checked, and what is done in the end.
+    /// The schedule of the checks, and the action for a credit that is not paid at their end.
     pub policy: CheckPolicy,
-    /// How large check messages may be; also how many payments are looked up and committed together.
+    /// The maximum size of check messages; also the number of payments that are looked up and committed together.
     pub limits: Limits,
-    /// As in [`super::credit::CreditPipeline`].
+    /// Number of immediate attempts, as in [`crate::pipeline::credit::CreditPipeline`].
     pub immediate_attempts: u32,
-    /// As in [`super::credit::CreditPipeline`].
+    /// The delayed retries of a message that fails alone, as in [`crate::pipeline::credit::CreditPipeline`].
     pub retry: RetryPolicy,
-    /// Stops it when too much is reversed.
+    /// The brake, which stops the checks after too many reversals.
     pub brake: SharedBrake,
-    /// Set whenever the source has answered.
+    /// Set when the payment source has answered.
     pub answered: AtomicBool,
-    /// Check delay queues that an earlier build bound to an exchange, as far as they were logged.
+    /// The check delay queues with a binding of an earlier build that were already logged.
     pub former: Mutex<BTreeSet<String>>,
 }
 
 impl CheckPipeline {
-    /// Whether it works on the queue of a source, whose messages have no checks yet.
+    /// Returns whether the pipeline processes the queue of a notification source, whose messages have no checks yet.
     pub(super) fn is_arrival(&self) -> bool {
         matches!(self.component, Component::Source(_))
     }
 
-    /// Whether the payment source works for what is asked of it here: where rows are to be set, setting them, too.
+    /// Tests whether the payment source works for this pipeline: if the pipeline sets rows, whether rows can be set.
     pub async fn probe_source(&self) -> Result<(), Outage> {
         let sets = |source: &NotificationSource| match (self.component, source.kind) {
             (Component::Checks, NotificationKind::Paid | NotificationKind::OrderCreated) => true,

@@ -39,7 +39,7 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// A body, and the checks that are done.
+/// A message with this body and this number of checks done.
 #[derive(Debug)]
 struct Text(Vec<u8>, u32);
 
@@ -68,12 +68,13 @@ fn down() -> Outage {
     Outage { dependency: Dependency::PayStatus, reason: "down".into() }
 }
 
-/// Logic only: a source that answers by the payment's id, `STATUS-anything`, or after `says` what it says.
+/// A payment source in memory: the payment ID `STATUS-anything` determines the answer, unless `says` has another
+/// status.
 #[derive(Default)]
 struct Table {
     asked: Mutex<Vec<usize>>,
     set: Mutex<Vec<(String, RowStatus)>>,
-    /// What it says from now on.
+    /// The statuses of payments from now on.
     says: Mutex<HashMap<String, PaymentStatus>>,
 }
 
@@ -92,7 +93,7 @@ impl PaymentSource for Table {
             let payment = |payment| Lookup::Known(Payment { id: Some(id.to_string()), ..payment });
             let answer = match (known, id.as_str().split('-').next()) {
                 (Some(status), _) => payment(Payment::new(status)),
-                // LookedUp paid once: then it is closed, or nothing more is said.
+                // Paid in the first look-up; then closed (`closes`) or without an answer (`once`).
                 (None, Some("closes")) if self.asked.lock().unwrap().len() > 1 => {
                     payment(Payment::new(PaymentStatus::Closed))
                 }
@@ -102,7 +103,7 @@ impl PaymentSource for Table {
                 }
                 (None, Some("failed")) => Lookup::Failed("garbage".into()),
                 (None, Some("other")) => {
-                    payment(Payment { user: Some("somebody".into()), ..Payment::new(PaymentStatus::Paid) })
+                    payment(Payment { user: Some("another".into()), ..Payment::new(PaymentStatus::Paid) })
                 }
                 (None, Some("Paid")) => {
                     let id = Some(id.as_str().to_lowercase());
@@ -132,14 +133,14 @@ impl PaymentSource for Table {
     }
 }
 
-/// A ledger in memory, in which everything was credited unless it was not: `…-absent`.
+/// A ledger in memory that contains every payment, except for IDs `…-absent`.
 #[derive(Default)]
 struct Memory {
     rows: Mutex<HashMap<String, LedgerState>>,
     batches: Mutex<Vec<Vec<String>>>,
-    /// What fails the next commits, and what the source says from then on.
+    /// Payments whose commit fails next, and their statuses at the source from then on.
     fails: Mutex<Vec<(String, PaymentStatus)>>,
-    /// Whether it is down after one commit.
+    /// Whether the ledger is down after one commit.
     is_down_later: AtomicBool,
     source: Arc<Table>,
 }
@@ -148,7 +149,10 @@ struct Memory {
 impl CheckLedger for Memory {
     async fn check(&self, batch: Arc<[Check]>, on_unpaid: OnUnpaid, _: Patience) -> Result<Vec<Checked>, BatchError> {
         let ids: Vec<String> = batch.iter().map(|check| check.payment_id.to_string()).collect();
-        assert!(ids.is_sorted() && ids.windows(2).all(|pair| pair[0] != pair[1]), "in order, each once: {ids:?}");
+        assert!(
+            ids.is_sorted() && ids.windows(2).all(|pair| pair[0] != pair[1]),
+            "sorted and without duplicates: {ids:?}"
+        );
         if batch.iter().all(|check| matches!(check.resolution, crate::domain::check::Resolution::ForPerson(_))) {
             return Ok(Vec::new());
         }
@@ -160,7 +164,7 @@ impl CheckLedger for Memory {
             return Err(Outage { dependency: Dependency::Ledger, reason: "down".into() }.into());
         }
         if ids.iter().any(|id| id.ends_with("refused")) {
-            return Err(BatchError::Refused("never".into()));
+            return Err(BatchError::Refused("permanent".into()));
         }
         self.batches.lock().unwrap().push(ids);
         let mut rows = self.rows.lock().unwrap();
@@ -179,16 +183,16 @@ impl CheckLedger for Memory {
     }
 }
 
-/// A copy: its payments, where it went, and whether it was confirmed.
+/// A confirmed copy: its payments and its destination.
 type Copied = (Vec<String>, Destination);
 
 #[derive(Default)]
 struct Queue {
     settled: Mutex<u32>,
     copies: Mutex<Vec<Copied>>,
-    /// Destinations that take nothing, so many times.
+    /// Destinations that refuse copies, with the number of refusals left.
     refuses: Mutex<Vec<(Destination, u32)>>,
-    /// Cancelled when a destination takes nothing.
+    /// Cancelled when a destination refuses a copy.
     stops: Mutex<CancellationToken>,
 }
 
@@ -212,7 +216,7 @@ impl Deliveries for Queue {
     type Message = Text;
 
     async fn forward(&self, copies: &[Forward<'_, Text>], _: &Heartbeat) -> Result<Confirmed, Outage> {
-        assert_eq!(*self.settled.lock().unwrap(), 0, "nothing is settled before its copies are confirmed");
+        assert_eq!(*self.settled.lock().unwrap(), 0, "no message is settled before its copies are confirmed");
         let mut refuses = self.refuses.lock().unwrap();
         let confirmed = copies.iter().map(|copy| {
             let refusal = refuses.iter_mut().find(|(to, left)| *to == copy.to && *left > 0);
@@ -273,7 +277,7 @@ fn world(brake_after: u32) -> World {
     World { source, ledger, queue: Queue::default(), pipeline }
 }
 
-/// The same for the queue of a source: notifications of this meaning.
+/// Returns a world whose pipeline processes the queue of a source with notifications of this kind.
 fn arrivals(kind: NotificationKind) -> World {
     let world = world(100);
     let policy = world.pipeline.policy.clone();
@@ -294,7 +298,7 @@ fn message(payments: &[&str], done: u32) -> Text {
 }
 
 impl World {
-    /// A check message with these payments, after so many checks.
+    /// Processes a check message with these payments after `done` checks.
     async fn process(&self, payments: &[&str], done: u32) -> Result<(), Interrupted<Text>> {
         self.process_all(vec![message(payments, done)]).await
     }
@@ -343,9 +347,9 @@ async fn every_check_of_a_message_has_its_own_outcome_and_what_goes_on_together_
         )
         .await
         .unwrap();
-    // What failed was tried once more, alone.
+    // The failed payment was looked up once more, alone.
     assert_eq!(*world.source.asked.lock().unwrap(), [8, 1]);
-    // What is not certain does not touch the ledger.
+    // A status that is not final does not change the ledger.
     assert_eq!(*world.ledger.batches.lock().unwrap(), [["Paid-2", "closed-1", "paid-1"]]);
     assert_eq!(
         world.copies(),
@@ -364,9 +368,9 @@ async fn a_credit_on_arrival_is_confirmed_at_once_or_by_a_check() {
     let world = arrivals(NotificationKind::StatusChanged);
     let batch = ["closes-absent", "once-absent", "stays-absent"].map(|id| Text(id.into(), 0)).into();
     world.process_all(batch).await.unwrap();
-    assert_eq!(world.state("closes-absent"), Some(LedgerState::Reversed), "it was closed meanwhile");
+    assert_eq!(world.state("closes-absent"), Some(LedgerState::Reversed), "it was closed in the meantime");
     assert_eq!(world.state("stays-absent"), Some(LedgerState::Verified));
-    // Of which nothing more was said, a check does it.
+    // A check confirms the payment whose second look-up had no answer.
     let confirming = world.pipeline.policy.arrival().confirming_paid().unwrap();
     assert_eq!(world.copies(), [copy(&["once-absent"], Destination::Check(confirming))]);
     assert_eq!(world.settled(), 3);
@@ -431,7 +435,7 @@ async fn messages_of_one_payment_are_looked_up_once_and_done_one_after_the_other
     world.process_all(batch).await.unwrap();
     assert_eq!(*world.source.asked.lock().unwrap(), [2]);
     assert_eq!(*world.ledger.batches.lock().unwrap(), [["closed-1", "paid-absent"]]);
-    // The one that credited it is confirmed.
+    // The check that credited the payment is confirmed by another check.
     let confirmation = Destination::Check(world.pipeline.policy.attempt(0).confirming_paid().unwrap());
     assert_eq!(world.copies(), [copy(&["paid-absent"], confirmation)]);
 }
@@ -458,7 +462,7 @@ async fn one_that_the_ledger_refuses_costs_the_others_nothing() {
 #[tokio::test(start_paused = true)]
 async fn before_a_further_attempt_the_source_is_asked_again() {
     let world = world(100);
-    // The commit waits for a row; meanwhile the payment is closed, and reversed by its notification.
+    // The commit waits for a row; in the meantime the payment is closed, and its notification reverses the credit.
     world.ledger.rows.lock().unwrap().insert("paid-1".into(), LedgerState::Reversed);
     world.ledger.fails.lock().unwrap().push(("paid-1".into(), PaymentStatus::Closed));
     world.process(&["paid-1"], 0).await.unwrap();
@@ -496,7 +500,7 @@ async fn on_the_way_out_what_is_not_confirmed_goes_to_the_end_of_the_check_queue
     let stop = world.queue.stops.lock().unwrap().clone();
     world.process_until(vec![message(&["other-1", "pending-1"], 0)], &stop).await.unwrap();
     assert_eq!(world.copies(), [copy(&["pending-1"], world.wait(0)), copy(&["other-1"], Destination::CheckQueue)]);
-    assert_eq!(world.settled(), 1, "no copy of it is made again");
+    assert_eq!(world.settled(), 1, "no copy is published twice");
 }
 
 #[tokio::test(start_paused = true)]
@@ -519,7 +523,7 @@ async fn the_brake_stops_in_the_middle_of_a_message_which_goes_back_whole() {
     let reversed = world.ledger.rows.lock().unwrap().values().filter(|state| **state == LedgerState::Reversed).count();
     assert_eq!(reversed, 5, "two, a paid one, and three more");
     let left = world.process(&["closed-9", "paid-9", "pending-9"], 0).await.unwrap_err();
-    assert_eq!(left.unsettled.len(), 1, "nothing is reversed or verified any more");
+    assert_eq!(left.unsettled.len(), 1, "no further credit is reversed or verified");
     assert_eq!((world.state("closed-9"), world.state("paid-9")), (None, None));
 
     assert!(world.pipeline.brake.release());

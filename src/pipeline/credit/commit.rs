@@ -1,4 +1,4 @@
-//! Committing credits: one transaction for a batch.
+//! The ledger transaction that commits the credits of a batch.
 
 use crate::{
     domain::{
@@ -16,16 +16,16 @@ use crate::{
 use async_trait::async_trait;
 use std::{sync::Arc, time::Instant};
 
-/// A transaction of the ledger.
-pub(super) struct Commit<'a> {
+/// Work that commits credits in one transaction of the ledger.
+pub(super) struct CreditTransaction<'a> {
     pub(super) component: Component,
     pub(super) ledger: &'a dyn CreditLedger,
     pub(super) locked: &'a LockedRows,
-    /// By message: whether it has no retry step left.
+    /// For each message, whether it has no retry step left.
     pub(super) is_last: Vec<bool>,
 }
 
-impl Commit<'_> {
+impl CreditTransaction<'_> {
     async fn commit(&self, batch: Arc<[Credit]>, patience: Patience) -> Result<Vec<Verdict>, BatchError> {
         let begun = Instant::now();
         let committed = self.ledger.credit(Arc::clone(&batch), patience).await;
@@ -42,7 +42,7 @@ impl Commit<'_> {
 }
 
 #[async_trait]
-impl Work for Commit<'_> {
+impl Work for CreditTransaction<'_> {
     type Item = Credit;
     type Done = Verdict;
 

@@ -1,4 +1,4 @@
-//! Forwarding credits: the copy that an outcome asks for, computed once and carried with its message.
+//! Messages with their outcomes, and the copies that the outcomes require.
 
 use crate::{
     domain::{
@@ -16,19 +16,19 @@ use crate::{
 };
 use std::borrow::Cow;
 
-/// A message with its outcome, and the copy that the outcome asks for.
+/// A message with its outcome, and the copy that the outcome requires.
 #[derive(Debug)]
 pub struct Decided<M> {
     /// The message.
     pub message: M,
-    /// The payment id, for messages that are not acknowledged at once and whose id could be read.
+    /// The payment ID; present if the message is forwarded and its ID could be read.
     pub payment_id: Option<PaymentId>,
-    /// The outcome.
+    /// The outcome of the message.
     pub outcome: Outcome,
     copy: Option<PlannedCopy>,
 }
 
-/// A copy for another queue.
+/// The destination and error text of a copy for another queue.
 #[derive(Debug)]
 struct PlannedCopy {
     to: Destination,
@@ -36,17 +36,17 @@ struct PlannedCopy {
 }
 
 impl<M> Decided<M> {
-    /// Plans the copy of an outcome. `payment_id` is called only for messages that are forwarded.
+    /// Plans the copy that the outcome requires. `payment_id` is called only for messages that are forwarded.
     pub(super) fn new(message: M, outcome: Outcome, payment_id: impl FnOnce() -> Option<PaymentId>) -> Self {
         let copy = match outcome.settlement() {
             Settlement::Ack => None,
-            Settlement::Forward(to) => Some(PlannedCopy { to, error: error_of(&outcome) }),
+            Settlement::Forward(to) => Some(PlannedCopy { to, error: error_text(&outcome) }),
         };
         let payment_id = if copy.is_some() { payment_id() } else { None };
         Self { message, payment_id, outcome, copy }
     }
 
-    /// The copy for another queue; `None` for a message that is acknowledged at once.
+    /// Returns the copy for another queue; `None` for a message that is acknowledged at once.
     pub fn forward(&self) -> Option<Forward<'_, M>> {
         let PlannedCopy { to, error } = self.copy.as_ref()?;
         Some(Forward {
@@ -54,13 +54,13 @@ impl<M> Decided<M> {
             payment_id: self.payment_id.as_ref(),
             to: *to,
             error: Some(Cow::Borrowed(error)),
-            recorded: recorded(&self.outcome),
+            recorded: recorded_credit(&self.outcome),
             body: CopyBody::Original,
         })
     }
 }
 
-fn error_of(outcome: &Outcome) -> Cow<'static, str> {
+fn error_text(outcome: &Outcome) -> Cow<'static, str> {
     match outcome {
         Outcome::Credited | Outcome::Duplicate { .. } => Cow::Borrowed(""),
         Outcome::Conflict(_) => Cow::Borrowed("the payment is in the ledger with another user or other points"),
@@ -71,7 +71,7 @@ fn error_of(outcome: &Outcome) -> Cow<'static, str> {
     }
 }
 
-fn recorded(outcome: &Outcome) -> Option<&RecordedCredit> {
+fn recorded_credit(outcome: &Outcome) -> Option<&RecordedCredit> {
     match outcome {
         Outcome::Conflict(recorded) => Some(recorded),
         Outcome::Credited
@@ -83,46 +83,48 @@ fn recorded(outcome: &Outcome) -> Option<&RecordedCredit> {
     }
 }
 
-/// Messages that may be settled, and messages that may not.
-pub(super) struct Progress<M> {
+/// The result of forwarding a batch.
+pub(super) struct ForwardedBatch<M> {
+    /// The messages that may be settled.
     pub(super) decided: Vec<Decided<M>>,
+    /// The messages that must not be settled, because their copies are not confirmed.
     pub(super) undecided: Vec<M>,
     pub(super) outage: Option<Outage>,
 }
 
-/// Publishes the copies that outcomes ask for. A message whose copy is not confirmed stays undecided.
-pub(super) async fn forward<D: Deliveries>(
+/// Publishes the copies that the outcomes require. A message whose copy is not confirmed remains undecided.
+pub(super) async fn forward_decided<D: Deliveries>(
     deliveries: &D,
     decided: Vec<Decided<D::Message>>,
     context: &BatchContext<'_>,
-) -> Progress<D::Message> {
-    let mut progress = Progress { decided: Vec::new(), undecided: Vec::new(), outage: None };
+) -> ForwardedBatch<D::Message> {
+    let mut forwarded = ForwardedBatch { decided: Vec::new(), undecided: Vec::new(), outage: None };
     let (copied, done): (Vec<_>, Vec<_>) = decided.into_iter().partition(|decided| decided.copy.is_some());
-    progress.decided = done;
-    // As nearly always.
+    forwarded.decided = done;
+    // The usual case: no message is forwarded.
     if copied.is_empty() {
-        return progress;
+        return forwarded;
     }
     let confirmed = {
         let copies: Vec<Forward<'_, D::Message>> = copied.iter().filter_map(Decided::forward).collect();
-        forward::forward(deliveries, &copies, context).await
+        forward::publish_copies(deliveries, &copies, context).await
     };
     match confirmed {
         Err(outage) => {
-            progress.outage = Some(outage);
-            progress.undecided = copied.into_iter().map(|decided| decided.message).collect();
+            forwarded.outage = Some(outage);
+            forwarded.undecided = copied.into_iter().map(|decided| decided.message).collect();
         }
         Ok(confirmed) => {
             for (decided, confirmed) in copied.into_iter().zip(confirmed) {
                 match confirmed {
-                    Ok(()) => progress.decided.push(decided),
+                    Ok(()) => forwarded.decided.push(decided),
                     Err(reason) => {
-                        progress.outage.get_or_insert_with(|| forward::outage(&reason));
-                        progress.undecided.push(decided.message);
+                        forwarded.outage.get_or_insert_with(|| forward::broker_outage(&reason));
+                        forwarded.undecided.push(decided.message);
                     }
                 }
             }
         }
     }
-    progress
+    forwarded
 }

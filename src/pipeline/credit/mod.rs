@@ -1,10 +1,10 @@
-//! One batch of points messages from arrival to settlement.
+//! The path of a batch of points messages from arrival to settlement.
 //!
-//! [`CreditPipeline::process`] is the whole way: [`CreditPipeline::commit`] and then [`CreditPipeline::finish`]. The next
-//! batch may commit while this one finishes. At every `await` the process may die, and the message comes again: before
-//! the commit nothing happened; after it the message is a duplicate whose check is scheduled again; after a check message
-//! or a copy is confirmed there may be a second one. Nothing is settled before its effect is durable and its check is
-//! scheduled.
+//! [`CreditPipeline::process`] is the whole path: [`CreditPipeline::commit`] and then [`CreditPipeline::finish`]. The
+//! next batch may commit while this one finishes. The process may die at every `await`, and the messages are then
+//! delivered again. Before the commit, this changes nothing. After the commit, a message is a duplicate, and its check
+//! is scheduled again. After a check message or a copy is confirmed, it may be published a second time. A message is
+//! settled only after its effect is durable and its check is scheduled.
 
 mod commit;
 mod decided;
@@ -29,47 +29,47 @@ use crate::{
         work::{BatchContext, Interrupted, ItemResult},
     },
 };
-use commit::Commit;
+use commit::CreditTransaction;
 pub use decided::Decided;
 use std::{sync::Arc, time::SystemTime};
 
-/// What stands between a delivered message and the ledger. Shared by all workers.
+/// The pipeline from a delivered points message to the ledger. All workers share it.
 pub struct CreditPipeline {
-    /// Which queue it works on: the credit queue, or that of a source.
+    /// The component whose queue the pipeline processes.
     pub component: Component,
-    /// How bodies look.
+    /// The format of the bodies.
     pub format: Format,
-    /// Where credits go.
+    /// The ledger that receives the credits.
     pub ledger: Arc<dyn CreditLedger>,
-    /// Rows of the ledger that are known to be locked.
+    /// The rows of the ledger that are known to be locked.
     pub locked: Arc<LockedRows>,
-    /// How often a batch is tried before it is split, and a message that fails alone: at least 1
+    /// Number of attempts at a batch before it is split, and at a message that fails alone; at least 1
     /// (`retry.immediate_attempts`).
     pub immediate_attempts: u32,
     /// The delayed retries of a message that fails alone (`retry.delays`).
     pub retry: RetryPolicy,
-    /// How checks are scheduled; `None` without a payment source.
+    /// The scheduling of checks; `None` without a payment source.
     pub checks: Option<CheckScheduling>,
 }
 
-/// How the checks of credits are scheduled.
+/// The scheduling of the checks of credits.
 #[derive(Debug, Clone, Copy)]
 pub struct CheckScheduling {
-    /// The wait before the first check.
+    /// The delay before the first check.
     pub wait: CheckDelay,
-    /// How large a check message may be.
+    /// The maximum size of a check message.
     pub limits: Limits,
 }
 
-/// Messages whose outcomes are durable in the ledger, and that are not settled yet. Several batches may be put together.
+/// Messages whose outcomes are durable in the ledger and that are not settled yet. Several batches can be combined.
 pub struct Committed<M> {
-    /// Each message with its outcome.
+    /// The messages with their outcomes.
     pub decided: Vec<Decided<M>>,
-    /// What has no outcome, because the ledger is down or the worker was told to stop.
+    /// The messages without an outcome, because the ledger is down or the worker was stopped.
     pub undecided: Vec<M>,
-    /// What is down.
+    /// The outage that interrupted the batch.
     pub outage: Option<Outage>,
-    /// The credits of each batch, and which of them are to be checked.
+    /// The credits of each batch, and the indices of those that must be checked.
     to_be_checked: Vec<(Arc<[Credit]>, Vec<usize>)>,
 }
 
@@ -80,7 +80,7 @@ impl<M> Default for Committed<M> {
 }
 
 impl<M> Committed<M> {
-    /// Adds the batch that was committed after these.
+    /// Appends a batch that was committed later.
     pub fn extend(&mut self, later: Self) {
         if self.is_empty() {
             *self = later;
@@ -92,17 +92,17 @@ impl<M> Committed<M> {
         self.to_be_checked.extend(later.to_be_checked);
     }
 
-    /// How many messages there are.
+    /// Returns the number of messages.
     pub fn len(&self) -> usize {
         self.decided.len() + self.undecided.len()
     }
 
-    /// Whether there is nothing to finish.
+    /// Returns whether there is neither a message nor an outage.
     pub fn is_empty(&self) -> bool {
         self.len() == 0 && self.outage.is_none()
     }
 
-    /// Whether a message among them has an outcome that the ledger gave.
+    /// Returns whether a message has an outcome that the ledger has determined.
     pub fn reached_the_ledger(&self) -> bool {
         self.decided.iter().any(|decided| match decided.outcome {
             Outcome::Credited | Outcome::Duplicate { .. } | Outcome::Conflict(_) | Outcome::Rejected(_) => true,
@@ -110,18 +110,18 @@ impl<M> Committed<M> {
         })
     }
 
-    /// The messages, when they cannot be settled any more.
+    /// Returns the messages, for the case that they can no longer be settled.
     pub fn into_messages(self) -> impl Iterator<Item = M> {
         self.decided.into_iter().map(|decided| decided.message).chain(self.undecided)
     }
 }
 
-/// Messages, their credits in the same order, and the messages from which nothing could be read.
+/// The readable messages, their credits in the same order, and the malformed messages.
 type Parsed<M> = (Vec<M>, Arc<[Credit]>, Vec<Decided<M>>);
 
 impl CreditPipeline {
-    /// Takes `batch` the whole way. Each message ends as if it had come alone. What is left undone is handed back, the
-    /// rest is settled.
+    /// Commits and settles `batch`. Each message ends as if it had arrived alone. After an interruption, the error
+    /// contains the messages that are not settled.
     pub async fn process<D: Deliveries>(
         &self,
         deliveries: &D,
@@ -132,11 +132,12 @@ impl CreditPipeline {
         self.finish(deliveries, committed, context).await
     }
 
-    /// The first half: parse and commit.
+    /// Parses and commits a batch: the first half of the path.
     pub async fn commit<M: Message>(&self, batch: Vec<M>, context: &BatchContext<'_>) -> Committed<M> {
         let (messages, credits, malformed) = self.parse(batch);
         let is_last = messages.iter().map(|message| self.retry.next(message.retries_taken()).is_none()).collect();
-        let work = Commit { component: self.component, ledger: &*self.ledger, locked: &self.locked, is_last };
+        let work =
+            CreditTransaction { component: self.component, ledger: &*self.ledger, locked: &self.locked, is_last };
         let (results, outage) = run_bisecting(&work, &credits, self.immediate_attempts, context).await;
         let mut committed = Committed { outage, ..Committed::default() };
         committed.decided.reserve(messages.len());
@@ -162,7 +163,7 @@ impl CreditPipeline {
         committed
     }
 
-    /// The second half: schedule the checks, forward what is not done with, settle.
+    /// Schedules the checks, forwards the copies and settles the messages: the second half of the path.
     pub async fn finish<D: Deliveries>(
         &self,
         deliveries: &D,
@@ -170,20 +171,20 @@ impl CreditPipeline {
         context: &BatchContext<'_>,
     ) -> Result<(), Interrupted<D::Message>> {
         let Committed { decided, undecided: mut unsettled, outage, to_be_checked } = committed;
-        let first_checks = self.first_checks(&to_be_checked);
-        if let Err(broker) = forward::schedule(deliveries, &first_checks, context).await {
+        let first_checks = self.build_first_checks(&to_be_checked);
+        if let Err(broker) = forward::publish_first_checks(deliveries, &first_checks, context).await {
             unsettled.extend(decided.into_iter().map(|decided| decided.message));
             return Interrupted::unless_done(outage.or(Some(broker)), unsettled);
         }
-        let forwarded = decided::forward(deliveries, decided, context).await;
+        let forwarded = decided::forward_decided(deliveries, decided, context).await;
         context.heartbeat.beat();
-        self.report(&forwarded.decided);
+        self.report_settled(&forwarded.decided);
         deliveries.settle(forwarded.decided.into_iter().map(|decided| decided.message).collect()).await;
         unsettled.extend(forwarded.undecided);
         Interrupted::unless_done(outage.or(forwarded.outage), unsettled)
     }
 
-    /// Reads every body in the credit format.
+    /// Parses every body in the credit format.
     fn parse<M: Message>(&self, batch: Vec<M>) -> Parsed<M> {
         let (mut messages, mut credits) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         let mut malformed = Vec::new();
@@ -202,12 +203,12 @@ impl CreditPipeline {
         (messages, credits.into(), malformed)
     }
 
-    /// The check messages for these credits, one check for each payment.
-    fn first_checks(&self, to_be_checked: &[(Arc<[Credit]>, Vec<usize>)]) -> Vec<FirstChecks> {
+    /// Builds the check messages for these credits, with one check for each payment.
+    fn build_first_checks(&self, to_be_checked: &[(Arc<[Credit]>, Vec<usize>)]) -> Vec<FirstChecks> {
         let Some(CheckScheduling { wait, limits }) = self.checks else { return Vec::new() };
         let mut credits: Vec<&Credit> =
             to_be_checked.iter().flat_map(|(credits, indices)| indices.iter().map(|index| &credits[*index])).collect();
-        // Of several messages of one payment the first one counted: the order of the others stays.
+        // The first of several messages with the same payment counts: the sort keeps their order.
         credits.sort_by(|a, b| a.payment_id.cmp(&b.payment_id));
         credits.dedup_by(|later, first| later.payment_id == first.payment_id);
         let mut writer = Writer::new(limits);
@@ -217,8 +218,8 @@ impl CreditPipeline {
         writer.finish().into_iter().map(|body| FirstChecks { wait, body }).collect()
     }
 
-    /// Counts and logs every message that is about to be settled.
-    fn report<M: Message>(&self, done: &[Decided<M>]) {
+    /// Counts and logs the messages that are about to be settled.
+    fn report_settled<M: Message>(&self, done: &[Decided<M>]) {
         let now = SystemTime::now();
         let ages = done.iter().filter_map(|decided| Some(now.duration_since(decided.message.sent_at()?)));
         events::CreditsSettled {

@@ -21,7 +21,7 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// A body, by its text.
+/// A message with this body.
 #[derive(Debug, PartialEq)]
 struct Text(String);
 
@@ -40,10 +40,10 @@ impl Message for Text {
     }
 }
 
-/// What each message has behind it.
+/// Number of delayed retries that each message has taken.
 const TAKEN: u32 = 1;
 
-/// Logic only: a ledger in memory that fails as it is told by the payment's id.
+/// A ledger in memory without a database, which fails as the payment ID requires.
 #[derive(Default)]
 struct Script {
     rows: Mutex<HashMap<String, RecordedCredit>>,
@@ -66,7 +66,7 @@ impl CreditLedger for Script {
         for credit in &*batch {
             match credit.payment_id.as_str() {
                 "once" if calls.len() < 7 => return Err(BatchError::Transient("not for long".into())),
-                "refused" => return Err(BatchError::Refused("never".into())),
+                "refused" => return Err(BatchError::Refused("permanent".into())),
                 "transient" => return Err(BatchError::Transient("perhaps".into())),
                 "down" => return Err(outage(Dependency::Ledger).into()),
                 _ => {}
@@ -93,12 +93,12 @@ impl CreditLedger for Script {
 #[derive(Default)]
 struct Queue {
     settled: Mutex<Vec<String>>,
-    /// By body.
+    /// The label of each outcome, by body.
     outcomes: Mutex<HashMap<String, &'static str>>,
     parked: Mutex<Vec<String>>,
     scheduled: Mutex<Vec<Vec<String>>>,
     parking_fails: bool,
-    /// How often the last check message of several is not confirmed.
+    /// Number of times that the last of several check messages is not confirmed.
     scheduling_fails: Mutex<u32>,
 }
 
@@ -107,7 +107,7 @@ impl Deliveries for Queue {
     type Message = Text;
 
     async fn forward(&self, copies: &[Forward<'_, Text>], _: &Heartbeat) -> Result<Confirmed, Outage> {
-        assert!(self.settled.lock().unwrap().is_empty(), "nothing is settled before its copy is confirmed");
+        assert!(self.settled.lock().unwrap().is_empty(), "no message is settled before its copy is confirmed");
         if self.parking_fails {
             return Err(outage(Dependency::Broker));
         }
@@ -118,7 +118,7 @@ impl Deliveries for Queue {
     }
 
     async fn schedule(&self, checks: &[FirstChecks], _: &Heartbeat) -> Result<Confirmed, Outage> {
-        assert!(self.settled.lock().unwrap().is_empty(), "nothing is settled before its check is scheduled");
+        assert!(self.settled.lock().unwrap().is_empty(), "no message is settled before its check is scheduled");
         let mut confirmed: Confirmed = vec![Ok(()); checks.len()];
         let mut fails = self.scheduling_fails.lock().unwrap();
         if *fails > 0 {
@@ -199,13 +199,13 @@ fn settled(queue: &Queue) -> Vec<(String, &'static str)> {
 async fn a_batch_is_split_until_the_message_that_fails_is_alone() {
     let mut bodies: Vec<String> = (0..7).map(|n| body(&format!("p{n}"), "u")).collect();
     bodies.insert(3, body("refused", "u"));
-    // The first of two with one id is credited, also when they end up in different parts.
+    // The first of two messages with the same ID is credited, even if they are in different parts.
     bodies.push(body("p0", "v"));
     bodies.push("garbage".into());
     let queue = Queue::default();
     let (done, calls) = process(Script::default(), &queue, &bodies).await;
     assert!(done.is_ok());
-    assert_eq!(calls, [9, 4, 2, 2, 1, 1, 5], "halved in order, the rest whole");
+    assert_eq!(calls, [9, 4, 2, 2, 1, 1, 5], "the failing half is split in order, the other half runs whole");
     let of = |label: &str| settled(&queue).iter().filter(|(_, outcome)| *outcome == label).count();
     assert_eq!((of("credited"), of("rejected"), of("conflict"), of("malformed")), (7, 1, 1, 1));
     assert!(settled(&queue).contains(&(body("p0", "v"), "conflict")));
@@ -217,11 +217,19 @@ async fn a_reason_that_may_pass_costs_no_other_message_anything() {
     let bodies = [body("a", "u"), body("transient", "u"), body("b", "u")];
     let queue = Queue::default();
     let (done, calls) = process(Script::default(), &queue, &bodies).await;
-    assert!(done.is_ok(), "the others are not held up");
-    assert_eq!(calls, [3, 3, 3, 1, 2, 1, 1, 1, 1, 1], "three attempts whole, one in parts, three alone and one more");
+    assert!(done.is_ok(), "the other messages are not delayed");
+    assert_eq!(
+        calls,
+        [3, 3, 3, 1, 2, 1, 1, 1, 1, 1],
+        "three attempts at the whole batch, one at each part, three at the single message and one more"
+    );
     let credited = |n: usize| (bodies[n].clone(), "credited");
     assert_eq!(settled(&queue), [credited(0), credited(2), (bodies[1].clone(), "retry")]);
-    assert_eq!(*queue.parked.lock().unwrap(), [format!("{}: perhaps", bodies[1])], "a copy waits, and says why");
+    assert_eq!(
+        *queue.parked.lock().unwrap(),
+        [format!("{}: perhaps", bodies[1])],
+        "the copy waits and has the error text"
+    );
 
     let queue = Queue::default();
     let (done, _) = process_with(Script::default(), &queue, &bodies, &["1s"]).await;
@@ -233,13 +241,13 @@ async fn a_reason_that_may_pass_costs_no_other_message_anything() {
     let interrupted = done.unwrap_err();
     assert_eq!(interrupted.outage, Some(outage(Dependency::Ledger)));
     assert_eq!(interrupted.unsettled.len(), 3);
-    assert_eq!(calls, [3, 3, 3], "not split: nobody's message is to blame");
+    assert_eq!(calls, [3, 3, 3], "not split: no message is to blame");
     assert!(settled(&queue).is_empty() && queue.parked.lock().unwrap().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_has_just_passed_is_charged_to_nobody() {
-    // It fails until the probe after its own attempts, and not once more: something was in everybody's way.
+    // The message fails until the probe after its own attempts and then succeeds: the problem concerned all messages.
     let bodies = [body("a", "u"), body("once", "u")];
     let queue = Queue::default();
     let (done, calls) = process(Script::default(), &queue, &bodies).await;
@@ -276,7 +284,7 @@ async fn splitting_stops_when_the_worker_is_told_to() {
     let done = pipeline.process(&queue, batch, &BatchContext { heartbeat: &heartbeat, stop: &stop }).await;
     let interrupted = done.unwrap_err();
     assert_eq!((interrupted.outage, interrupted.unsettled.len()), (None, 6));
-    assert_eq!(*ledger.calls.lock().unwrap(), [6], "the batch that was begun, and no more");
+    assert_eq!(*ledger.calls.lock().unwrap(), [6], "only the batch that was begun");
 }
 
 #[tokio::test]
@@ -287,7 +295,7 @@ async fn an_outage_gives_back_what_is_not_committed_and_settles_the_rest() {
     let (done, _) = process(Script::default(), &queue, &bodies).await;
     let interrupted = done.unwrap_err();
     assert_eq!(interrupted.outage.unwrap().dependency, Dependency::Ledger);
-    // `refused` stands first in the whole batch's failure, so the batch is halved; the second half meets the outage.
+    // `refused` fails first in the whole batch, so the batch is halved; the second half meets the outage.
     assert_eq!(interrupted.unsettled, [Text(bodies[2].clone()), Text(bodies[3].clone())]);
     assert_eq!(
         settled(&queue),
@@ -318,7 +326,7 @@ async fn an_empty_batch_asks_nothing_of_the_ledger() {
 
 #[tokio::test(start_paused = true)]
 async fn a_check_is_scheduled_for_what_may_count_once_a_payment_and_before_anything_is_settled() {
-    // Credited, the same again, in conflict, refused for good, to come again, malformed, and one that was there before.
+    // Credited, duplicate, conflict, rejected, retried, malformed, and two payments that the ledger already contains.
     let ledger = Script::default();
     let recorded = |checked| RecordedCredit { user_id: "u".into(), points: 1, checked };
     ledger.rows.lock().unwrap().insert("known".into(), recorded(false));
@@ -349,7 +357,7 @@ async fn a_check_is_scheduled_for_what_may_count_once_a_payment_and_before_anyth
 async fn check_messages_that_are_confirmed_in_part_are_not_sent_again_but_for_the_rest() {
     let bodies = [body("a", "u"), body("b", "u"), body("c", "u")];
     let queue = Queue { scheduling_fails: Mutex::new(3), ..Queue::default() };
-    // The second of two is not confirmed, alone neither, and then it is.
+    // The second of two check messages is not confirmed with the first, nor in two attempts alone; then it is.
     let (done, _) = process(Script::default(), &queue, &bodies).await;
     assert!(done.is_ok());
     assert_eq!(*queue.scheduled.lock().unwrap(), [vec!["a", "b"], vec!["c"]]);
@@ -359,5 +367,9 @@ async fn check_messages_that_are_confirmed_in_part_are_not_sent_again_but_for_th
     let (done, _) = process(Script::default(), &queue, &[body("a", "u"), "garbage".into()]).await;
     let interrupted = done.unwrap_err();
     assert_eq!(interrupted.outage.unwrap().dependency, Dependency::Broker);
-    assert_eq!((interrupted.unsettled.len(), settled(&queue).len()), (2, 0), "none is confirmed: all go back");
+    assert_eq!(
+        (interrupted.unsettled.len(), settled(&queue).len()),
+        (2, 0),
+        "none is confirmed: all messages are requeued"
+    );
 }
