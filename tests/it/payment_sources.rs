@@ -133,7 +133,7 @@ fn an_answer_that_cannot_be_used_is_tried_again_and_parked_and_stops_nobody_else
     let bad = [
         ("3", Reply::status(500), "answered 500"),
         ("4", Reply::body("<html>maintenance</html>"), "is not JSON"),
-        ("5", Reply::body(huge), "more than 262144 bytes"),
+        ("5", Reply::body(huge), "at most 262144 bytes"),
         ("6", Reply::body(r#"{"data": {}}"#), "no status at"),
         ("7", Reply::body(r#"{"data": {"status": ["TRADE_SUCCESS"]}}"#), "no status at"),
         ("8", Reply::status(400), "answered 400"),

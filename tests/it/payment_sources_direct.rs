@@ -224,7 +224,7 @@ async fn an_id_that_could_change_the_url_never_leads_to_a_request() {
     let ids = ["x/../P1", ".", "..", "a%2fb", "a?b", "a#b", "a;b", "a\\b"];
     for answer in look_up(&source, &ids).await.unwrap() {
         let Some(Lookup::Failed(error)) = answer else { panic!("{answer:?}") };
-        assert!(error.starts_with("this id cannot be part of a URL"), "{error}");
+        assert!(error.starts_with("the payment ID is unsafe in a URL"), "{error}");
     }
     assert_eq!(gateway.asked(), 0);
     // Beside others, and where the table does not decide.
