@@ -1,4 +1,4 @@
-//! What is taken from a queue: deliveries, in natural batches.
+//! Deliveries, and the batches in which workers take them from the consumed stream.
 
 use super::{BrokerError, header_values, lenient::Unreadable};
 use crate::{
@@ -13,19 +13,19 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// A delivery and the right to settle it.
+/// A delivery with the token that settles it.
 #[derive(Debug)]
 pub struct Delivered {
     pub(super) token: Token,
-    /// In a box, because it is large and what holds it is handed on from step to step.
+    /// Boxed: it is large, and its owner is moved from step to step.
     pub(super) delivery: Box<Delivery>,
     pub(super) origin: Origin,
     pub(super) source: Option<Arc<str>>,
-    /// Of one that lapin cannot decode. It is parked, and comes into no batch.
+    /// Set if lapin cannot decode the message. Such a message is parked and never part of a batch.
     pub(super) unreadable: Option<Unreadable>,
 }
 
-/// Its beginning, in seconds since 1970: far in the future, and a time that every clock can say.
+/// The beginning of the year 9999 in seconds since 1970: far in the future, and representable by every clock.
 const YEAR_9999: u64 = 253_370_764_800;
 
 impl Message for Delivered {
@@ -34,7 +34,7 @@ impl Message for Delivered {
     }
 
     fn sent_at(&self) -> Option<SystemTime> {
-        // Some clients write 0 for none. One beyond what the clock can say is in the future all the same.
+        // Some clients write 0 for a missing time. A time beyond the range of the clock is still in the future.
         let seconds = (*self.delivery.properties.timestamp()).filter(|seconds| *seconds > 0)?;
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds.min(YEAR_9999)))
     }
@@ -60,42 +60,49 @@ impl Message for Delivered {
     }
 }
 
-/// How much a batch takes of what has arrived: at least one message.
+/// The maximum size of a batch, which has at least one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchSize {
-    /// Most messages.
+    /// The maximum number of messages.
     pub messages: usize,
-    /// No further message once the bodies have so many bytes.
+    /// No message is added once the bodies have this many bytes.
     pub bytes: usize,
-    /// How long further messages are waited for while it is smaller.
+    /// How long a smaller batch waits for further messages.
     pub linger: Duration,
 }
 
-/// When deliveries were taken, as far back as the prefetch.
+/// The times at which deliveries were taken, as far back as the prefetch.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(super) struct DeliveryTimes {
     prefetch: usize,
-    /// Of the latest deliveries, oldest first: how many were taken together, and when.
+    /// The latest batches, oldest first: the number of deliveries, and the time.
     batches: VecDeque<(usize, Instant)>,
-    /// When it was seen last that none waited.
-    none_waited: Instant,
-    /// Of the deliveries that are not settled, oldest first: the last tag of those taken together, and when.
-    open: VecDeque<(u64, Instant)>,
+    /// When the stream last had no waiting delivery.
+    empty_at: Instant,
+    /// The batches with unsettled deliveries, oldest first: the last delivery tag, and the time.
+    unsettled: VecDeque<(u64, Instant)>,
 }
 
-impl Taken {
+impl DeliveryTimes {
     pub(super) fn new(prefetch: u16) -> Self {
-        Self { prefetch: prefetch.into(), batches: VecDeque::new(), none_waited: Instant::now(), open: VecDeque::new() }
+        Self {
+            prefetch: prefetch.into(),
+            batches: VecDeque::new(),
+            empty_at: Instant::now(),
+            unsettled: VecDeque::new(),
+        }
     }
 
-    pub(super) fn none_waits(&mut self) {
-        self.none_waited = Instant::now();
+    /// Records that no delivery waits.
+    pub(super) fn record_empty(&mut self) {
+        self.empty_at = Instant::now();
         self.batches.clear();
     }
 
-    pub(super) fn take(&mut self, deliveries: usize) {
+    /// Records that deliveries were taken together.
+    pub(super) fn record_batch(&mut self, deliveries: usize) {
         self.batches.push_back((deliveries, Instant::now()));
-        // Only the batch matters in which the delivery was that is one prefetch behind.
+        // Older batches than the one with the delivery that is one prefetch behind have no effect.
         let mut later: usize = self.batches.iter().skip(1).map(|(deliveries, _)| deliveries).sum();
         while later >= self.prefetch {
             self.batches.pop_front();
@@ -103,44 +110,45 @@ impl Taken {
         }
     }
 
-    /// Deliveries were taken; `last` is the tag of the last of them.
-    pub(super) fn opened(&mut self, last: u64) {
-        self.open.push_back((last, Instant::now()));
+    /// Records that deliveries were taken and are unsettled; `last` is the delivery tag of the last one.
+    pub(super) fn record_unsettled(&mut self, last: u64) {
+        self.unsettled.push_back((last, Instant::now()));
     }
 
-    /// When the delivery with this tag was taken, which is the oldest one that is not settled.
-    pub(super) fn oldest(&mut self, oldest_open: Option<u64>) -> Option<Instant> {
+    /// When the oldest unsettled delivery was taken. `oldest_open`: its delivery tag.
+    pub(super) fn oldest_taken_at(&mut self, oldest_open: Option<u64>) -> Option<Instant> {
         let Some(oldest_open) = oldest_open else {
-            self.open.clear();
+            self.unsettled.clear();
             return None;
         };
-        while self.open.front().is_some_and(|(last, _)| *last < oldest_open) {
-            self.open.pop_front();
+        while self.unsettled.front().is_some_and(|(last, _)| *last < oldest_open) {
+            self.unsettled.pop_front();
         }
-        self.open.front().map(|(_, at)| *at)
+        self.unsettled.front().map(|(_, at)| *at)
     }
 
+    /// The longest time that a waiting delivery can have been held.
     pub(super) fn held_at_most(&self) -> Duration {
         let taken: usize = self.batches.iter().map(|(deliveries, _)| deliveries).sum();
-        let since = self.batches.front().filter(|_| taken > self.prefetch).map_or(self.none_waited, |(_, at)| *at);
-        since.max(self.none_waited).elapsed()
+        let since = self.batches.front().filter(|_| taken > self.prefetch).map_or(self.empty_at, |(_, at)| *at);
+        since.max(self.empty_at).elapsed()
     }
 }
 
-/// How a stream of deliveries ended.
+/// The reason for the end of a stream of deliveries.
 #[derive(Debug, Clone)]
 pub(super) enum StreamEnd {
-    /// The consumer was cancelled, by this session or by the broker.
+    /// This session or the broker cancelled the consumer.
     Cancelled,
     /// The channel or the connection ended.
     Lost(BrokerError),
 }
 
-/// The consumed stream, and how it ended: lapin reports the end once, and every worker must see it.
+/// The consumed stream and the reason for its end: lapin reports the end once, and every worker needs it.
 pub(super) struct Stream {
     consumer: lapin::Consumer,
     pub(super) ended: Option<StreamEnd>,
-    /// Deliveries of a batch that is not complete yet.
+    /// The deliveries of an incomplete batch.
     pub(super) gathered: VecDeque<Delivery>,
 }
 
@@ -162,14 +170,14 @@ impl Stream {
         Err(ended)
     }
 
-    /// Waits for a delivery and gathers it together with whatever else has arrived. `none_waits` is called when there is none
-    /// yet. Cancel safe.
-    pub(super) async fn gather(&mut self, size: BatchSize, none_waits: impl FnOnce()) -> Result<(), StreamEnd> {
+    /// Waits for a delivery and gathers it together with the others that have arrived. Calls `on_empty` if no delivery
+    /// waits. Cancel safe.
+    pub(super) async fn gather(&mut self, size: BatchSize, on_empty: impl FnOnce()) -> Result<(), StreamEnd> {
         if self.gathered.is_empty() {
             let first = if let Some(next) = self.next().now_or_never() {
                 next?
             } else {
-                none_waits();
+                on_empty();
                 self.next().await?
             };
             self.gathered.push_back(first);
@@ -185,7 +193,7 @@ impl Stream {
                 },
                 Some(next) => next,
             };
-            // Whatever ends the stream here is told to the next caller.
+            // The next caller receives the reason for the end.
             let Ok(delivery) = next else { break };
             bytes = bytes.saturating_add(delivery.data.len());
             self.gathered.push_back(delivery);

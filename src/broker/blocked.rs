@@ -1,8 +1,8 @@
-//! The publisher that an alarm of the broker has blocked.
+//! The slot for a publisher that an alarm of the broker blocks.
 
 use super::publish::Publisher;
 use std::sync::{Arc, Mutex};
 
-/// A publisher that an alarm of the broker has blocked. It cannot even be closed, and another one would be blocked, too:
-/// it is kept, because it will hear when the alarm is over.
+/// A publisher that an alarm of the broker blocks. It cannot be closed, and a new one would be blocked, too: it is
+/// kept, because the broker notifies it when the alarm ends.
 pub(super) type Blocked = Arc<Mutex<Option<Arc<Publisher>>>>;

@@ -1,6 +1,6 @@
-//! Connections, to the first node that takes one.
+//! Connecting to the first node of the broker that accepts the connection.
 
-use super::{BrokerError, STEP_TIMEOUT, lenient, told};
+use super::{BrokerError, STEP_TIMEOUT, error_text, lenient};
 use crate::{
     broker::{BrokerSettings, Identity, TlsFiles},
     files::{self, FileError},
@@ -22,50 +22,53 @@ use std::{
 };
 use tokio::task::JoinHandle;
 
-/// Seconds between heartbeats unless the URL says otherwise: a node that vanished is noticed within two of them.
+/// The default interval of heartbeats in seconds: a lost node is detected within two intervals. The URL can override
+/// it.
 const HEARTBEAT_SECONDS: u16 = 20;
 
-/// The largest frame, in bytes, unless the URL or the broker says less: RabbitMQ's own default. Said from the beginning,
-/// because lapin makes its two buffers (32 frames each) anew when it is told later, and then writes all of them, 8 MiB a
-/// connection. So they take memory only as far as they are used.
+/// The default maximum frame size in bytes, which is RabbitMQ's default. The URL or the broker can lower it.
+///
+/// It is set before the connection opens. If lapin learns the size later, it reallocates its two buffers (32 frames
+/// each) and writes to all of their memory: 8 MiB a connection. Set early, they take memory only as far as they are
+/// used.
 const FRAME_MAX: u32 = 131_072;
 
-/// One node of the broker. It has a password: it prints as node and virtual host.
+/// The URL of one node of the broker. It contains a password and is printed as node and virtual host only.
 #[derive(Clone)]
 pub struct BrokerUrl(pub(super) AMQPUri);
 
-/// Why a text is no broker's URL. It does not repeat the text, which has a password.
+/// The reason why a text is not the URL of a broker. It never repeats the text, which contains a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerUrlError {
-    /// Another scheme.
+    /// The scheme is neither `amqp` nor `amqps`.
     #[error("must begin with amqp:// or amqps://, as in amqp://user:password@host:5672/%2f")]
     Scheme,
-    /// No host.
-    #[error("names no host; must be as in amqp://user:password@host:5672/%2f")]
+    /// The URL has no host.
+    #[error("has no host; must be as in amqp://user:password@host:5672/%2f")]
     NoHost,
-    /// `amqp://h/` is the virtual host "", which is hardly ever meant.
+    /// `amqp://h/` selects the virtual host "", which is almost never intended.
     #[error("names the virtual host \"\"; must end in /%2f for the default one, or /NAME")]
     EmptyVhost,
-    /// Anything else.
+    /// Any other error.
     #[error(
-        "is no AMQP URL ({0}); must be as in amqp://user:password@host:5672/%2f (special characters percent-encoded)"
+        "not an AMQP URL ({0}); must be as in amqp://user:password@host:5672/%2f (special characters percent-encoded)"
     )]
     Other(String),
 }
 
 impl BrokerUrl {
-    /// Reads a URL of the form that RabbitMQ's "URI Specification" describes.
+    /// Parses a URL of the form that RabbitMQ's "URI Specification" describes.
     pub fn parse(text: &str) -> Result<Self, BrokerUrlError> {
         if !text.starts_with("amqp://") && !text.starts_with("amqps://") {
             return Err(BrokerUrlError::Scheme);
         }
         if text.contains(|character: char| character.is_whitespace() || character.is_control()) {
-            return Err(BrokerUrlError::Other("it has blanks or several lines".into()));
+            return Err(BrokerUrlError::Other("it contains whitespace or control characters".into()));
         }
         let url = url::Url::parse(text).map_err(|error| BrokerUrlError::Other(error.to_string()))?;
         let host = url.host_str().filter(|host| !host.is_empty()).ok_or(BrokerUrlError::NoHost)?;
         let mut uri = AMQPUri::from_str(text).map_err(BrokerUrlError::Other)?;
-        // lapin's parser takes an IPv6 address for localhost.
+        // lapin's parser replaces an IPv6 address by localhost.
         host.trim_start_matches('[').trim_end_matches(']').clone_into(&mut uri.authority.host);
         if uri.vhost.is_empty() {
             return Err(BrokerUrlError::EmptyVhost);
@@ -79,7 +82,7 @@ impl BrokerUrl {
         Ok(Self(uri))
     }
 
-    /// Whether it is `amqps://`.
+    /// Whether the connection uses TLS (`amqps://`).
     pub fn is_tls(&self) -> bool {
         self.0.scheme == AMQPScheme::AMQPS
     }
@@ -100,21 +103,22 @@ impl fmt::Debug for BrokerUrl {
 
 type Attempt = JoinHandle<lapin::Result<Connection>>;
 
-/// Attempts that have not ended in time, by node and purpose. lapin offers no way to end one, and each holds a thread
-/// and a socket: only [`MOST_UNENDED`] of them are begun beside one another, and all of them are waited for again.
-static UNENDED: Mutex<BTreeMap<String, Vec<Attempt>>> = Mutex::new(BTreeMap::new());
+/// Attempts to connect that exceeded their deadline, by node and purpose. lapin cannot abort an attempt, and each holds
+/// a thread and a socket: at most [`MAX_UNFINISHED`] run at a time, and each later call of [`connect`] waits for them,
+/// too.
+static UNFINISHED: Mutex<BTreeMap<String, Vec<Attempt>>> = Mutex::new(BTreeMap::new());
 
-/// Attempts at one node for one purpose that may hang. One alone might hang for ever, after the broker is back.
-const MOST_UNENDED: usize = 4;
+/// The maximum number of attempts for one node and purpose. A single one could hang forever, after the broker is back.
+const MAX_UNFINISHED: usize = 4;
 
-fn unended() -> MutexGuard<'static, BTreeMap<String, Vec<Attempt>>> {
-    lock(&UNENDED)
+fn unfinished_attempts() -> MutexGuard<'static, BTreeMap<String, Vec<Attempt>>> {
+    lock(&UNFINISHED)
 }
 
-/// The connections of this process that may not have ended.
+/// The connections of this process that may still be open.
 static OPEN: Mutex<Vec<ConnectionStatus>> = Mutex::new(Vec::new());
 
-/// How long connections have to close in order.
+/// The deadline for connections to close in order.
 const TIME_TO_CLOSE: Duration = Duration::from_secs(5);
 
 fn has_ended(status: &ConnectionStatus) -> bool {
@@ -127,11 +131,11 @@ fn open_connections() -> MutexGuard<'static, Vec<ConnectionStatus>> {
     open
 }
 
-/// Returns when all connections have closed in order. One that an error has left begins to close when it is dropped; a process
-/// that ends before cuts it off, which the broker logs as a fault.
+/// Waits until all connections are closed in order. A connection that is dropped after an error starts to close then;
+/// if the process ends earlier, the broker logs an error of the client.
 pub async fn connections_closed() {
     let closed = async {
-        // One that an alarm blocks writes nothing more.
+        // A connection that an alarm blocks writes nothing and cannot close.
         while !open_connections().iter().all(ConnectionStatus::blocked) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -139,16 +143,17 @@ pub async fn connections_closed() {
     let _ = tokio::time::timeout(TIME_TO_CLOSE, closed).await;
 }
 
-/// Connects to the first node that takes the connection; also tells which one it is. `purpose` is shown beside the
-/// connection in RabbitMQ's management.
+/// Connects to the first node that accepts the connection, and returns the node. `purpose` is part of the name of the
+/// connection in the RabbitMQ management interface.
 pub(super) async fn connect(settings: &BrokerSettings, purpose: &str) -> Result<(Connection, BrokerUrl), BrokerError> {
-    let Access { urls, tls: tls_files } = current(settings).await?;
+    let Access { urls, tls: tls_files } = read_access(settings).await?;
     let mut failures = Vec::with_capacity(urls.len());
     for url in &urls {
         let key = format!("{purpose} {url}");
         let (ended, mut attempts): (Vec<_>, Vec<_>) =
-            unended().remove(&key).unwrap_or_default().into_iter().partition(JoinHandle::is_finished);
-        // What went wrong then is no news; a connection that was made late may still be one, and any other is closed.
+            unfinished_attempts().remove(&key).unwrap_or_default().into_iter().partition(JoinHandle::is_finished);
+        // Errors of earlier attempts are outdated. One late connection is used if it is still open; dropping closes the
+        // others.
         let mut late = None;
         for attempt in ended {
             if let Ok(Ok(connection)) = attempt.await
@@ -159,13 +164,13 @@ pub(super) async fn connect(settings: &BrokerSettings, purpose: &str) -> Result<
         }
         if let Some(connection) = late {
             if !attempts.is_empty() {
-                unended().insert(key, attempts);
+                unfinished_attempts().insert(key, attempts);
             }
             open_connections().push(connection.status().clone());
             return Ok((connection, url.clone()));
         }
-        if attempts.len() < MOST_UNENDED {
-            attempts.push(tokio::spawn(attempt(url.0.clone(), tls(&tls_files), purpose.to_owned())));
+        if attempts.len() < MAX_UNFINISHED {
+            attempts.push(tokio::spawn(open_connection(url.0.clone(), tls_config(&tls_files), purpose.to_owned())));
         }
         let first = tokio::time::timeout(STEP_TIMEOUT, select_all(&mut attempts)).await;
         let ended = first.ok().map(|(ended, index, _)| (ended, index));
@@ -173,14 +178,16 @@ pub(super) async fn connect(settings: &BrokerSettings, purpose: &str) -> Result<
             drop(attempts.remove(*index));
         }
         if !attempts.is_empty() {
-            unended().insert(key, attempts);
+            unfinished_attempts().insert(key, attempts);
         }
         match ended {
             Some((Ok(Ok(connection)), _)) => {
                 open_connections().push(connection.status().clone());
                 return Ok((connection, url.clone()));
             }
-            Some((Ok(Err(error)), _)) => failures.push(refusal(url, settings.urls_file.as_deref(), &told(&error))),
+            Some((Ok(Err(error)), _)) => {
+                failures.push(describe_failure(url, settings.urls_file.as_deref(), &error_text(&error)))
+            }
             Some((Err(panicked), _)) => failures.push(format!("{url}: {panicked}")),
             None => failures.push(format!("{url}: no answer within {STEP_TIMEOUT:?}")),
         }
@@ -188,8 +195,8 @@ pub(super) async fn connect(settings: &BrokerSettings, purpose: &str) -> Result<
     Err(BrokerError::Connect(failures.join("; ")))
 }
 
-/// Why a node was not connected to. A refused login names the user and the file that its password is in.
-fn refusal(url: &BrokerUrl, file: Option<&Path>, reason: &str) -> String {
+/// The error text for a node. For a refused login it names the user and the file with the password.
+fn describe_failure(url: &BrokerUrl, file: Option<&Path>, reason: &str) -> String {
     if !reason.contains("ACCESS_REFUSED") {
         return format!("{url}: {reason}");
     }
@@ -198,59 +205,63 @@ fn refusal(url: &BrokerUrl, file: Option<&Path>, reason: &str) -> String {
     format!("{url}, user {user}{file}: {reason}")
 }
 
-async fn attempt(uri: AMQPUri, tls: OwnedTLSConfig, purpose: String) -> lapin::Result<Connection> {
+async fn open_connection(uri: AMQPUri, tls: OwnedTLSConfig, purpose: String) -> lapin::Result<Connection> {
     let properties = ConnectionProperties::default().with_connection_name(format!("pointsd {purpose}").into());
     lenient::connect(uri, properties, tls).await
 }
 
-/// What it takes to connect.
+/// The URLs and certificates for a connection.
 #[derive(Clone)]
 struct Access {
     urls: Vec<BrokerUrl>,
     tls: TlsFiles,
 }
 
-/// As it is now: what is in a file is read again.
-async fn current(settings: &BrokerSettings) -> Result<Access, BrokerError> {
+/// Returns the current URLs and certificates; those in files are read again.
+async fn read_access(settings: &BrokerSettings) -> Result<Access, BrokerError> {
     let (urls, urls_file, tls) = (settings.urls.clone(), settings.urls_file.clone(), settings.tls.clone());
     let Some(first) = urls_file.iter().chain(tls.files.iter().flatten()).next().cloned() else {
         return Ok(Access { urls, tls });
     };
     let read = files::reading(&first, move || {
         let urls = match &urls_file {
-            Some(file) => urls_of(file, &urls)?,
+            Some(file) => read_urls(file, &urls)?,
             None => urls,
         };
-        Ok(Access { urls, tls: tls_of(tls)? })
+        Ok(Access { urls, tls: read_tls(tls)? })
     });
     read.await.map_err(|error| BrokerError::Connect(error.to_string()))
 }
 
-/// The nodes in a file, one a line: the same as at the start, with the credentials of now. A session whose connections lead to
-/// two brokers would acknowledge at one what it published to the other.
-fn urls_of(file: &Path, at_start: &[BrokerUrl]) -> Result<Vec<BrokerUrl>, FileError> {
+/// Reads the nodes from a file, one a line: the nodes of the start with the current credentials. With other nodes, the
+/// two connections of a session could lead to different brokers: copies would be published to one and the originals
+/// acknowledged at the other.
+fn read_urls(file: &Path, at_start: &[BrokerUrl]) -> Result<Vec<BrokerUrl>, FileError> {
     let text = files::read_text_now(file)?;
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let urls: Vec<BrokerUrl> =
         lines.map(BrokerUrl::parse).collect::<Result<_, _>>().map_err(|error| FileError::malformed(file, error))?;
     if urls.is_empty() {
-        return Err(FileError::malformed(file, "has no URL"));
+        return Err(FileError::malformed(file, "contains no URL"));
     }
-    // With encryption, or without it, as at the start.
+    // The file cannot switch TLS on or off while the daemon runs.
     let is_tls = at_start.iter().any(BrokerUrl::is_tls);
     if urls.iter().any(|url| url.is_tls() != is_tls) {
         let wanted = if is_tls { "amqps" } else { "amqp" };
-        return Err(FileError::malformed(file, format_args!("must have {wanted}:// URLs, as when the daemon started")));
+        return Err(FileError::malformed(
+            file,
+            format_args!("must contain {wanted}:// URLs, as when the daemon started"),
+        ));
     }
     let nodes = |urls: &[BrokerUrl]| urls.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
     if nodes(&urls) != nodes(at_start) {
-        return Err(FileError::malformed(file, "names other nodes than at the start; restart the daemon"));
+        return Err(FileError::malformed(file, "lists other nodes than when the daemon started; restart the daemon"));
     }
     Ok(urls)
 }
 
-/// The certificates and the key in their files.
-fn tls_of(given: TlsFiles) -> Result<TlsFiles, FileError> {
+/// Reads the certificates and the key from their files.
+fn read_tls(given: TlsFiles) -> Result<TlsFiles, FileError> {
     let pem = |file: Option<&PathBuf>, key: &str, what: &str| match file {
         None => Ok(None),
         Some(file) => {
@@ -272,8 +283,8 @@ fn tls_of(given: TlsFiles) -> Result<TlsFiles, FileError> {
     })
 }
 
-/// Our own authorities, or else the system's.
-pub(super) fn tls(files: &TlsFiles) -> OwnedTLSConfig {
+/// The TLS configuration: the configured certificate authorities, or else those of the system.
+pub(super) fn tls_config(files: &TlsFiles) -> OwnedTLSConfig {
     let system = || openssl_probe::probe().cert_file.and_then(|file| std::fs::read_to_string(file).ok());
     let identity = files.identity.as_ref();
     OwnedTLSConfig {
@@ -301,7 +312,7 @@ mod tests {
         assert!(BrokerUrl::parse("amqp://u:secret@h:99999/%2f").unwrap_err().to_string().contains("port"));
     }
 
-    /// lapin makes its buffers only once when it is said from the beginning.
+    /// lapin allocates its buffers only once if the size is set before the connection opens.
     #[test]
     fn frames_are_as_large_as_rabbitmqs_own_unless_the_url_says_otherwise() {
         for (text, frame_max) in [("amqp://h/%2f", 131_072), ("amqp://h/%2f?frame_max=8192", 8192)] {
@@ -317,7 +328,7 @@ mod tests {
         write("amqp://u:s3cret@a/%2f\n\n amqp://u:s3cret@b/%2f \n");
         let urls = |texts: &[&str]| texts.iter().map(|text| BrokerUrl::parse(text).unwrap()).collect::<Vec<_>>();
         let at_start = urls(&["amqp://u:old@b/%2f", "amqp://u:old@a/%2f"]);
-        let shown: Vec<String> = urls_of(&file, &at_start).unwrap().iter().map(ToString::to_string).collect();
+        let shown: Vec<String> = read_urls(&file, &at_start).unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["a:5672 (vhost /)", "b:5672 (vhost /)"]);
         for (text, at_start) in [
             ("", "amqp://u:old@a/%2f"),
@@ -328,7 +339,7 @@ mod tests {
             ("s3cret", "amqp://u:old@a/%2f"),
         ] {
             write(text);
-            let error = urls_of(&file, &urls(&[at_start])).err().unwrap().to_string();
+            let error = read_urls(&file, &urls(&[at_start])).err().unwrap().to_string();
             assert!(error.starts_with(&file.display().to_string()) && !error.contains("s3cret"), "{error}");
         }
         let pair = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
@@ -336,9 +347,9 @@ mod tests {
         std::fs::write(&certificate, pair.cert.pem()).unwrap();
         std::fs::write(&key, pair.signing_key.serialize_pem()).unwrap();
         let given = TlsFiles { files: [None, Some(certificate), Some(key.clone())], ca: None, identity: None };
-        assert_eq!(tls_of(given.clone()).unwrap().identity.unwrap().key, std::fs::read(&key).unwrap());
+        assert_eq!(read_tls(given.clone()).unwrap().identity.unwrap().key, std::fs::read(&key).unwrap());
         std::fs::write(&key, "s3cret").unwrap();
-        let error = tls_of(given).unwrap_err().to_string();
+        let error = read_tls(given).unwrap_err().to_string();
         assert_eq!(error, format!("{}: holds no PEM of a private key", key.display()));
     }
 

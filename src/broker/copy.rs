@@ -1,5 +1,5 @@
-//! The properties of the messages that pointsd publishes to its own queues: copies, requeued dead letters and check messages
-//! (`docs/reference/headers.md` has the table).
+//! The properties of the messages that pointsd publishes to its own queues: copies, requeued dead letters and check
+//! messages (`docs/reference/headers.md` has the table).
 //!
 //! A copy has the properties of the original without the headers that the broker interprets, and pointsd's own headers.
 
@@ -27,8 +27,8 @@ pub(super) const PERSISTENT: u8 = 2;
 /// The maximum length of an error text in a header. Bytes.
 pub(super) const MAX_ERROR_BYTES: usize = 1024;
 
-/// The maximum length of an error text where room is short, in bytes: all own headers fit into the smallest frame that AMQP
-/// allows (4096 bytes).
+/// The maximum length of an error text where room is short, in bytes: all own headers fit into the smallest frame that
+/// AMQP allows (4096 bytes).
 const SHORT_ERROR_BYTES: usize = 128;
 
 /// The information that the own headers of a copy contain.
@@ -108,8 +108,8 @@ pub(super) fn truncate(text: &str, max_bytes: usize) -> &str {
 
 /// The properties of a copy. To be called after [`super::trust::distrust_producers`].
 ///
-/// If the content header does not fit into the `frame`, foreign headers are left out and [`TRUNCATED`] is set: the broker
-/// would close the connection.
+/// If the content header does not fit into the `frame`, foreign headers are left out and [`TRUNCATED`] is set: the
+/// broker would close the connection.
 pub(super) fn forwarded_properties(
     original: &BasicProperties,
     copy_headers: &CopyHeaders<'_>,
@@ -172,8 +172,8 @@ fn add_copy_headers(
     copy_with_headers(original, headers)
 }
 
-/// The properties of a dead letter that returns to its source queue like a new message: without the headers of its failure,
-/// with the ID of the requeue run.
+/// The properties of a dead letter that returns to its source queue like a new message: without the headers of its
+/// failure, with the ID of the requeue run.
 pub(super) fn requeued_properties(
     original: &BasicProperties,
     requeue_id: &str,

@@ -1,4 +1,4 @@
-//! A message in the dead queue, and what it says of itself.
+//! A dead letter that a dead-queue session holds, and its description from the headers.
 
 use super::{
     copy,
@@ -16,34 +16,35 @@ use lapin::{
 };
 use std::collections::BTreeMap;
 
-/// What removes a message.
+/// The handle by which a held dead letter is removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Tag {
     pub(super) part: usize,
     pub(super) delivery: u64,
-    /// Whether it may have been there when the look began.
+    /// Whether the dead letter may have been in the queue when the session opened.
     pub(super) was_there: bool,
-    /// Whether the consumer brought it: it counts towards what that may hold.
+    /// Whether the consumer received it, so that it counts towards the deliveries that the consumer may hold.
     pub(super) consumed: bool,
 }
 
-/// A message in the dead queue, held until it is removed or the look ends.
+/// A dead letter, held until it is removed or the session closes.
 #[derive(Debug, Clone)]
 pub struct HeldLetter {
     pub(super) properties: BasicProperties,
-    /// Of one that lapin cannot decode, and that no daemon has parked: the broker moved it, or a producer sent it here.
+    /// Set if lapin cannot decode the message and no daemon has parked it: the broker moved it, or a producer published
+    /// it to the dead queue.
     pub(super) unreadable: Option<Unreadable>,
     pub(super) body: Vec<u8>,
     pub(super) tag: Tag,
 }
 
 impl HeldLetter {
-    /// For removing it.
+    /// The handle to remove it.
     pub fn tag(&self) -> Tag {
         self.tag
     }
 
-    /// How often it has been given back, by the broker's count; a classic queue does not count.
+    /// How often it has returned to the queue, by the count of the broker; a classic queue does not count.
     pub fn times_given_back(&self) -> i64 {
         let headers = self.properties.headers().as_ref().map(FieldTable::inner);
         headers.and_then(|headers| headers.get("x-delivery-count")).and_then(header_values::as_integer).unwrap_or(0)
@@ -54,12 +55,12 @@ impl HeldLetter {
         &self.body
     }
 
-    /// Its message id.
+    /// Its message ID.
     pub fn message_id(&self) -> Option<String> {
         self.properties.message_id().as_ref().map(ToString::to_string)
     }
 
-    /// Its headers as JSON, all of them.
+    /// All its headers as JSON.
     pub fn headers(&self) -> serde_json::Map<String, serde_json::Value> {
         let mut headers = self.properties.headers().as_ref().map(headers::to_json).unwrap_or_default();
         if let Some(unreadable) = &self.unreadable {
@@ -68,13 +69,13 @@ impl HeldLetter {
         headers
     }
 
-    /// Roughly what it takes in memory. Bytes.
+    /// Its approximate size in memory. Bytes.
     pub fn size(&self) -> usize {
-        // Headers are bounded by a frame; what they take is seldom more than this.
+        // Headers are limited by the frame size and rarely larger than this.
         self.body.len() + 2048
     }
 
-    /// The source whose format its body has.
+    /// The notification source whose format its body has.
     pub fn source(&self) -> Option<String> {
         header_values::read_source(&self.properties)
     }
@@ -84,9 +85,9 @@ impl HeldLetter {
         trust::is_check_message(&self.properties)
     }
 
-    /// What it says about itself, without its payment, which is not read here.
+    /// Its description from the headers, without the payment.
     pub fn dead_letter(&self) -> DeadLetter {
-        let letter = describe(&self.properties);
+        let letter = describe_headers(&self.properties);
         match &self.unreadable {
             Some(Unreadable { error, .. }) => {
                 DeadLetter { reason: Reason::Unreadable.label().to_owned(), error: Some(error.clone()), ..letter }
@@ -95,15 +96,16 @@ impl HeldLetter {
         }
     }
 
-    /// As a message for `queue`, without the marks of its failure.
+    /// The message that requeues it to `queue`, without the headers of its failure.
     pub fn requeued<'a>(&'a self, publisher: &Publisher, queue: &str, requeue_id: &str) -> Outgoing<'a> {
         let mut frame = publisher.header_frame();
         Outgoing::to_queue(queue, &self.body, copy::requeued_properties(&self.properties, requeue_id, &mut frame))
     }
 }
 
-/// Read from the headers of `docs/reference/headers.md`, and from the broker's own where it moved the message itself.
-fn describe(properties: &BasicProperties) -> DeadLetter {
+/// Describes a dead letter from the headers of `docs/reference/headers.md`, or from `x-death` if the broker moved the
+/// message.
+fn describe_headers(properties: &BasicProperties) -> DeadLetter {
     let none = BTreeMap::new();
     let headers = properties.headers().as_ref().map_or(&none, FieldTable::inner);
     let text = |name: &str| headers.get(name).and_then(as_text);
@@ -122,11 +124,12 @@ fn describe(properties: &BasicProperties) -> DeadLetter {
             .map(|(user_id, points)| LedgerVersion { user_id, points }),
         requeue_id: text(header_names::REQUEUE_ID),
     };
-    // A copy of ours has no `x-death`: what has one was moved by the broker, after whatever our headers say.
+    // A copy of pointsd has no `x-death`: if the header exists, the broker moved the message after our headers were
+    // set.
     if let Some(death) = headers.get("x-death").and_then(last_death) {
         if death.reason == DELIVERY_LIMIT {
             DELIVERY_LIMIT.clone_into(&mut letter.reason);
-            letter.error = Some(format!("delivered too often from {}", death.queue));
+            letter.error = Some(format!("reached the delivery limit of {}", death.queue));
         } else {
             UNKNOWN.clone_into(&mut letter.reason);
             letter.error = Some(format!("dead-lettered by the broker from {} ({})", death.queue, death.reason));
@@ -146,24 +149,24 @@ fn as_text(value: &AMQPValue) -> Option<String> {
     }
 }
 
-/// An entry of `x-death`.
+/// The fields of an entry of `x-death`.
 struct Death {
     queue: String,
     reason: String,
     time: Option<jiff::Timestamp>,
 }
 
-/// The latest one: RabbitMQ puts it first ("Dead Letter Exchanges"). A queue that the broker emptied into the dead queue
-/// because of its limit comes before whatever expired on the way there.
+/// The entry of `x-death` that explains the dead letter: one for a delivery limit, otherwise the latest one, which
+/// RabbitMQ puts first ("Dead Letter Exchanges"). The limit takes precedence over messages that expired before.
 fn last_death(value: &AMQPValue) -> Option<Death> {
     let AMQPValue::FieldArray(deaths) = value else { return None };
     let deaths = deaths.as_slice().iter().filter_map(|death| {
         let AMQPValue::FieldTable(death) = death else { return None };
-        let of = |name: &str| death.inner().get(name);
+        let field = |name: &str| death.inner().get(name);
         Some(Death {
-            queue: as_text(of("queue")?)?,
-            reason: as_text(of("reason")?)?,
-            time: of("time").and_then(|time| match time {
+            queue: as_text(field("queue")?)?,
+            reason: as_text(field("reason")?)?,
+            time: field("time").and_then(|time| match time {
                 AMQPValue::Timestamp(seconds) => headers::time(*seconds),
                 _ => None,
             }),
@@ -177,7 +180,7 @@ fn last_death(value: &AMQPValue) -> Option<Death> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::{header_frame::HeaderFrame, renewal::renewed};
+    use crate::broker::{header_frame::HeaderFrame, renewal::renewed_properties};
     use lapin::types::FieldArray;
 
     fn text(value: &str) -> AMQPValue {
@@ -225,8 +228,8 @@ mod tests {
             ledger: Some(LedgerVersion { user_id: "u".into(), points: 7 }),
             requeue_id: Some("r".into()),
         };
-        assert_eq!(describe(&properties), expected);
-        assert_eq!(describe(&BasicProperties::default()).reason, UNKNOWN);
+        assert_eq!(describe_headers(&properties), expected);
+        assert_eq!(describe_headers(&BasicProperties::default()).reason, UNKNOWN);
     }
 
     #[test]
@@ -248,13 +251,13 @@ mod tests {
                 ("x-death", AMQPValue::FieldArray(FieldArray::from(deaths))),
                 ("x-pointsd-source-queue", text("made up")),
             ]));
-            let letter = describe(&properties);
+            let letter = describe_headers(&properties);
             assert_eq!((letter.reason.as_str(), letter.source_queue.as_deref()), (reason, Some(queue)));
             assert_eq!(letter.first_failed_at, headers::time(1_700_000_000));
         }
     }
 
-    /// A copy has no `x-death`: it must say the same without it, also when it is copied again.
+    /// A copy has no `x-death`: its own headers must give the same description, also when it is copied again.
     #[test]
     fn a_renewed_message_says_what_the_broker_said_of_it() {
         let death = AMQPValue::FieldArray(FieldArray::from(vec![death("points.credit", "delivery_limit")]));
@@ -270,16 +273,16 @@ mod tests {
         for entries in [&moved[..], &ours[..]] {
             let original = BasicProperties::default().with_message_id("m".into()).with_headers(table(entries));
             let mut frame = HeaderFrame::new(131_072);
-            let copied = renewed("look", &original, None, &describe(&original), &mut frame);
-            assert_eq!(describe(&copied), describe(&original));
+            let copied = renewed_properties("look", &original, None, &describe_headers(&original), &mut frame);
+            assert_eq!(describe_headers(&copied), describe_headers(&original));
             let headers = copied.headers().as_ref().unwrap().inner();
             assert!(headers.keys().all(|name| !header_names::is_broker_header(name.as_str())), "{headers:?}");
             assert_eq!(headers.get("trace"), Some(&text("t-1")));
-            assert_eq!(renewed("look", &copied, None, &describe(&copied), &mut frame), copied);
+            assert_eq!(renewed_properties("look", &copied, None, &describe_headers(&copied), &mut frame), copied);
         }
     }
 
-    /// The broker moved it here, and lapin cannot decode it: its copy says so, and has the raw properties.
+    /// The broker moved a message that lapin cannot decode: its copy is `unreadable` and contains the raw properties.
     #[test]
     fn a_renewed_message_that_cannot_be_decoded_is_parked_as_unreadable() {
         let unreadable = Unreadable { error: "message id: not UTF-8".into(), raw: vec![0, 255] };
@@ -290,10 +293,11 @@ mod tests {
             tag: Tag::default(),
         };
         let mut frame = HeaderFrame::new(131_072);
-        let copied = renewed("look", &found.properties, found.unreadable.as_ref(), &found.dead_letter(), &mut frame);
-        let letter = describe(&copied);
+        let copied =
+            renewed_properties("look", &found.properties, found.unreadable.as_ref(), &found.dead_letter(), &mut frame);
+        let letter = describe_headers(&copied);
         assert_eq!((letter.reason.as_str(), letter.error.as_deref()), ("unreadable", Some("message id: not UTF-8")));
         assert_eq!(copied.headers().as_ref().unwrap().inner().get(RAW), Some(&text("00ff")));
-        assert_eq!(renewed("look", &copied, None, &letter, &mut frame), copied);
+        assert_eq!(renewed_properties("look", &copied, None, &letter, &mut frame), copied);
     }
 }

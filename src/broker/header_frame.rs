@@ -3,7 +3,8 @@
 use lapin::{BasicProperties, protocol::basic::gen_properties};
 
 /// The bytes that are reserved for headers that the broker adds to a redelivered or dead-lettered message
-/// (`x-delivery-count`, `x-death` and related headers): without them, a full frame would grow beyond what a client reads.
+/// (`x-delivery-count`, `x-death` and related headers): without this reserve, a full frame would grow beyond what a
+/// client reads.
 const HEADROOM: usize = 2048;
 
 /// The bytes of a content header frame without its properties: frame header and end (8), class, weight, body size (12).

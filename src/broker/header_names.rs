@@ -1,4 +1,5 @@
-//! The names of the headers of pointsd, and the groups of headers that copies treat alike (`docs/reference/headers.md`).
+//! The names of the headers of pointsd, and the groups of headers that copies treat alike
+//! (`docs/reference/headers.md`).
 
 /// The prefix of the names of pointsd's own headers.
 pub(super) const OUR_PREFIX: &str = "x-pointsd-";
@@ -16,15 +17,15 @@ pub(super) const REQUEUE_ID: &str = "x-pointsd-requeue-id";
 pub(super) const TRUNCATED: &str = "x-pointsd-truncated";
 /// The dead-queue session that replaced a dead letter by this copy.
 pub(super) const LOOK: &str = "x-pointsd-look";
-/// The raw properties of an unreadable message: bytes between the socket and the consumer, hexadecimal digits on a parked
-/// copy.
+/// The raw properties of an unreadable message: bytes between the socket and the consumer, hexadecimal digits on a
+/// parked copy.
 pub(super) const RAW: &str = "x-pointsd-raw-properties";
 
 /// Own headers that every copy keeps, also where foreign headers do not fit.
 pub(super) const CARRIED: [&str; 5] = [ATTEMPT, CHECK, FIRST_FAILED_AT, REQUEUE_ID, TRUNCATED];
 
-/// Whether the broker interprets a header: a copy with `x-death` may be dropped as a cycle, and `CC` and `BCC` route it a
-/// second time.
+/// Whether the broker interprets a header: a copy with `x-death` may be dropped as a cycle, and `CC` and `BCC` route it
+/// a second time.
 pub(super) fn is_broker_header(name: &str) -> bool {
     matches!(name, "x-death" | "x-delivery-count" | "x-acquired-count" | "CC" | "BCC")
         || name.starts_with("x-first-death-")

@@ -42,8 +42,8 @@ pub(super) fn read_bound_queue(properties: &BasicProperties) -> Option<String> {
     text("queue")
 }
 
-/// The entry of `x-death` for the queue that the broker dead-lettered a message from last: RabbitMQ puts it first ("Dead
-/// Letter Exchanges").
+/// The entry of `x-death` for the queue that the broker dead-lettered a message from last: RabbitMQ puts it first
+/// ("Dead Letter Exchanges").
 fn latest_death(headers: &BTreeMap<ShortString, AMQPValue>) -> Option<&FieldTable> {
     let AMQPValue::FieldArray(deaths) = headers.get("x-death")? else { return None };
     match deaths.as_slice().first()? {

@@ -1,11 +1,11 @@
-//! Headers as JSON: what recorded messages hold and what people read.
+//! Conversion between AMQP headers and JSON, for message files and for output.
 
 use super::BrokerError;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde_json::{Map, Number, Value};
 
-/// A JSON value as a header's.
+/// Converts a JSON value to the value of a header.
 pub(super) fn from_json(value: &Value) -> AMQPValue {
     match value {
         Value::Null => AMQPValue::Void,
@@ -29,11 +29,12 @@ pub(super) fn from_json(value: &Value) -> AMQPValue {
     }
 }
 
-/// Tables and lists are shown so deep: what is nested deeper nobody wrote for a reader, and few programs read it back.
+/// The maximum nesting of tables and arrays in JSON: deeper values are not written for readers, and few programs parse
+/// them.
 const MAX_DEPTH: usize = 32;
 
-/// Headers as a JSON object. AMQP has more types than JSON: a time becomes RFC 3339, bytes that are no text base64,
-/// numbers lose their width.
+/// Converts headers to a JSON object. AMQP has more types than JSON: a timestamp becomes RFC 3339, bytes that are not
+/// UTF-8 become base64, and numbers lose their width.
 pub(super) fn to_json(table: &FieldTable) -> Map<String, Value> {
     table_to_json(table, 0)
 }
@@ -44,7 +45,7 @@ fn table_to_json(table: &FieldTable, depth: usize) -> Map<String, Value> {
 
 fn value_to_json(value: &AMQPValue, depth: usize) -> Value {
     if depth > MAX_DEPTH {
-        return Value::String("nested too deep to be shown".into());
+        return Value::String("nested too deeply to be shown".into());
     }
     let float = |number: f64| Number::from_f64(number).map_or_else(|| Value::String(number.to_string()), Value::Number);
     match value {
@@ -76,12 +77,12 @@ fn bytes_to_json(bytes: &[u8]) -> Value {
     }
 }
 
-/// AMQP's timestamps are whole seconds since 1970.
+/// Converts an AMQP timestamp, which is whole seconds since 1970.
 pub(super) fn time(seconds: u64) -> Option<jiff::Timestamp> {
     i64::try_from(seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
 }
 
-/// A short string of AMQP: at most 255 bytes. `what` is for the error.
+/// Converts a text to a short string of AMQP, at most 255 bytes. `what` names the text in the error.
 pub(super) fn short(what: &str, text: &str) -> Result<ShortString, BrokerError> {
     ShortString::try_new(text).map_err(|_| BrokerError::Unsendable(format!("{what} has more than 255 bytes")))
 }

@@ -1,7 +1,7 @@
-//! The broker's word on a queue or exchange that exists with another argument.
+//! The broker's error for a queue or exchange that exists with another argument.
 
-/// What the broker says of a declaration that does not fit: `PRECONDITION_FAILED - inequivalent arg 'x-queue-type'
-/// for queue 'q' in vhost '/': received 'quorum' but current is 'classic'`.
+/// The parsed error of a declaration with an argument that differs: `PRECONDITION_FAILED - inequivalent arg
+/// 'x-queue-type' for queue 'q' in vhost '/': received 'quorum' but current is 'classic'`.
 pub(super) struct Inequivalence<'a> {
     pub(super) argument: &'a str,
     pub(super) wanted: String,
@@ -9,7 +9,7 @@ pub(super) struct Inequivalence<'a> {
 }
 
 impl<'a> Inequivalence<'a> {
-    /// `None` for anything else that the broker says.
+    /// Parses an error text of the broker; `None` for any other error.
     pub(super) fn parse(text: &'a str) -> Option<Self> {
         let (_, rest) = text.split_once("inequivalent arg '")?;
         let (argument, rest) = rest.split_once('\'')?;
@@ -50,8 +50,8 @@ mod tests {
                 "false",
             ),
         ] {
-            let told = Inequivalence::parse(text).unwrap();
-            assert_eq!((told.argument, told.wanted.as_str(), told.found.as_str()), (argument, wanted, found));
+            let parsed = Inequivalence::parse(text).unwrap();
+            assert_eq!((parsed.argument, parsed.wanted.as_str(), parsed.found.as_str()), (argument, wanted, found));
         }
         assert!(Inequivalence::parse("NOT_FOUND - no queue 'q' in vhost '/'").is_none());
     }

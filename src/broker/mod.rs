@@ -1,7 +1,7 @@
-//! RabbitMQ: connecting, the topology, consuming and publishing. Nothing outside this folder knows lapin.
+//! RabbitMQ: connections, topology, consuming and publishing. No code outside this folder uses lapin.
 //!
-//! lapin's own recovery stays off: after any loss the whole session (connections, channels, consumer) is built again,
-//! because a channel that is half recovered can wait for ever (ADR 3).
+//! The recovery of lapin is off: after any error the whole session (connections, channels, consumer) is opened again,
+//! because a partly recovered channel can wait forever (ADR 3).
 
 mod batch;
 mod blocked;
@@ -21,6 +21,7 @@ mod lenient;
 mod outbox_publisher;
 mod outgoing;
 mod publish;
+mod publish_window;
 mod renewal;
 mod retire;
 mod server;
@@ -48,58 +49,58 @@ pub use topology::{Argument, Binding, Difference, ExchangeSpec, QueueSpec, Topol
 use crate::domain::failure::{Class, Dependency, Outage};
 use std::time::Duration;
 
-/// What can go wrong with the broker.
+/// An error of the broker or of the connection to it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
-    /// No node took the connection; what each said.
+    /// No node accepted the connection. Contains the error of each node.
     #[error("cannot connect: {0}")]
     Connect(String),
-    /// A connection or channel ended.
+    /// A connection or channel was closed.
     #[error("lost: {0}")]
     Lost(String),
-    /// A step was not answered in time.
+    /// The broker did not answer a step in time.
     #[error("no answer to {step} within {after:?}")]
     Timeout {
-        /// Which.
+        /// The step.
         step: &'static str,
-        /// How long it was waited for.
+        /// The deadline.
         after: Duration,
     },
-    /// The broker takes no publishes while it is low on memory or disk.
+    /// The broker accepts no messages while memory or disk space is low.
     #[error("blocked by an alarm of the broker: {0}")]
     Blocked(String),
-    /// A queue or exchange is missing or different.
+    /// A queue or exchange is missing or has other arguments.
     #[error("{0}")]
     Topology(String),
-    /// A message that must reach a queue reached none.
-    #[error("{returned} of {sent} messages to {target} came back unroutable: {reason}")]
+    /// A message was routed to no queue.
+    #[error("{returned} of {sent} messages to {target} returned as unroutable: {reason}")]
     Unroutable {
-        /// How many came back.
+        /// The number of returned messages.
         returned: usize,
-        /// Of how many.
+        /// The number of published messages.
         sent: usize,
-        /// Where to.
+        /// The destination.
         target: String,
-        /// What the broker says.
+        /// The reply text of the broker.
         reason: String,
     },
-    /// The broker refused to take responsibility for a message.
-    #[error("the broker did not take {nacked} of {sent} messages to {target}")]
+    /// The broker refused a message (`basic.nack`).
+    #[error("the broker refused {nacked} of {sent} messages to {target}")]
     Nacked {
-        /// How many.
+        /// The number of refused messages.
         nacked: usize,
-        /// Of how many.
+        /// The number of published messages.
         sent: usize,
-        /// Where to.
+        /// The destination.
         target: String,
     },
-    /// A message that cannot be sent at all.
+    /// The message cannot be published at all.
     #[error("{0}")]
     Unsendable(String),
 }
 
 impl BrokerError {
-    /// Whose fault it is: decided here, for every error there is.
+    /// The error class.
     pub fn class(&self) -> Class {
         match self {
             Self::Connect(_)
@@ -113,7 +114,7 @@ impl BrokerError {
         }
     }
 
-    /// As an outage.
+    /// Converts the error to an outage of the broker.
     pub fn into_outage(self) -> Outage {
         Outage { dependency: Dependency::Broker, reason: self.to_string() }
     }
@@ -121,19 +122,19 @@ impl BrokerError {
 
 impl From<lapin::Error> for BrokerError {
     fn from(error: lapin::Error) -> Self {
-        Self::Lost(told(&error))
+        Self::Lost(error_text(&error))
     }
 }
 
-/// What the broker itself said, where it did; lapin's text otherwise.
-fn told(error: &lapin::Error) -> String {
+/// The error text of the broker if there is one, otherwise that of lapin.
+fn error_text(error: &lapin::Error) -> String {
     match error.kind() {
         lapin::ErrorKind::ProtocolError(amqp) => amqp.get_message().to_string(),
         _ => error.to_string(),
     }
 }
 
-/// Gives a step of the protocol its deadline: lapin has none of its own.
+/// Runs a step of the protocol with a deadline; lapin itself has none.
 async fn within<T, E: Into<BrokerError>>(
     after: Duration,
     step: &'static str,
@@ -145,10 +146,10 @@ async fn within<T, E: Into<BrokerError>>(
     }
 }
 
-/// For connecting, declaring, consuming and closing.
+/// The deadline of a step to connect, declare, consume or close.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long publisher confirms are waited for: a quorum queue on a busy disk may take its time.
+/// The deadline for publisher confirms: a quorum queue on a busy disk may be slow.
 pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A message to send.
+//! The messages that pointsd publishes.
 
 use super::{
     BrokerError, copy, header_names,
@@ -11,7 +11,7 @@ use lapin::{
 };
 use std::{borrow::Cow, time::SystemTime};
 
-/// A message to send.
+/// A message that pointsd publishes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outgoing<'a> {
     pub(super) exchange: ShortString,
@@ -21,8 +21,8 @@ pub struct Outgoing<'a> {
 }
 
 impl<'a> Outgoing<'a> {
-    /// A new JSON message, time-stamped. `given` are its headers; those that the broker would act on are left out, and
-    /// those of ours that tell of an earlier failure.
+    /// Creates a JSON message with the current time. `given`: its headers, of which those that the broker interprets
+    /// and own headers of an earlier failure are left out.
     pub fn new(
         exchange: &str,
         routing_key: &str,
@@ -50,8 +50,8 @@ impl<'a> Outgoing<'a> {
         Ok(Self { exchange: short("the exchange", exchange)?, routing_key, body: body.into(), properties })
     }
 
-    /// A row of the outbox. It may have been published before: its time is that of this publishing.
-    pub(super) fn of_outbox(
+    /// Creates the message of an outbox row. The row may have been published before; the message has the current time.
+    pub(super) fn from_outbox_row(
         exchange: &str,
         routing_key: &str,
         body: &'a [u8],
@@ -62,7 +62,7 @@ impl<'a> Outgoing<'a> {
         Ok(Self { body: body.into(), ..message })
     }
 
-    /// A check message for the check queue: checked at once.
+    /// Creates a check message for the check queue, which is checked at once.
     pub fn checks(check_queue: &str, body: Vec<u8>) -> Result<Self, BrokerError> {
         let none = serde_json::Map::new();
         let message = Self::new("", check_queue, body, None, &none)?;
@@ -70,11 +70,12 @@ impl<'a> Outgoing<'a> {
         Ok(Self { properties, ..message })
     }
 
-    /// A copy through the default exchange, which routes to the queue of that name.
+    /// Creates a message for a queue, published to the default exchange.
     pub(super) fn to_queue(queue: &str, body: &'a [u8], properties: BasicProperties) -> Self {
         Self { exchange: "".into(), routing_key: queue.into(), body: body.into(), properties }
     }
 
+    /// The destination, for error texts.
     pub(super) fn target(&self) -> String {
         if self.exchange.as_str().is_empty() {
             format!("queue {}", self.routing_key)

@@ -1,7 +1,15 @@
-//! Publishing so that nothing is lost: persistent, mandatory, confirmed, in a window.
+//! Publishing without loss: messages are persistent, mandatory and confirmed, in windows.
 
 use super::{
-    BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT, connect::connect, header_frame::HeaderFrame, outgoing::Outgoing, within,
+    BrokerError, CONFIRM_TIMEOUT, STEP_TIMEOUT,
+    connect::connect,
+    declare::{declare_passively, with_channel},
+    header_frame::HeaderFrame,
+    outgoing::Outgoing,
+    publish_window::{
+        Unsent, check_confirmations, publish_confirmed, results_by_message, start_publishes, window_size,
+    },
+    within,
 };
 use crate::{
     broker::BrokerSettings,
@@ -10,74 +18,65 @@ use crate::{
     unpoisoned::lock,
 };
 use futures_util::{Stream, StreamExt, stream::FuturesUnordered};
-use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, Event, PublisherConfirm,
-    options::{BasicPublishOptions, ConfirmSelectOptions},
-    protocol::AMQPErrorKind,
-};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, Event, options::ConfirmSelectOptions};
 use std::{
     sync::{Mutex, MutexGuard},
     time::Duration,
 };
 use tokio::{sync::watch, time::Instant};
 
-/// Most publishes that wait for their confirm at a time.
-const WINDOW: usize = 500;
+/// The interval at which a wait for confirms beats its heartbeat.
+const BEAT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Most bytes of bodies in them, unless one alone has more.
-const WINDOW_BYTES: usize = 8 * 1024 * 1024;
+/// The name of a queue that cannot exist: names that begin with `amq.` are reserved for the broker.
+const IMPOSSIBLE_QUEUE: &str = "amq.pointsd-nowhere";
 
-/// How often a wait for confirms shows that it goes on.
-const BEAT: Duration = Duration::from_secs(5);
-
-/// A queue that nobody can declare: names that begin with `amq.` are the broker's.
-const NOWHERE: &str = "amq.pointsd-nowhere";
-
-/// A connection of its own for publishing: a broker under alarm blocks publishing connections, and acknowledgements
-/// must still get through on the other one.
+/// A separate connection for publishing: during an alarm the broker blocks publishing connections, and acknowledgements
+/// must still pass on the other connection.
 pub struct Publisher {
     connection: Connection,
-    /// Channels that no window uses now. One window at a time on a channel: lapin tells of a message that came back with
-    /// the next confirm, whichever that is. A channel whose confirms did not all come is not used again: they might yet,
-    /// and would be taken for another's.
+    /// The idle channels. A channel publishes one window at a time, because lapin attaches a returned message to the
+    /// next confirm of any message. A channel with missing confirms is not reused: they could arrive later and be
+    /// attributed to another window.
     channels: Mutex<Vec<Channel>>,
-    /// Why the broker takes nothing now.
+    /// The reason of the current alarm of the broker.
     blocked: watch::Receiver<Option<String>>,
 }
 
 impl Publisher {
-    /// Connects and turns confirms on.
+    /// Connects and enables publisher confirms.
     pub async fn open(settings: &BrokerSettings) -> Result<Self, BrokerError> {
         Self::open_for(settings, "publisher").await
     }
 
-    /// The same, by the name of its purpose: attempts of one purpose are never made beside each other.
+    /// Opens a publisher for a purpose, which names the connection and limits concurrent attempts to connect.
     pub(super) async fn open_for(settings: &BrokerSettings, purpose: &str) -> Result<Self, BrokerError> {
         let (connection, _) = connect(settings, purpose).await?;
-        let (tell, blocked) = watch::channel(None);
-        tokio::spawn(watch_alarms(connection.events_listener(), tell));
-        let channel = confirming_channel(&connection).await?;
+        let (alarms, blocked) = watch::channel(None);
+        tokio::spawn(watch_alarms(connection.events_listener(), alarms));
+        let channel = open_confirm_channel(&connection).await?;
         Ok(Self { connection, channels: Mutex::new(vec![channel]), blocked })
     }
 
-    /// Publishes something that must come back. A broker under alarm does not answer, and tells so: it tells nobody who
-    /// does not publish (RabbitMQ, "Blocked Connection Notifications").
+    /// Proves that the broker accepts messages, by publishing a message that must be returned. The broker reports an
+    /// alarm only to connections that publish (RabbitMQ, "Blocked Connection Notifications"), and does not answer
+    /// during it.
     pub(super) async fn prove(&self) -> Result<(), BrokerError> {
-        let probe = Outgoing::to_queue(NOWHERE, &[], BasicProperties::default());
+        let probe = Outgoing::to_queue(IMPOSSIBLE_QUEUE, &[], BasicProperties::default());
         match self.publish(&[probe]).await {
             Ok(()) | Err(BrokerError::Unroutable { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// Whether the broker takes nothing over this connection now, because of an alarm.
+    /// The error if an alarm of the broker blocks this connection.
     pub(super) fn is_blocked(&self) -> Option<BrokerError> {
         let reason = self.blocked.borrow().clone().filter(|_| self.connection.status().connected())?;
         Some(BrokerError::Blocked(reason))
     }
 
-    /// Returns when an alarm of the broker blocks the connection; never when the connection ends before.
-    pub(super) async fn alarm(&self) -> BrokerError {
+    /// Waits until an alarm of the broker blocks the connection; forever if the connection closes before.
+    pub(super) async fn wait_for_alarm(&self) -> BrokerError {
         let mut blocked = self.blocked.clone();
         let reason = blocked.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
         match reason {
@@ -90,46 +89,47 @@ impl Publisher {
         &self.connection
     }
 
-    /// What tells whether headers fit into the frames that were agreed on.
+    /// The room for properties in a frame of the negotiated size.
     pub(super) fn header_frame(&self) -> HeaderFrame {
         HeaderFrame::new(usize::try_from(self.connection.configuration().frame_max()).unwrap_or(usize::MAX))
     }
 
-    /// That the broker will take its headers; one that does not fit would cost the connection.
+    /// Checks that the headers of a message fit into a frame; otherwise the broker would close the connection.
     pub fn check(&self, message: &Outgoing<'_>) -> Result<(), BrokerError> {
-        let none = message.properties.headers().as_ref().is_none_or(|table| table.inner().is_empty());
-        if none || self.header_frame().fits(&message.properties) {
+        let has_no_headers = message.properties.headers().as_ref().is_none_or(|table| table.inner().is_empty());
+        if has_no_headers || self.header_frame().fits(&message.properties) {
             return Ok(());
         }
         Err(BrokerError::Unsendable("the headers do not fit into the broker's frame_max".into()))
     }
 
-    /// Sends messages. `Ok`: the broker is responsible for every one of them, in a queue. Otherwise any of them may
-    /// stand there or not.
+    /// Publishes messages. `Ok`: all of them are confirmed in a queue. After an error, each of them may be in its queue
+    /// or not.
     pub async fn publish(&self, messages: &[Outgoing<'_>]) -> Result<(), BrokerError> {
         tokio::select! {
             published = self.publish_windows(messages) => published,
-            // It would be confirmed when the alarm is over, which may be long.
-            alarm = self.alarm() => Err(alarm),
+            // The broker would confirm the messages only after the alarm, which may last long.
+            alarm = self.wait_for_alarm() => Err(alarm),
         }
     }
 
-    /// Each window has the channel for itself, and a deadline of its own.
+    /// Publishes windows one after the other, each with exclusive use of a channel and a separate deadline.
     async fn publish_windows(&self, messages: &[Outgoing<'_>]) -> Result<(), BrokerError> {
         let mut rest = messages;
         while !rest.is_empty() {
-            let channel = self.channel().await?;
+            let channel = self.take_channel().await?;
             let (window, later) = rest.split_at(window_size(rest));
-            let confirmations = within(CONFIRM_TIMEOUT, "basic.publish", send(&channel, window)).await?;
-            self.give_back(channel);
-            judge(window, confirmations)?;
+            let confirmations = within(CONFIRM_TIMEOUT, "basic.publish", publish_confirmed(&channel, window)).await?;
+            self.return_channel(channel);
+            check_confirmations(window, confirmations)?;
             rest = later;
         }
         Ok(())
     }
 
-    /// Sends messages, at most [`WINDOW`]. For each whether it stands in a queue, or why not. `patience`: how long the rest
-    /// is waited for once one of them is confirmed, at least [`CONFIRM_TIMEOUT`].
+    /// Publishes at most [`super::publish_window::WINDOW`] messages and returns for each whether it is confirmed in a
+    /// queue, or the reason. `patience`: the deadline for the others once one of them is confirmed, at least
+    /// [`CONFIRM_TIMEOUT`].
     pub(super) async fn publish_each(
         &self,
         window: &[Outgoing<'_>],
@@ -140,49 +140,53 @@ impl Publisher {
             return Ok(Vec::new());
         }
         let publish = async {
-            let channel = self.channel().await?;
+            let channel = self.take_channel().await?;
             let started = Instant::now();
-            let unsent = |error| Unsent::of(error, self.connection.status().connected());
-            let late = || Unsent::Broker(BrokerError::Timeout { step: "basic.publish", after: CONFIRM_TIMEOUT });
-            let begun = tokio::time::timeout_at(started + CONFIRM_TIMEOUT, begin(&channel, window)).await;
-            let begun = begun.map_err(|_| late())?.map_err(unsent)?;
-            let mut pending: FuturesUnordered<_> =
-                begun.into_iter().enumerate().map(|(index, confirm)| async move { (index, confirm.await) }).collect();
+            let classify = |error| Unsent::classify(error, self.connection.status().connected());
+            let timed_out = || Unsent::Broker(BrokerError::Timeout { step: "basic.publish", after: CONFIRM_TIMEOUT });
+            let publishes = tokio::time::timeout_at(started + CONFIRM_TIMEOUT, start_publishes(&channel, window)).await;
+            let publishes = publishes.map_err(|_| timed_out())?.map_err(classify)?;
+            let mut pending: FuturesUnordered<_> = publishes
+                .into_iter()
+                .enumerate()
+                .map(|(index, confirm)| async move { (index, confirm.await) })
+                .collect();
             let mut confirmations: Vec<Option<Confirmation>> = window.iter().map(|_| None).collect();
-            let (mut limit, mut beaten) = (CONFIRM_TIMEOUT, started);
-            // One queue that does not answer is no reason to forget what the others have said.
+            let (mut limit, mut last_beat) = (CONFIRM_TIMEOUT, started);
+            // The results of other queues count although one queue does not answer.
             while started.elapsed() <= limit {
-                match tokio::time::timeout(BEAT, pending.next()).await {
+                match tokio::time::timeout(BEAT_INTERVAL, pending.next()).await {
                     Ok(None) => break,
                     Ok(Some((index, confirmation))) => {
-                        confirmations[index] = Some(confirmation.map_err(unsent)?);
+                        confirmations[index] = Some(confirmation.map_err(classify)?);
                         limit = patience.max(CONFIRM_TIMEOUT);
                     }
                     Err(_) => {}
                 }
-                if beaten.elapsed() >= BEAT {
+                if last_beat.elapsed() >= BEAT_INTERVAL {
                     heartbeat.beat();
-                    beaten = Instant::now();
+                    last_beat = Instant::now();
                 }
             }
             if confirmations.iter().all(Option::is_none) {
                 return Err(Unsent::Silent);
             }
-            // A confirm that is still to come would be taken for another's.
+            // A late confirm on a reused channel would be attributed to another window.
             if confirmations.iter().all(Option::is_some) {
-                self.give_back(channel);
+                self.return_channel(channel);
             }
-            Ok(judge_each(window, confirmations))
+            Ok(results_by_message(window, confirmations))
         };
         tokio::select! {
             published = publish => published,
-            alarm = self.alarm() => Err(Unsent::Broker(alarm)),
+            alarm = self.wait_for_alarm() => Err(Unsent::Broker(alarm)),
         }
     }
 
-    /// Sends messages in windows. For each whether it stands confirmed in a queue, or why not. An error concerns all of
-    /// them, and leaves open which ones stand there. What is confirmed late is waited for, as long as others were confirmed:
-    /// to send it again would double it. After a window of which nothing is confirmed no other one is sent.
+    /// Publishes messages in windows and returns for each whether it is confirmed in a queue, or the reason. After an
+    /// error, it is unknown which messages are in their queues. Late confirms are awaited as long as other messages
+    /// were confirmed, because publishing again would duplicate the messages. After a window without any confirm, no
+    /// further window is published.
     pub(super) async fn publish_all(
         &self,
         messages: &[Outgoing<'_>],
@@ -195,10 +199,10 @@ impl Publisher {
             heartbeat.beat();
             match self.publish_each(window, CONFIRMING_TIME, heartbeat).await {
                 Ok(each) => {
-                    let named = window.iter().zip(each).map(|(message, each)| {
+                    let results = window.iter().zip(each).map(|(message, each)| {
                         each.map_err(|reason| format!("a message to {}: {reason}", message.target()))
                     });
-                    confirmed.extend(named);
+                    confirmed.extend(results);
                 }
                 Err(Unsent::Broker(error)) => return Err(error),
                 Err(Unsent::Refused(reason)) => return Err(BrokerError::Lost(reason)),
@@ -218,24 +222,25 @@ impl Publisher {
         lock(&self.channels)
     }
 
-    /// A channel that no other window uses.
-    async fn channel(&self) -> Result<Channel, BrokerError> {
+    /// Takes a channel that no other window uses.
+    async fn take_channel(&self) -> Result<Channel, BrokerError> {
         loop {
             let idle = self.idle_channels().pop();
             match idle {
-                // A refusal may have ended it.
+                // A refusal may have closed the channel.
                 Some(channel) if channel.status().connected() => return Ok(channel),
                 Some(_) => {}
-                None => return confirming_channel(&self.connection).await,
+                None => return open_confirm_channel(&self.connection).await,
             }
         }
     }
 
-    fn give_back(&self, channel: Channel) {
+    fn return_channel(&self, channel: Channel) {
         self.idle_channels().push(channel);
     }
 
-    /// Closes the connection in order, as far as the broker answers. One that is blocked writes nothing more.
+    /// Closes the connection in order, as far as the broker answers. A blocked connection cannot write and is not
+    /// closed.
     pub async fn close(&self) {
         if self.is_blocked().is_some() {
             return;
@@ -244,137 +249,38 @@ impl Publisher {
     }
 }
 
-async fn confirming_channel(connection: &Connection) -> Result<Channel, BrokerError> {
+async fn open_confirm_channel(connection: &Connection) -> Result<Channel, BrokerError> {
     let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
     let confirm = channel.confirm_select(ConfirmSelectOptions { nowait: false });
     within(STEP_TIMEOUT, "confirm.select", confirm).await?;
     Ok(channel)
 }
 
-/// Why a window was not sent, or not all of it.
-#[derive(Debug)]
-pub(super) enum Unsent {
-    /// The broker has ended the channel over one of the messages: its exchange is not there, or may not be written to.
-    Refused(String),
-    /// None of them was confirmed in time: their queues do not answer, or nobody does.
-    Silent,
-    /// It concerns every message.
-    Broker(BrokerError),
-}
-
-impl From<BrokerError> for Unsent {
-    fn from(error: BrokerError) -> Self {
-        Self::Broker(error)
-    }
-}
-
-impl Unsent {
-    /// A soft error ends a channel, a hard one the connection (AMQP 0-9-1, "Reply codes"). It may come while others are still
-    /// being sent: they find the channel closed then.
-    fn of(error: lapin::Error, connected: bool) -> Self {
-        match error.kind() {
-            lapin::ErrorKind::InvalidChannelState(..) if connected => Self::Refused(error.to_string()),
-            lapin::ErrorKind::ProtocolError(amqp) if matches!(amqp.kind(), AMQPErrorKind::Soft(_)) => {
-                Self::Refused(amqp.get_message().to_string())
-            }
-            _ => Self::Broker(error.into()),
+impl Publisher {
+    /// Whether a queue exists.
+    pub async fn has_queue(&self, queue: &str) -> Result<bool, BrokerError> {
+        // The check needs a separate channel, which an error closes.
+        match with_channel(self.connection(), async |channel| declare_passively(channel, queue).await).await {
+            Ok(_) => Ok(true),
+            Err(BrokerError::Topology(_)) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 }
 
-/// Keeps what the broker has said last; ends with the connection.
-async fn watch_alarms(events: impl Stream<Item = Event>, tell: watch::Sender<Option<String>>) {
+/// Stores the latest alarm state of the broker until the connection closes.
+async fn watch_alarms(events: impl Stream<Item = Event>, alarms: watch::Sender<Option<String>>) {
     let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
         match event {
             Event::ConnectionBlocked(reason) => {
-                tell.send_replace(Some(reason));
+                alarms.send_replace(Some(reason));
             }
             Event::ConnectionUnblocked => {
-                tell.send_replace(None);
+                alarms.send_replace(None);
             }
-            // A connection that ends tells it by itself.
+            // Errors of the connection are reported by the operations on it.
             _ => {}
         }
     }
-}
-
-/// How many of these go together: at least one.
-fn window_size(messages: &[Outgoing<'_>]) -> usize {
-    let mut bytes = 0;
-    let fit = messages.iter().take(WINDOW).take_while(|message| {
-        bytes += message.body.len();
-        bytes <= WINDOW_BYTES
-    });
-    fit.count().max(1)
-}
-
-/// All publishes first, then all confirms: one round trip for the window.
-async fn send(channel: &Channel, window: &[Outgoing<'_>]) -> lapin::Result<Vec<Confirmation>> {
-    let mut confirmations = Vec::with_capacity(window.len());
-    for confirm in begin(channel, window).await? {
-        confirmations.push(confirm.await?);
-    }
-    Ok(confirmations)
-}
-
-async fn begin(channel: &Channel, window: &[Outgoing<'_>]) -> lapin::Result<Vec<PublisherConfirm>> {
-    let mut pending = Vec::with_capacity(window.len());
-    for message in window {
-        let publishing = channel.basic_publish(
-            message.exchange.clone(),
-            message.routing_key.clone(),
-            // Mandatory: a message that reaches no queue comes back. Immediate is not supported by RabbitMQ.
-            BasicPublishOptions { mandatory: true, immediate: false },
-            &message.body,
-            message.properties.clone(),
-        );
-        pending.push(publishing.await?);
-    }
-    Ok(pending)
-}
-
-/// An unroutable message is first returned and then confirmed (RabbitMQ, "Publisher Confirms"): a window with one is
-/// a failure.
-fn judge(window: &[Outgoing<'_>], confirmations: Vec<Confirmation>) -> Result<(), BrokerError> {
-    let target = || window.first().map(Outgoing::target).unwrap_or_default();
-    let (sent, mut nacked, mut returned, mut reason) = (window.len(), 0, 0, String::new());
-    for confirmation in confirmations {
-        nacked += usize::from(!confirmation.is_ack());
-        if let Some(message) = confirmation.take_message() {
-            returned += 1;
-            reason = message.reply_text.to_string();
-        }
-    }
-    if returned > 0 {
-        return Err(BrokerError::Unroutable { returned, sent, target: target(), reason });
-    }
-    if nacked > 0 {
-        return Err(BrokerError::Nacked { nacked, sent, target: target() });
-    }
-    Ok(())
-}
-
-/// The same, message by message. A message that came back is told with whichever confirm comes next: it is known by its id.
-fn judge_each(window: &[Outgoing<'_>], confirmations: Vec<Option<Confirmation>>) -> Confirmed {
-    let mut results: Confirmed = Vec::with_capacity(window.len());
-    let mut returned = Vec::new();
-    for confirmation in confirmations {
-        results.push(match &confirmation {
-            Some(confirmation) if confirmation.is_ack() => Ok(()),
-            Some(_) => Err("the broker did not take it".into()),
-            None => Err("the broker did not confirm it in time".into()),
-        });
-        returned.extend(confirmation.and_then(Confirmation::take_message));
-    }
-    for message in returned {
-        let delivery = &message.delivery;
-        let of = (delivery.properties.message_id().as_ref(), &delivery.exchange, &delivery.routing_key);
-        for (sent, result) in window.iter().zip(&mut results) {
-            if (sent.properties.message_id().as_ref(), &sent.exchange, &sent.routing_key) == of {
-                *result = Err(format!("it reached no queue: {}", message.reply_text));
-            }
-        }
-    }
-    results
 }

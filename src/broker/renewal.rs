@@ -1,5 +1,5 @@
-//! Renewing messages of the dead queue: a confirmed copy takes the place of a message that looks have counted up, so that no
-//! look exhausts a delivery limit, also one that a policy sets and AMQP does not show.
+//! Renewing dead letters: a confirmed copy replaces a message whose delivery count was raised by inspections, so that
+//! inspecting messages does not exhaust a delivery limit, even one that a policy sets and AMQP does not show.
 
 use super::{
     BrokerError, copy,
@@ -19,24 +19,25 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 
-/// A message that has been given back so often is renewed instead of given back again.
-const MOST_TIMES_GIVEN_BACK: i64 = 1;
+/// A message that has returned to the queue this many times is renewed instead of returned again.
+const MAX_RETURNS: i64 = 1;
 
-/// Most messages that are renewed together.
+/// The maximum number of messages that are renewed together.
 const WINDOW: usize = 500;
 
-/// Most bytes that are kept for that.
+/// The maximum size of the messages that wait to be renewed. Bytes.
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 
-/// Messages that wait for their copy.
+/// The messages that wait to be replaced by copies.
 pub(super) struct Renewals {
     settings: BrokerSettings,
-    /// The name of this look, on its copies: they arrive while it goes on, and stand for no message of their own.
+    /// The identifier of this dead-queue session, which its copies carry: the session receives its own copies and must
+    /// not count them as further messages.
     look: String,
     publisher: Option<Publisher>,
     messages: Vec<HeldLetter>,
     bytes: usize,
-    /// Messages that could not be renewed, and why the first could not.
+    /// The number of messages that could not be renewed, and the first error.
     pub(super) failed: Option<(u64, BrokerError)>,
 }
 
@@ -47,16 +48,16 @@ impl Renewals {
         Self { settings, look, publisher: None, messages: Vec::new(), bytes: 0, failed: None }
     }
 
-    /// Whether this look has made a copy.
-    pub(super) fn has_made(&self, properties: &BasicProperties) -> bool {
+    /// Whether the message with these properties is a copy that this session published.
+    pub(super) fn is_own_copy(&self, properties: &BasicProperties) -> bool {
         let headers = properties.headers().as_ref().map(FieldTable::inner);
         let look = headers.and_then(|headers| headers.get(header_names::LOOK));
         matches!(look, Some(AMQPValue::LongString(look)) if look.as_bytes() == self.look.as_bytes())
     }
 
-    /// Keeps a message if it must be renewed. Whether it is time to publish.
-    pub(super) fn take(&mut self, found: HeldLetter) -> bool {
-        if found.times_given_back() < MOST_TIMES_GIVEN_BACK {
+    /// Keeps a message if it must be renewed. Returns whether the copies must be published now.
+    pub(super) fn keep_if_due(&mut self, found: HeldLetter) -> bool {
+        if found.times_given_back() < MAX_RETURNS {
             return false;
         }
         if let Some((messages, _)) = &mut self.failed {
@@ -68,7 +69,7 @@ impl Renewals {
         self.messages.len() >= WINDOW || self.bytes >= WINDOW_BYTES
     }
 
-    /// Publishes the copies. The messages that may be removed: all of them, or none, because a failure leaves open which
+    /// Publishes the copies and returns the messages to remove: all or none, because after an error it is unknown which
     /// copies are in the queue.
     pub(super) async fn publish(&mut self, queue: &str) -> Vec<Tag> {
         let messages = std::mem::take(&mut self.messages);
@@ -95,7 +96,8 @@ impl Renewals {
             .iter()
             .map(|found| {
                 let unreadable = found.unreadable.as_ref();
-                let properties = renewed(&self.look, &found.properties, unreadable, &found.dead_letter(), &mut frame);
+                let properties =
+                    renewed_properties(&self.look, &found.properties, unreadable, &found.dead_letter(), &mut frame);
                 Outgoing::to_queue(queue, found.body(), properties)
             })
             .collect();
@@ -111,24 +113,24 @@ impl Renewals {
     }
 }
 
-/// The properties of a copy that takes the place of a message in the dead queue: everything that it says stays. What only the
-/// broker says of it (`x-death`, which no copy keeps) is written into our own headers, and so is what was read past lapin.
-pub(super) fn renewed(
+/// The properties of a copy that replaces a dead letter and keeps its description. Information that only the broker
+/// gives (`x-death`, which no copy keeps) and the raw properties of an unreadable message are written to own headers.
+pub(super) fn renewed_properties(
     look: &str,
     original: &BasicProperties,
     unreadable: Option<&Unreadable>,
     letter: &DeadLetter,
     frame: &mut HeaderFrame,
 ) -> BasicProperties {
-    let copied = renewed_headers(look, original, unreadable.is_some(), letter, frame);
+    let copied = add_renewal_headers(look, original, unreadable.is_some(), letter, frame);
     match unreadable {
-        Some(unreadable) => lenient::with_raw(&copied, unreadable, frame),
+        Some(unreadable) => lenient::add_raw_properties(&copied, unreadable, frame),
         None => copied,
     }
 }
 
-/// `is_unreadable`: its headers say nothing of a failure yet.
-fn renewed_headers(
+/// Adds the own headers of the copy. `is_unreadable`: the headers do not describe the failure yet.
+fn add_renewal_headers(
     look: &str,
     original: &BasicProperties,
     is_unreadable: bool,
@@ -145,20 +147,20 @@ fn renewed_headers(
     }
     if moved_by_the_broker || is_unreadable {
         let mut kept = FieldTable::default();
-        // The failure that the old ones tell of is an earlier one.
+        // Existing headers of a single stay describe an earlier failure.
         for (name, value) in ours.inner().iter().filter(|(name, _)| !header_names::belongs_to_one_stay(name.as_str())) {
             kept.insert(name.clone(), value.clone());
         }
         ours = kept;
         let at = letter.first_failed_at.map(|at| at.to_string());
         let error = letter.error.as_deref().map(|error| copy::truncate(error, copy::MAX_ERROR_BYTES));
-        let said = [
+        let description = [
             (header_names::REASON, Some(letter.reason.as_str())),
             (header_names::ERROR, error),
             (header_names::SOURCE_QUEUE, letter.source_queue.as_deref()),
             (header_names::FIRST_FAILED_AT, at.as_deref()),
         ];
-        for (name, value) in said {
+        for (name, value) in description {
             if let Some(value) = value {
                 ours.insert(name.into(), AMQPValue::LongString(value.into()));
             }

@@ -1,9 +1,9 @@
-//! Taking a delay queue away that is no longer configured, without losing what waits in it.
+//! Deleting a delay queue that is no longer configured, without losing the messages in it.
 
 use super::{
     Binding, BrokerError, STEP_TIMEOUT, Topology,
     connect::connect,
-    declare::{self, passive},
+    declare::{self, declare_passively},
     within,
 };
 use crate::{
@@ -13,30 +13,30 @@ use crate::{
 use lapin::{Channel, options::QueueDeleteOptions};
 use std::time::Duration;
 
-/// How often the queue is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// The interval at which the queue is inspected.
+const INSPECTION_INTERVAL: Duration = Duration::from_secs(1);
 
-/// For so many looks in a row nothing may be seen in it, and its way back must be open: what has waited is on that way,
-/// unseen, until it is confirmed there.
-const EMPTY_LOOKS: u32 = 10;
+/// The number of consecutive inspections that must find the queue empty and its target queue present: a message that
+/// has waited is on its way to the target, and not counted, until it is confirmed there.
+const EMPTY_INSPECTIONS: u32 = 10;
 
 impl Topology {
-    /// Unbinds a delay queue, waits until it has been empty for a while, and deletes it. `waiting` is told how many
-    /// messages are still in it. An error when the queue is one that is needed, or none of ours.
+    /// Unbinds a delay queue, waits until it has been empty for a while, and deletes it. `waiting` receives the number
+    /// of messages that are still in it. Fails if the queue is in use or is no delay queue of pointsd.
     pub async fn retire(&self, plan: &Plan, queue: &str, mut waiting: impl FnMut(u32)) -> Result<(), BrokerError> {
-        let back_to = self.goes_back_to(plan, queue)?;
+        let back_to = self.find_target(plan, queue)?;
         let (connection, _) = connect(&plan.broker, "topology").await?;
         let retire = async |channel: &Channel| self.retire_on(channel, (queue, back_to), &mut waiting).await;
         let retired = declare::with_channel(&connection, retire).await;
-        declare::close(&connection).await;
+        declare::close_connection(&connection).await;
         retired
     }
 
-    /// Where what waits in a delay queue goes that can be retired.
-    fn goes_back_to<'a>(&self, plan: &'a Plan, queue: &str) -> Result<&'a str, BrokerError> {
+    /// The queue to which the messages of a delay queue return. Fails if the delay queue cannot be retired.
+    fn find_target<'a>(&self, plan: &'a Plan, queue: &str) -> Result<&'a str, BrokerError> {
         let refused = |why: &str| Err(BrokerError::Topology(format!("queue {queue} {why}")));
         if self.queues.iter().any(|needed| needed.name == queue) {
-            return refused("is in use; take its delay out of the configuration first, and restart the daemons");
+            return refused("is in use; first remove its delay from the configuration and restart the daemons");
         }
         let BrokerSettings { credit_queue, check_queue, .. } = &plan.broker;
         let mut places = vec![(credit_queue, "retry"), (check_queue, "retry"), (check_queue, "delay")];
@@ -48,18 +48,18 @@ impl Topology {
             }
         }
         let names: Vec<String> = places.iter().map(|(back_to, kind)| format!("{back_to}.{kind}.<delay>")).collect();
-        refused(&format!("is no delay queue; must be {}", names.join(" or ")))
+        refused(&format!("is not a delay queue; must be {}", names.join(" or ")))
     }
 
-    /// How many messages are seen in the queue. An error when something holds others unseen: a consumer, or a queue that
-    /// is not there to take them. AMQP tells no more than that.
-    async fn look(channel: &Channel, (queue, back_to): (&str, &str)) -> Result<u32, BrokerError> {
-        passive(channel, back_to).await?;
-        let there = passive(channel, queue).await?;
-        if there.consumer_count() > 0 {
-            return Err(BrokerError::Topology(format!("queue {queue} has a consumer, which may hold messages of it")));
+    /// The number of messages that wait in the queue. Fails if uncounted messages are possible, because the queue has a
+    /// consumer or its target queue is missing. AMQP shows no other cause.
+    async fn count_waiting(channel: &Channel, (queue, back_to): (&str, &str)) -> Result<u32, BrokerError> {
+        declare_passively(channel, back_to).await?;
+        let declared = declare_passively(channel, queue).await?;
+        if declared.consumer_count() > 0 {
+            return Err(BrokerError::Topology(format!("queue {queue} has a consumer, which may hold messages")));
         }
-        Ok(there.message_count())
+        Ok(declared.message_count())
     }
 
     async fn retire_on(
@@ -68,21 +68,21 @@ impl Topology {
         place: (&str, &str),
         waiting: &mut impl FnMut(u32),
     ) -> Result<(), BrokerError> {
-        let mut messages = Self::look(channel, place).await?;
+        let mut messages = Self::count_waiting(channel, place).await?;
         let queue = place.0;
-        // An earlier build may have bound it to wherever points messages come from; a binding that is not there is as good.
+        // An earlier build may have bound it to the exchange of points messages; a missing binding is no error.
         for Binding { exchange, key, declare, .. } in &self.bindings {
             let (exchange, queue, key) = (exchange.clone(), queue.to_owned(), key.clone());
             self.unbind(channel, &Binding { exchange, queue, key, declare: *declare }).await?;
         }
         let mut empty = 0;
-        while empty < EMPTY_LOOKS {
+        while empty < EMPTY_INSPECTIONS {
             waiting(messages);
-            tokio::time::sleep(LOOK).await;
-            messages = Self::look(channel, place).await?;
+            tokio::time::sleep(INSPECTION_INTERVAL).await;
+            messages = Self::count_waiting(channel, place).await?;
             empty = if messages == 0 { empty + 1 } else { 0 };
         }
-        // Quorum queues refuse both conditions; the emptiness was seen above.
+        // Quorum queues refuse both conditions; the loop above has checked that the queue is empty.
         let options = QueueDeleteOptions { if_unused: false, if_empty: false, nowait: false };
         within(STEP_TIMEOUT, "queue.delete", channel.queue_delete(queue.into(), options)).await?;
         Ok(())

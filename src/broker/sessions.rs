@@ -1,16 +1,16 @@
-//! Opening sessions with the broker: the connections, the topology, the consumer.
+//! Opening sessions with the broker: connections, topology and consumer.
 
 use super::{
     BrokerError, STEP_TIMEOUT,
-    batch::{Stream, Taken},
+    batch::{DeliveryTimes, Stream},
     blocked::Blocked,
     connect::connect,
     consume::{CONSUMER_TAG, Consumer},
-    declare::{passive, with_channel},
+    declare::{declare_passively, with_channel},
     publish::Publisher,
     server::warn_of_x_death,
     topology::Topology,
-    unreadable::UnreadableOnes,
+    unreadable::UnreadableDeliveries,
     within,
 };
 use crate::{
@@ -33,7 +33,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-/// Opens sessions with the broker, one after the other.
+/// The factory of the broker sessions of one component, which are opened one after the other.
 pub struct Sessions {
     component: Component,
     settings: BrokerSettings,
@@ -44,23 +44,23 @@ pub struct Sessions {
     /// The value of `x-pointsd-source` on copies.
     source: Option<String>,
     blocked: Blocked,
-    /// Whether a session had its queues: one that is missing afterwards was deleted.
+    /// Whether a session has found or declared its queues: a queue that is missing later was deleted.
     has_opened: AtomicBool,
-    /// Whether it is still to be logged that this daemon schedules no checks beside a check queue.
+    /// Whether to log, once, that a check queue exists although this daemon schedules no checks.
     warns_of_checks: AtomicBool,
-    /// Whether it is still to be logged what makes the queue lose messages.
+    /// Whether to log, once, the arguments by which the queue can lose messages.
     warns_of_dangers: AtomicBool,
-    /// Whether it is still to be logged that the broker trusts its clients' headers.
+    /// Whether to log, once, that the broker accepts `x-death` headers of clients.
     warns_of_x_death: AtomicBool,
 }
 
 impl Sessions {
-    /// With the broker that is configured, for one of the queues.
+    /// Creates the factory for the queue of a component.
     pub fn new(component: Component, plan: &Plan) -> Self {
         let broker = &plan.broker;
-        let of_source =
+        let source_settings =
             plan.sources.iter().find(|source| matches!(component, Component::Source(name) if name == source.name));
-        let queue = match of_source {
+        let queue = match source_settings {
             Some(source) => &source.queue,
             None if component == Component::Checks => &broker.check_queue,
             None => &broker.credit_queue,
@@ -72,7 +72,7 @@ impl Sessions {
             queue: queue.clone(),
             retry: plan.retry.clone(),
             check_delays: plan.check_delays.clone(),
-            source: of_source
+            source: source_settings
                 .filter(|source| matches!(source.kind, SourceKind::Notification(_)))
                 .map(|source| source.name.clone()),
             blocked: Blocked::default(),
@@ -83,15 +83,15 @@ impl Sessions {
         }
     }
 
-    /// The queue that is consumed.
+    /// The consumed queue.
     pub fn queue(&self) -> &str {
         &self.queue
     }
 
-    /// Connects, declares (or requires) the topology and begins to consume.
-    /// `prefetch`: most unacknowledged deliveries; with `limited` most deliveries in all.
+    /// Connects, declares (or requires) the topology and starts to consume. `prefetch`: the maximum number of
+    /// unacknowledged deliveries; if `limited`, of all deliveries of the session.
     pub async fn open(&self, prefetch: u16, limited: bool) -> Result<Consumer, BrokerError> {
-        let publisher = self.publisher().await?;
+        let publisher = self.open_publisher().await?;
         let opened = self.consume(prefetch, limited, Arc::clone(&publisher)).await;
         if opened.is_err() {
             publisher.close().await;
@@ -99,8 +99,9 @@ impl Sessions {
         opened
     }
 
-    /// A publisher that the broker takes messages from. Never more than one that is blocked, however long the alarm.
-    async fn publisher(&self) -> Result<Arc<Publisher>, BrokerError> {
+    /// Opens a publisher and proves that the broker accepts its messages. At most one blocked publisher exists, however
+    /// long the alarm lasts.
+    async fn open_publisher(&self) -> Result<Arc<Publisher>, BrokerError> {
         let kept = lock(&self.blocked).take();
         if let Some(publisher) = kept {
             if let Some(alarm) = publisher.is_blocked() {
@@ -128,14 +129,14 @@ impl Sessions {
             self.has_opened.store(true, Ordering::Relaxed);
         }
         self.topology.refuse_stream(&connection, &self.queue).await?;
-        self.warn_of_checks(&connection).await?;
-        self.warn_of_dangers(&connection).await?;
+        self.log_unscheduled_checks(&connection).await?;
+        self.log_dangers(&connection).await?;
         if self.warns_of_x_death.swap(false, Ordering::Relaxed) {
             tokio::spawn(warn_of_x_death(node.clone(), settings.tls.clone()));
         }
         let channel = within(STEP_TIMEOUT, "channel.open", connection.create_channel()).await?;
-        // Before consuming: without it lapin's buffer has no bound. Per consumer, because a quorum queue refuses a
-        // limit for the whole channel.
+        // Set before consuming: without it, the buffer of lapin is unbounded. Set per consumer, because a quorum queue
+        // refuses a limit for the whole channel.
         let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
         within(STEP_TIMEOUT, "basic.qos", qos).await?;
         let mut tracker = AckTracker::default();
@@ -143,7 +144,7 @@ impl Sessions {
         let consume = channel.basic_consume(
             self.queue().into(),
             CONSUMER_TAG.into(),
-            // Manual acknowledgement; shared with other daemons.
+            // Manual acknowledgement; the queue is shared with other daemons.
             BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false },
             FieldTable::default(),
         );
@@ -169,27 +170,28 @@ impl Sessions {
             publisher,
             blocked: Arc::clone(&self.blocked),
             topology: Arc::clone(&self.topology),
-            taken: Mutex::new(Taken::new(prefetch)),
-            unreadable: UnreadableOnes::default(),
+            delivery_times: Mutex::new(DeliveryTimes::new(prefetch)),
+            unreadable: UnreadableDeliveries::default(),
         })
     }
 
-    /// A queue of others may lose messages after a few outages. Logged once.
-    async fn warn_of_dangers(&self, connection: &Connection) -> Result<(), BrokerError> {
+    /// Logs, once, that a queue of another program can lose messages after a few outages.
+    async fn log_dangers(&self, connection: &Connection) -> Result<(), BrokerError> {
         if self.warns_of_dangers.swap(false, Ordering::Relaxed) {
-            for danger in self.topology.dangers(connection, &self.queue).await? {
+            for danger in self.topology.find_dangers(connection, &self.queue).await? {
                 events::QueueIsDangerous { queue: &self.queue, danger: &danger }.emit();
             }
         }
         Ok(())
     }
 
-    /// A check queue that exists belongs to daemons with a payment source. Logged once.
-    async fn warn_of_checks(&self, connection: &Connection) -> Result<(), BrokerError> {
+    /// Logs, once, that a check queue exists although this daemon has no payment source: it belongs to daemons with
+    /// one.
+    async fn log_unscheduled_checks(&self, connection: &Connection) -> Result<(), BrokerError> {
         if self.warns_of_checks.swap(false, Ordering::Relaxed) {
             let queue = &self.settings.check_queue;
-            let is_there = with_channel(connection, async |channel| Ok(passive(channel, queue).await.is_ok()));
-            if is_there.await? {
+            let exists = with_channel(connection, async |channel| Ok(declare_passively(channel, queue).await.is_ok()));
+            if exists.await? {
                 events::ChecksNotScheduled { queue }.emit();
             }
         }

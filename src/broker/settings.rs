@@ -1,4 +1,4 @@
-//! The settings of the broker: where messages come from, and how its queues are named.
+//! The settings of the broker, and the names of the delay queues.
 
 use super::BrokerUrl;
 use crate::domain::{
@@ -8,12 +8,12 @@ use crate::domain::{
 use serde::Serialize;
 use std::{fmt, path::PathBuf};
 
-/// Everything that the broker's side of the daemon provides: queues, sessions, publishers.
+/// The settings from which queues, sessions and publishers are built.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// `[broker]`
     pub broker: BrokerSettings,
-    /// `[[source]]`: further queues that are consumed.
+    /// `[[source]]`: further consumed queues.
     pub sources: Vec<SourceSettings>,
     /// The delayed retries of every consumed queue.
     pub retry: RetryPolicy,
@@ -21,56 +21,56 @@ pub struct Plan {
     pub has_checks: bool,
     /// Every delay before a check, in the order of [`crate::domain::check_schedule::CheckDelay::index`].
     pub check_delays: Vec<Delay>,
-    /// The exchange of events, where events are enabled.
+    /// The exchange of events, if events are enabled.
     pub events_exchange: Option<String>,
 }
 
-/// `[broker]`: where messages come from.
+/// The settings of `[broker]`.
 #[derive(Debug, Clone)]
 pub struct BrokerSettings {
-    /// The nodes, tried in turn: at least one.
+    /// The nodes, at least one, tried in order.
     pub urls: Vec<BrokerUrl>,
-    /// The file that they are in, one a line: read again for each session.
+    /// The file that contains the nodes, one a line; it is read again for each session.
     pub urls_file: Option<PathBuf>,
-    /// For `amqps://`.
+    /// The certificates for `amqps://`.
     pub tls: TlsFiles,
     /// The exchange that producers publish to: direct, durable.
     pub exchange: String,
-    /// With which key.
+    /// The routing key that binds the credit queue.
     pub routing_key: String,
-    /// The queue of points messages.
+    /// The credit queue.
     pub credit_queue: String,
-    /// The queue of checks.
+    /// The check queue.
     pub check_queue: String,
-    /// The queue where what cannot be credited is parked.
+    /// The dead queue.
     pub dead_queue: String,
-    /// Of the queues that are declared.
+    /// The type of the declared queues.
     pub queue_type: QueueType,
     /// `x-delivery-limit` of consumed quorum queues.
     pub delivery_limit: i64,
-    /// Whether to declare what is missing; otherwise it is only checked.
+    /// Whether pointsd declares exchanges and queues; otherwise they must exist.
     pub declare: bool,
-    /// Most unacknowledged deliveries.
+    /// The maximum number of unacknowledged deliveries.
     pub prefetch: u16,
 }
 
-/// Certificates, as PEM.
+/// Certificates and a key in PEM format.
 #[derive(Debug, Clone, Default)]
 pub struct TlsFiles {
-    /// `ca_file`, `cert_file` and `key_file`: read again for each session.
+    /// The paths `ca_file`, `cert_file` and `key_file`; the files are read again for each session.
     pub files: [Option<PathBuf>; 3],
-    /// The authorities that are trusted, instead of the system's.
+    /// The trusted certificate authorities; without them, those of the system.
     pub ca: Option<String>,
-    /// The daemon's own certificate and its key, where the broker asks for one. The key is a secret.
+    /// The client certificate and its key, for a broker that requires one. The key is a secret.
     pub identity: Option<Identity>,
 }
 
 /// A client certificate and its key.
 #[derive(Clone)]
 pub struct Identity {
-    /// PEM.
+    /// The certificate in PEM format.
     pub certificate: Vec<u8>,
-    /// PEM.
+    /// The private key in PEM format, a secret.
     pub key: Vec<u8>,
 }
 
@@ -80,49 +80,49 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// `[[source]]`: a further queue.
+/// The settings of a `[[source]]`, a further consumed queue.
 #[derive(Debug, Clone)]
 pub struct SourceSettings {
-    /// Its name: the metrics' `queue` label, and the value of `x-pointsd-source`.
+    /// Its name, which is the `queue` label of metrics and the value of `x-pointsd-source`.
     pub name: String,
-    /// The exchange that its messages are published to.
+    /// The exchange of its messages.
     pub exchange: String,
-    /// Of which type that is.
+    /// The type of the exchange.
     pub exchange_type: ExchangeType,
-    /// With which key the queue is bound; for a fanout exchange it does not matter.
+    /// The routing key of the binding; a fanout exchange ignores it.
     pub routing_key: String,
-    /// The queue.
+    /// The name of the queue.
     pub queue: String,
-    /// Of which type that is.
+    /// The type of the queue.
     pub queue_type: QueueType,
-    /// Whether to declare the exchange, the queue and its binding.
+    /// Whether pointsd declares the exchange, the queue and its binding.
     pub declare: bool,
-    /// How its bodies look, and what they mean.
+    /// The format and the meaning of its messages.
     pub kind: SourceKind,
 }
 
-/// What the messages of a source are.
+/// The kind of messages of a source.
 #[derive(Debug, Clone)]
 pub enum SourceKind {
-    /// Points messages, as those of the credit queue.
+    /// Points messages, like those of the credit queue.
     Credit,
-    /// Notifications, whose payments are looked up.
+    /// Notifications, which lead to look-ups of payments.
     Notification(NotificationSource),
 }
 
 /// The type of an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExchangeType {
-    /// To the queues that are bound with the message's key.
+    /// Routes to the queues that are bound with the key of the message.
     Direct,
-    /// To every queue that is bound.
+    /// Routes to every bound queue.
     Fanout,
-    /// To the queues whose pattern the message's key matches.
+    /// Routes to the queues whose pattern matches the key of the message.
     Topic,
 }
 
 impl ExchangeType {
-    /// As it is written in the configuration.
+    /// The value in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Direct => "direct",
@@ -138,13 +138,13 @@ impl Serialize for ExchangeType {
     }
 }
 
-/// The type of the queues that are declared (`broker.queue_type`).
+/// The type of declared queues (`broker.queue_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum QueueType {
-    /// Replicated, for clusters; redelivery is counted and limited.
+    /// Replicated, for clusters; counts and limits redeliveries.
     Quorum,
-    /// On one node.
+    /// Stored on one node.
     Classic,
 }
 
@@ -158,13 +158,14 @@ impl QueueType {
     }
 }
 
-/// The queue in which the messages of `queue` wait for one step: another delay is another queue, because a queue's time
-/// to live cannot be changed, and because per-message times expire only at a queue's head.
+/// The name of the retry delay queue of `queue` for one retry step. Each delay has a separate queue, because the time
+/// to live of a queue cannot change, and because messages with their own time to live expire only at the head of a
+/// queue.
 pub fn retry_queue(queue: &str, delay: &Delay) -> String {
     format!("{queue}.retry.{}", delay.as_str())
 }
 
-/// The queue in which messages wait for a check.
+/// The name of the check delay queue for one delay.
 pub fn check_delay_queue(check_queue: &str, delay: &Delay) -> String {
     format!("{check_queue}.delay.{}", delay.as_str())
 }

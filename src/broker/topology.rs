@@ -1,5 +1,5 @@
-//! What must stand at the broker: exchanges, the credit queue, the check queue and those of the sources with their delay
-//! queues, the dead queue. Printed, declared, checked.
+//! The exchanges, queues and bindings that pointsd requires, built from the configuration: the credit queue, the check
+//! queue and the queues of the sources with their delay queues, and the dead queue.
 
 use crate::{
     broker::{
@@ -9,11 +9,11 @@ use crate::{
 };
 use serde::Serialize;
 
-/// An argument of a queue. Immutable once the queue exists.
+/// An argument of a queue. It cannot change while the queue exists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Argument {
-    /// A text.
+    /// A string.
     Text(String),
     /// A number.
     Number(i64),
@@ -24,40 +24,40 @@ pub enum Argument {
 pub struct QueueSpec {
     /// Its name.
     pub name: String,
-    /// What it is for.
+    /// Its purpose.
     pub purpose: &'static str,
-    /// What its messages are.
+    /// The kind of its messages.
     #[serde(skip)]
     pub contents: Contents,
-    /// Its arguments, in order; in JSON an object.
+    /// Its arguments, in order; an object in JSON.
     #[serde(serialize_with = "as_object")]
     pub arguments: Vec<(&'static str, Argument)>,
-    /// Whether it is declared; otherwise it must be there.
+    /// Whether pointsd declares it; otherwise it must exist.
     #[serde(skip)]
     pub declare: bool,
 }
 
-/// What the messages of a queue are, and so what is lost with it.
+/// The kind of messages of a queue, which determines what is lost with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contents {
-    /// Points messages or notifications, which the payment side published.
+    /// Points messages or notifications, published by producers.
     Payments,
-    /// Check messages, which pointsd published.
+    /// Check messages, published by pointsd.
     Checks,
     /// Dead letters.
     DeadLetters,
 }
 
 impl Contents {
-    /// What the loss of such a queue means, and what to do.
+    /// What is lost with such a queue, and what to do.
     pub fn when_lost(self) -> &'static str {
         match self {
             Self::Payments => {
-                "messages in it are lost; have the payment side publish those of the last minutes again: what was \
-                 credited is a duplicate then"
+                "its messages are lost; have the producer publish those of the last minutes again: messages that were \
+                 already credited become duplicates"
             }
-            Self::Checks => "checks in it are lost; `pointsd reconcile --older-than 1m --apply` sends them again",
-            Self::DeadLetters => "dead letters in it are lost; the log has a line for each that was parked",
+            Self::Checks => "its checks are lost; `pointsd reconcile --older-than 1m --apply` sends them again",
+            Self::DeadLetters => "its dead letters are lost; the log has a line for each parked message",
         }
     }
 }
@@ -74,26 +74,26 @@ pub struct ExchangeSpec {
     /// Its type.
     #[serde(rename = "type")]
     pub kind: ExchangeType,
-    /// Whether it is declared; otherwise it is somebody else's.
+    /// Whether pointsd declares it; otherwise it belongs to another program.
     #[serde(skip)]
     pub declare: bool,
 }
 
-/// Everything that is needed of the broker.
+/// The exchanges, queues and bindings that pointsd requires.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Topology {
-    /// The exchanges: that of the producers first.
+    /// The exchanges, beginning with that of the producers.
     pub exchanges: Vec<ExchangeSpec>,
     /// The queues.
     pub queues: Vec<QueueSpec>,
-    /// What is bound to which exchange.
+    /// The bindings.
     pub bindings: Vec<Binding>,
-    /// What must not be bound: an earlier build did it.
+    /// The bindings that must not exist; an earlier build made them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unbound: Vec<Binding>,
 }
 
-/// A queue's binding to an exchange.
+/// A binding of a queue to an exchange.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Binding {
     /// The exchange.
@@ -102,29 +102,30 @@ pub struct Binding {
     pub queue: String,
     /// The routing key.
     pub key: String,
-    /// Whether it is made; otherwise it is somebody else's.
+    /// Whether pointsd makes it; otherwise it belongs to another program.
     #[serde(skip)]
     pub declare: bool,
 }
 
-/// Something that is not as [`Topology`] says.
+/// A difference between the broker and the [`Topology`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// The queue or exchange.
     pub subject: String,
-    /// What is different, and what to do.
+    /// The difference, and what to do.
     pub problem: String,
-    /// Whether the daemon works all the same: a queue that somebody else declared in his own way.
+    /// Whether the daemon works nevertheless, as with a queue that another program declared with other arguments.
     pub harmless: bool,
 }
 
-/// A dead queue, or a delay queue, is only browsed, and each look counts as a delivery: it must not be browsed to death.
+/// The delivery limit of dead and delay queues. Each inspection of a message counts as a delivery, and inspecting
+/// messages must not exhaust the limit.
 pub(super) const BROWSED_DELIVERY_LIMIT: i64 = 1_000_000;
 
 pub(super) const TIME_TO_LIVE: &str = "x-message-ttl";
 
-/// The arguments of a delay queue: quorum, whatever the others are, because only quorum queues dead-letter at least
-/// once, and a delay must lose nothing. What has waited goes back through the default exchange.
+/// The arguments of a delay queue. It is a quorum queue even if the other queues are not, because only quorum queues
+/// dead-letter at least once, and a delay must not lose messages. Messages return through the default exchange.
 fn delay_arguments(delay: &Delay, back_to: &str) -> Vec<(&'static str, Argument)> {
     let text = |text: &str| Argument::Text(text.to_owned());
     vec![
@@ -139,16 +140,16 @@ fn delay_arguments(delay: &Delay, back_to: &str) -> Vec<(&'static str, Argument)
     ]
 }
 
-/// The arguments of a queue that is consumed, by its type.
+/// The arguments of a consumed queue, by its type.
 fn consumed_arguments(settings: &BrokerSettings, queue_type: QueueType) -> Vec<(&'static str, Argument)> {
     let text = |text: &str| Argument::Text(text.to_owned());
     let mut arguments = vec![("x-queue-type", text(queue_type.as_str()))];
     if queue_type == QueueType::Quorum {
         arguments.extend([
-            // Explicit, because the broker's default is none before 4.0 and 20 since.
+            // Explicit, because the default of the broker is none before 4.0 and 20 since.
             ("x-delivery-limit", Argument::Number(settings.delivery_limit)),
-            // What reaches the limit goes to the dead queue through the default exchange, and is kept until
-            // it is confirmed there; at-least-once asks for reject-publish (RabbitMQ, "Quorum Queues").
+            // A message that reaches the limit moves to the dead queue through the default exchange, and is kept until
+            // it is confirmed there; at-least-once requires reject-publish (RabbitMQ, "Quorum Queues").
             ("x-dead-letter-exchange", text("")),
             ("x-dead-letter-routing-key", text(&settings.dead_queue)),
             ("x-dead-letter-strategy", text("at-least-once")),
@@ -168,7 +169,7 @@ fn dead_arguments(queue_type: QueueType) -> Vec<(&'static str, Argument)> {
 }
 
 impl Topology {
-    /// All of it, from the configuration.
+    /// The whole topology of a configuration.
     pub fn of(plan: &Plan) -> Self {
         let mut all = Self::core(plan);
         for source in &plan.sources {
@@ -178,8 +179,7 @@ impl Topology {
         all
     }
 
-    /// What one part of the daemon needs: that somebody else's queue is not as it should be must not keep the others from
-    /// theirs.
+    /// The topology that one component requires: a wrong queue of another program must not stop the other components.
     pub(super) fn of_component(plan: &Plan, component: Component) -> Self {
         let mut topology = Self::default();
         match component {
@@ -195,13 +195,13 @@ impl Topology {
         topology
     }
 
-    /// The points messages, their checks, and the dead queue. Without a payment source there are no checks, and no queues for
-    /// them.
+    /// The queues of points messages and their checks, and the dead queue. Without a payment source there are no check
+    /// queues.
     fn core(plan: &Plan) -> Self {
         let (broker, checking) = (&plan.broker, plan.has_checks);
         let mut core = Self::default();
         core.add_exchange(&broker.exchange, ExchangeType::Direct, broker.declare);
-        core.add(
+        core.add_queue(
             broker,
             &broker.dead_queue,
             "parked for a person",
@@ -209,29 +209,29 @@ impl Topology {
             dead_arguments(broker.queue_type),
         );
         let consumed = consumed_arguments(broker, broker.queue_type);
-        core.add(broker, &broker.credit_queue, "points messages", Contents::Payments, consumed.clone());
+        core.add_queue(broker, &broker.credit_queue, "points messages", Contents::Payments, consumed.clone());
         if checking {
-            core.add(broker, &broker.check_queue, "checks of payments", Contents::Checks, consumed);
+            core.add_queue(broker, &broker.check_queue, "checks of payments", Contents::Checks, consumed);
         }
         core.add_retries(plan, &broker.credit_queue, Contents::Payments);
         if checking {
             for delay in &plan.check_delays {
                 let name = check_delay_queue(&broker.check_queue, delay);
                 let arguments = delay_arguments(delay, &broker.check_queue);
-                core.add(broker, &name, "waiting for a check", Contents::Checks, arguments);
+                core.add_queue(broker, &name, "waiting for a check", Contents::Checks, arguments);
             }
             core.add_retries(plan, &broker.check_queue, Contents::Checks);
         }
-        core.bind(&broker.exchange, &broker.credit_queue, &broker.routing_key, broker.declare);
+        core.add_binding(&broker.exchange, &broker.credit_queue, &broker.routing_key, broker.declare);
         if checking {
-            core.unbind_checks(plan, &broker.exchange, &broker.routing_key, broker.declare);
+            core.add_unbound_checks(plan, &broker.exchange, &broker.routing_key, broker.declare);
         }
         core
     }
 
-    /// Check delay queues are bound to no exchange: what a producer sends must not reach them. An earlier build bound the
-    /// first one to wherever points messages come from.
-    fn unbind_checks(&mut self, plan: &Plan, exchange: &str, key: &str, declare: bool) {
+    /// Adds the bindings of check delay queues to those that must not exist: messages of producers must not reach these
+    /// queues. An earlier build bound the first one to the exchange of points messages.
+    fn add_unbound_checks(&mut self, plan: &Plan, exchange: &str, key: &str, declare: bool) {
         let mut seen: Vec<String> = Vec::new();
         for delay in &plan.check_delays {
             let queue = check_delay_queue(&plan.broker.check_queue, delay);
@@ -254,9 +254,9 @@ impl Topology {
         let contents = Contents::Payments;
         self.queues.push(QueueSpec { name: queue.clone(), purpose, contents, arguments, declare: *declare });
         self.add_retries(plan, queue, contents);
-        self.bind(exchange, queue, routing_key, *declare);
+        self.add_binding(exchange, queue, routing_key, *declare);
         if matches!(kind, SourceKind::Credit) && plan.has_checks {
-            self.unbind_checks(plan, exchange, routing_key, *declare);
+            self.add_unbound_checks(plan, exchange, routing_key, *declare);
         }
     }
 
@@ -273,8 +273,8 @@ impl Topology {
         }
     }
 
-    /// A queue of our own, once.
-    fn add(
+    /// Adds a queue of pointsd, once.
+    fn add_queue(
         &mut self,
         broker: &BrokerSettings,
         name: &str,
@@ -293,15 +293,15 @@ impl Topology {
         }
     }
 
-    /// The delay queues of a queue that is consumed.
+    /// Adds the retry delay queues of a consumed queue.
     fn add_retries(&mut self, plan: &Plan, queue: &str, contents: Contents) {
         for delay in plan.retry.delays() {
             let arguments = delay_arguments(delay, queue);
-            self.add(&plan.broker, &retry_queue(queue, delay), "waiting to be tried again", contents, arguments);
+            self.add_queue(&plan.broker, &retry_queue(queue, delay), "waiting to be tried again", contents, arguments);
         }
     }
 
-    fn bind(&mut self, exchange: &str, queue: &str, key: &str, declare: bool) {
+    fn add_binding(&mut self, exchange: &str, queue: &str, key: &str, declare: bool) {
         let (exchange, queue, key) = (exchange.to_owned(), queue.to_owned(), key.to_owned());
         self.bindings.push(Binding { exchange, queue, key, declare });
     }

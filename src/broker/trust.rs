@@ -1,5 +1,5 @@
-//! Whether the own headers of a message are genuine: only pointsd may set `x-pointsd-` headers and the content type of a
-//! check message (`docs/reference/headers.md`).
+//! Whether the own headers of a message are genuine: only pointsd may set `x-pointsd-` headers and the content type of
+//! a check message (`docs/reference/headers.md`).
 
 use super::header_names::{OUR_PREFIX, REQUEUE_ID, SOURCE_QUEUE};
 use crate::domain::check_message::CONTENT_TYPE;
@@ -11,10 +11,12 @@ use lapin::{
 /// The content type of points messages.
 pub(super) const JSON: &str = "application/json";
 
-/// Removes own headers (`x-pointsd-`) and the content type of a check message from a message that pointsd did not publish.
+/// Removes own headers (`x-pointsd-`) and the content type of a check message from a message that pointsd did not
+/// publish.
 ///
-/// pointsd published a message if it was published to the default exchange, which producers must not write to, and if the
-/// broker has since dead-lettered it only from queues that it reached in the same way (`docs/reference/headers.md`).
+/// pointsd published a message if it was published to the default exchange, which producers must not write to, and if
+/// the broker has since dead-lettered it only from queues that it reached in the same way
+/// (`docs/reference/headers.md`).
 pub(super) fn distrust_producers(exchange: &str, properties: &mut BasicProperties) {
     if !is_published_by_us(exchange, properties) {
         strip_own_headers(properties);

@@ -931,10 +931,10 @@ fn a_consumed_queue_that_is_deleted_is_declared_again_with_a_warning_that_says_w
     let lost = [
         (
             setup.check_queue.clone(),
-            "checks in it are lost; `pointsd reconcile --older-than 1m --apply` sends them again",
+            "its checks are lost; `pointsd reconcile --older-than 1m --apply` sends them again",
         ),
-        (setup.credit_queue.clone(), "have the payment side publish those of the last minutes again"),
-        (notified, "have the payment side publish those of the last minutes again"),
+        (setup.credit_queue.clone(), "have the producer publish those of the last minutes again"),
+        (notified, "have the producer publish those of the last minutes again"),
     ];
     for (queue, consequence) in &lost {
         client.delete_queue(queue);

@@ -360,7 +360,7 @@ fn what_cannot_be_sent_back_is_told_and_stays_and_the_rest_goes() {
     let text = told(&sent);
     assert!(text.contains("is not there: no.such.queue") && text.contains("nothing says which queue"), "{text}");
     assert!(
-        text.contains("did not take 1 of 1 messages to queue") && text.contains("sent 1 of 2 messages back"),
+        text.contains("the broker refused 1 of 1 messages to queue") && text.contains("sent 1 of 2 messages back"),
         "{text}"
     );
     ready_is(&client, &setup.credit_queue, 1);

@@ -286,7 +286,7 @@ fn a_queue_that_is_different_is_told_with_the_argument_and_what_to_do() {
     let daemon = setup.start();
     let said = format!("queue {} exists with another x-queue-type: quorum there, classic here", setup.credit_queue);
     daemon.wait_not_ready(&said);
-    daemon.wait_not_ready("make the queue anew, name another one, or set declare = false");
+    daemon.wait_not_ready("delete and redeclare the queue, name another one, or set declare = false");
     daemon.stop();
 
     let other = Setup::new(&url, &place.url, "");
@@ -316,7 +316,7 @@ fn a_queue_that_is_different_is_told_with_the_argument_and_what_to_do() {
     for said in [
         format!("difference: exchange {exchange}: exists with another type: fanout there, direct here"),
         format!("difference: queue {dead_queue}: exists with another x-delivery-limit: 5 there, 1000000 here"),
-        "each look at a message in it counts as a delivery".to_owned(),
+        "each inspection of a message counts as a delivery".to_owned(),
         format!("difference: queue {credit_queue}: exists with another x-"),
         "not checked, because AMQP does not show them: bindings and policies".to_owned(),
     ] {
@@ -343,7 +343,7 @@ fn the_topology_is_printed_declared_and_checked() {
     let missing = setup.run(&["topology", "check"]);
     assert_eq!(missing.status.code(), Some(1));
     assert_eq!(
-        told(&missing).matches("is missing; `pointsd topology declare` makes it").count(),
+        told(&missing).matches("is missing; create it with `pointsd topology declare`").count(),
         4,
         "{}",
         told(&missing)
@@ -430,7 +430,7 @@ fn a_stream_as_a_consumed_queue_is_refused_with_a_reason() {
         let said = format!("difference: queue {}: is a stream", setup.credit_queue);
         assert!(checked.status.code() == Some(1) && told(&checked).contains(&said), "{}", told(&checked));
         let daemon = setup.start();
-        daemon.wait_not_ready("is a stream, which keeps what is acknowledged");
+        daemon.wait_not_ready("is a stream, which keeps acknowledged messages");
         daemon.stop();
         client.delete_queue(&setup.credit_queue);
     }

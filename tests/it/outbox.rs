@@ -190,7 +190,7 @@ fn an_undeliverable_message_is_held_and_told_and_holds_back_only_its_own_key() {
             let message = messages.iter().find(|message| message["message_id"] == id).unwrap();
             message["last_error"].as_str().map(str::to_owned)
         };
-        assert_eq!(error("a1").as_deref(), Some("it reached no queue: NO_ROUTE"));
+        assert_eq!(error("a1").as_deref(), Some("reached no queue: NO_ROUTE"));
         assert!(error("b1").unwrap().contains("NOT_FOUND"), "{report}");
         assert!(error("d1").unwrap().contains("frame_max"), "{report}");
         assert_eq!((error("a2"), error("b2")), (None, None));

@@ -239,7 +239,7 @@ fn a_low_delivery_limit_and_a_missing_dead_letter_exchange_are_named_with_every_
     let daemon = setup.start();
     daemon.wait_ready();
     let log = daemon.log();
-    assert!(log.contains("its delivery limit is 3") && log.contains("names no dead-letter exchange"), "{log}");
+    assert!(log.contains("its delivery limit is 3") && log.contains("has no dead-letter exchange"), "{log}");
     daemon.stop();
 }
 

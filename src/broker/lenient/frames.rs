@@ -1,37 +1,38 @@
-//! Frames from the broker: methods and content headers that lapin cannot decode are replaced, everything else passes.
+//! The filter for frames from the broker: it replaces methods and content headers that lapin cannot decode.
 
 use super::{FRAME_OVERHEAD, header};
 use std::{collections::BTreeMap, io};
 
-/// A frame's type (AMQP 0-9-1, "General Frame Format").
+/// The frame types (AMQP 0-9-1, "General Frame Format").
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 
-/// Type, channel and size come before a payload. Bytes.
+/// The bytes before a payload: type, channel and size.
 const HEAD: usize = 7;
 
 /// The octet that ends a frame.
 const FRAME_END: u8 = 0xce;
 
-/// The largest method or header that is held until it is whole. RabbitMQ bounds what a client publishes by its own
-/// `frame_max` (128 KiB) and adds its own headers.
-const MOST_BYTES: usize = 16 * 1024 * 1024;
+/// The maximum size of a method or content header, which is buffered until it is complete. RabbitMQ limits published
+/// headers by its `frame_max` (128 KiB) and adds headers of its own.
+const MAX_BUFFERED_BYTES: usize = 16 * 1024 * 1024;
 
 /// The smallest `frame_max` that AMQP 0-9-1 allows.
 const FRAME_MIN: usize = 4096;
 
-/// The arguments of a method, in order.
+/// An argument of a method.
 #[derive(Clone, Copy)]
 enum Argument {
-    /// A short string, and what it is.
+    /// A short string with its name.
     Text(&'static str),
-    /// So many bytes of something else.
+    /// A number of bytes of any other type.
     Bytes(usize),
 }
 
-/// The methods that have a text of another program, or one that the broker may have cut within a character.
+/// The arguments of a method with a text of another program, or with a text that the broker may have truncated within a
+/// character; empty for other methods.
 fn arguments(method: [u8; 4]) -> &'static [Argument] {
     use Argument::{Bytes, Text};
     match method {
@@ -54,24 +55,24 @@ const OPEN_OK: [u8; 4] = [0, 10, 0, 41];
 /// `connection.tune`
 const TUNE: [u8; 4] = [0, 10, 0, 30];
 
-/// Takes bytes in pieces of any size, and gives frames that lapin can decode.
+/// A filter that receives bytes in pieces of any size and outputs frames that lapin can decode.
 pub(super) struct Filter {
-    /// The beginning of a frame that is not whole yet.
+    /// The beginning of an incomplete frame.
     pending: Vec<u8>,
-    /// How much is left of a frame that passes as it is.
+    /// The remaining bytes of a frame that passes unchanged.
     passing: usize,
-    /// What is not AMQP passes as it is; lapin says what is wrong with it.
+    /// Whether all bytes pass unchanged, because they are not AMQP; lapin reports the error.
     transparent: bool,
-    /// What both sides have agreed on.
+    /// The negotiated maximum frame size.
     frame_max: usize,
-    /// Whether the connection has been opened.
+    /// Whether the connection is open.
     is_open: bool,
-    /// By channel: what is wrong with the method whose content header comes next.
+    /// By channel: the fault of the method whose content header follows.
     faults: BTreeMap<[u8; 2], String>,
 }
 
 impl Filter {
-    /// `frame_max`: what the client asks for; 0 is no limit.
+    /// Creates a filter. `frame_max`: the size that the client requests; 0 for no limit.
     pub(super) fn new(frame_max: u32) -> Self {
         let mut filter = Self {
             pending: Vec::new(),
@@ -81,7 +82,7 @@ impl Filter {
             is_open: false,
             faults: BTreeMap::new(),
         };
-        filter.agree(frame_max);
+        filter.limit_frame_size(frame_max);
         filter
     }
 
@@ -90,14 +91,14 @@ impl Filter {
         self.is_open
     }
 
-    /// The lower one of both sides' limits holds.
-    fn agree(&mut self, frame_max: u32) {
+    /// Lowers the maximum frame size: the lower limit of both sides applies.
+    fn limit_frame_size(&mut self, frame_max: u32) {
         if frame_max > 0 {
             self.frame_max = self.frame_max.min((frame_max as usize).max(FRAME_MIN));
         }
     }
 
-    /// Appends to `output` whatever of `input`, and of what came before it, is whole.
+    /// Appends the complete frames of the earlier and the new input to `output`.
     pub(super) fn pass(&mut self, input: &[u8], output: &mut Vec<u8>) -> io::Result<()> {
         let mut pending = std::mem::take(&mut self.pending);
         if pending.is_empty() {
@@ -112,7 +113,7 @@ impl Filter {
         Ok(())
     }
 
-    /// Returns how many bytes have passed.
+    /// Processes complete frames and returns the number of processed bytes.
     fn pass_whole(&mut self, input: &[u8], output: &mut Vec<u8>) -> io::Result<usize> {
         let mut rest = input;
         while !rest.is_empty() {
@@ -126,13 +127,13 @@ impl Filter {
             let Some(&[kind, _, _, size @ ..]) = rest.first_chunk::<HEAD>() else { break };
             let whole = (u32::from_be_bytes(size) as usize).saturating_add(FRAME_OVERHEAD);
             match kind {
-                METHOD | HEADER if whole > MOST_BYTES => {
+                METHOD | HEADER if whole > MAX_BUFFERED_BYTES => {
                     let error = format!("a method or a content header of {whole} bytes");
                     return Err(io::Error::new(io::ErrorKind::InvalidData, error));
                 }
                 METHOD | HEADER => {
                     let Some((frame, later)) = rest.split_at_checked(whole) else { break };
-                    self.replace(frame, output);
+                    self.append_decodable(frame, output);
                     rest = later;
                 }
                 BODY | HEARTBEAT => self.passing = whole,
@@ -142,16 +143,16 @@ impl Filter {
         Ok(input.len() - rest.len())
     }
 
-    /// Appends a method or a content header as lapin can decode it; one that cannot be helped as it is.
-    fn replace(&mut self, frame: &[u8], output: &mut Vec<u8>) {
+    /// Appends a method or content header that lapin can decode; one that cannot be repaired is appended unchanged.
+    fn append_decodable(&mut self, frame: &[u8], output: &mut Vec<u8>) {
         let (head, rest) = frame.split_at(HEAD);
         let payload = &rest[..rest.len() - 1];
         let channel = [head[1], head[2]];
         let other = match head[0] {
-            METHOD => self.method(channel, payload),
-            _ => self.header(channel, payload),
+            METHOD => self.repair_method(channel, payload),
+            _ => self.repair_header(channel, payload),
         };
-        // What replaces a frame is no larger than `frame_max`, or than the frame and a little.
+        // A replacement is at most as large as `frame_max`, or slightly larger than the frame.
         let Some((payload, size)) = other.and_then(|other| u32::try_from(other.len()).ok().map(|size| (other, size)))
         else {
             output.extend_from_slice(frame);
@@ -163,40 +164,41 @@ impl Filter {
         output.push(FRAME_END);
     }
 
-    /// What a method has to be replaced by; `None` when it is sound.
-    fn method(&mut self, channel: [u8; 2], payload: &[u8]) -> Option<Vec<u8>> {
+    /// The replacement of a method; `None` if it is valid.
+    fn repair_method(&mut self, channel: [u8; 2], payload: &[u8]) -> Option<Vec<u8>> {
         let method = *payload.first_chunk::<4>()?;
         self.is_open |= method == OPEN_OK;
         if method == TUNE {
-            // After the most channels.
+            // It follows the maximum number of channels.
             let frame_max = payload.get(6..10)?.first_chunk::<4>()?;
-            self.agree(u32::from_be_bytes(*frame_max));
+            self.limit_frame_size(u32::from_be_bytes(*frame_max));
         }
         let carries_content = method == DELIVER || method == GET_OK;
         if carries_content {
             self.faults.remove(&channel);
         }
-        let (other, fault) = with_valid_texts(payload, arguments(method))?;
+        let (other, fault) = repair_texts(payload, arguments(method))?;
         if carries_content {
             self.faults.insert(channel, fault);
         }
         Some(other)
     }
 
-    /// What a content header has to be replaced by; `None` when it is sound.
-    fn header(&mut self, channel: [u8; 2], payload: &[u8]) -> Option<Vec<u8>> {
+    /// The replacement of a content header; `None` if it is valid.
+    fn repair_header(&mut self, channel: [u8; 2], payload: &[u8]) -> Option<Vec<u8>> {
         let too_large = || {
             let whole = payload.len() + FRAME_OVERHEAD;
             (whole > self.frame_max).then(|| "the properties are larger than a frame".to_owned())
         };
-        let fault = self.faults.remove(&channel).or_else(too_large).or_else(|| header::fault(payload))?;
-        header::marked(payload, &fault, self.frame_max)
+        let fault = self.faults.remove(&channel).or_else(too_large).or_else(|| header::find_fault(payload))?;
+        header::build_readable(payload, &fault, self.frame_max)
     }
 }
 
-/// A method whose texts are UTF-8, and which one was not; `None` when all of them are, or when it cannot be read.
-fn with_valid_texts(payload: &[u8], arguments: &[Argument]) -> Option<(Vec<u8>, String)> {
-    // As nearly always: whatever part of it is a text, it is one.
+/// Makes the texts of a method valid UTF-8 and returns the method and its first fault; `None` if all texts are valid,
+/// or if the method cannot be parsed.
+fn repair_texts(payload: &[u8], arguments: &[Argument]) -> Option<(Vec<u8>, String)> {
+    // The usual case: no texts, or all of them valid.
     if arguments.is_empty() || all_texts_are_valid(payload, arguments)? {
         return None;
     }
@@ -227,7 +229,7 @@ fn with_valid_texts(payload: &[u8], arguments: &[Argument]) -> Option<(Vec<u8>, 
     fault.map(|fault| (other, fault))
 }
 
-/// Copies nothing. `None` when the method cannot be read.
+/// Whether all texts of a method are UTF-8, without copying. `None` if the method cannot be parsed.
 fn all_texts_are_valid(payload: &[u8], arguments: &[Argument]) -> Option<bool> {
     let mut rest = payload.get(4..)?;
     let mut are_valid = true;
@@ -263,7 +265,7 @@ mod tests {
         frame(METHOD, &payload.concat())
     }
 
-    /// A content header with a message id.
+    /// A content header with a message ID.
     fn content(message_id: &[u8]) -> Vec<u8> {
         let id = [&[u8::try_from(message_id.len()).unwrap()], message_id].concat();
         frame(HEADER, &[&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0x80][..], &id].concat())
@@ -300,7 +302,7 @@ mod tests {
             let pieces: Vec<&[u8]> = all.chunks(3).collect();
             // Both marks have the same secret of this process.
             assert_eq!(passed(&mut Filter::new(131_072), &pieces), whole);
-            assert!(whole.ends_with(&[body.clone(), next.clone()].concat()), "what follows is as it was");
+            assert!(whole.ends_with(&[body.clone(), next.clone()].concat()), "the following frames are unchanged");
             let mut frames = &whole[..];
             for _ in 0..2 {
                 let size = u32::from_be_bytes(*frames[3..].first_chunk().unwrap()) as usize;
@@ -326,7 +328,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes, nothing panics, and no byte of a body is lost.
+        /// Arbitrary input causes no panic and loses no byte of a body.
         #[test]
         fn arbitrary_bytes_pass_or_are_replaced(
             payloads in proptest::collection::vec((1_u8..4, proptest::collection::vec(any::<u8>(), 0..200)), 0..8),
@@ -352,7 +354,7 @@ mod tests {
                     prop_assert_eq!(&rest[HEAD..HEAD + size], &payload[..]);
                 }
                 if *kind == HEADER && class {
-                    prop_assert_eq!(header::fault(&rest[HEAD..HEAD + size]), None);
+                    prop_assert_eq!(header::find_fault(&rest[HEAD..HEAD + size]), None);
                 }
                 rest = &rest[size + FRAME_OVERHEAD..];
             }

@@ -1,4 +1,4 @@
-//! The mark on a message whose content header was replaced: what was wrong with it, and its raw properties.
+//! The mark on a message whose content header was replaced: the fault, and the raw properties.
 
 use crate::broker::{
     header_frame::HeaderFrame,
@@ -11,24 +11,24 @@ use lapin::{
 };
 use std::{fmt::Write as _, sync::LazyLock};
 
-/// The header that marks such a message, between the socket and who takes the delivery: a secret of this process, a blank,
-/// and what was wrong.
+/// The header that marks an unreadable message between the socket and the consumer. Its value is a secret of this
+/// process, a space, and the fault.
 pub(super) const MARK: &str = "x-pointsd-unreadable";
 
-/// Known to nobody else: a header of that name that a producer has sent is no mark.
+/// The secret that distinguishes a genuine mark from a header of that name that a producer has sent.
 static SECRET: LazyLock<String> = LazyLock::new(|| uuid::Uuid::new_v4().to_string());
 
 /// A message that lapin could not decode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::broker) struct Unreadable {
-    /// What was wrong. It has no value of the message in it.
+    /// The fault. It contains no value of the message.
     pub(in crate::broker) error: String,
-    /// Its properties as the broker sent them, or the beginning of them.
+    /// The properties as the broker sent them, or their beginning.
     pub(in crate::broker) raw: Vec<u8>,
 }
 
-/// `whole`: whether nothing is left out of the headers and the raw properties.
-pub(super) fn mark(headers: &mut FieldTable, error: &str, raw: &[u8], whole: bool) {
+/// Adds the mark to headers. `whole`: whether the headers and the raw properties are complete.
+pub(super) fn insert_mark(headers: &mut FieldTable, error: &str, raw: &[u8], whole: bool) {
     headers.insert(MARK.into(), AMQPValue::LongString(format!("{} {error}", *SECRET).into()));
     headers.insert(RAW.into(), AMQPValue::LongString(raw.into()));
     if !whole {
@@ -36,8 +36,8 @@ pub(super) fn mark(headers: &mut FieldTable, error: &str, raw: &[u8], whole: boo
     }
 }
 
-/// Takes the mark off; `None` where there is none.
-pub(in crate::broker) fn take(properties: &mut BasicProperties) -> Option<Unreadable> {
+/// Removes the mark from properties and returns it; `None` if there is none.
+pub(in crate::broker) fn take_mark(properties: &mut BasicProperties) -> Option<Unreadable> {
     let headers = properties.headers().as_ref()?;
     let AMQPValue::LongString(mark) = headers.inner().get(MARK)? else { return None };
     let text = std::str::from_utf8(mark.as_bytes()).ok()?;
@@ -55,31 +55,31 @@ pub(in crate::broker) fn take(properties: &mut BasicProperties) -> Option<Unread
 }
 
 impl Unreadable {
-    /// The raw properties, for a person.
+    /// The raw properties as hexadecimal digits.
     pub(in crate::broker) fn hex(&self) -> String {
-        hex(&self.raw)
+        to_hex(&self.raw)
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
     })
 }
 
-/// The properties of a copy with the raw ones beside them. Where they do not fit, foreign headers are left out first, because
-/// the raw properties have them, too; then the raw properties are cut.
-pub(in crate::broker) fn with_raw(
+/// Adds the raw properties to the properties of a copy. If they do not fit, foreign headers are left out first, because
+/// the raw properties contain them, too; then the raw properties are truncated.
+pub(in crate::broker) fn add_raw_properties(
     copy: &BasicProperties,
     unreadable: &Unreadable,
     frame: &mut HeaderFrame,
 ) -> BasicProperties {
     let headers = copy.headers().clone().unwrap_or_default();
     let own = trust::own_headers(&headers);
-    let mut with = |headers: &FieldTable, raw: &[u8], whole: bool| {
+    let mut try_with = |headers: &FieldTable, raw: &[u8], whole: bool| {
         let mut headers = headers.clone();
-        headers.insert(RAW.into(), AMQPValue::LongString(hex(raw).into()));
+        headers.insert(RAW.into(), AMQPValue::LongString(to_hex(raw).into()));
         if !whole {
             headers.insert(header_names::TRUNCATED.into(), AMQPValue::Boolean(true));
         }
@@ -88,8 +88,8 @@ pub(in crate::broker) fn with_raw(
     };
     let raw = &unreadable.raw[..];
     let halves = std::iter::successors(Some(raw.len()), |length| (*length > 0).then_some(length / 2));
-    with(&headers, raw, true)
-        .or_else(|| halves.into_iter().find_map(|length| with(&own, &raw[..length], false)))
+    try_with(&headers, raw, true)
+        .or_else(|| halves.into_iter().find_map(|length| try_with(&own, &raw[..length], false)))
         .unwrap_or_else(|| copy.clone())
 }
 
@@ -102,10 +102,10 @@ mod tests {
         let mut table = FieldTable::default();
         table.insert(MARK.into(), AMQPValue::LongString(format!("{} e", uuid::Uuid::new_v4()).into()));
         let mut forged = BasicProperties::default().with_headers(table.clone());
-        assert_eq!(take(&mut forged), None);
-        mark(&mut table, "e", b"\x00\xff", true);
+        assert_eq!(take_mark(&mut forged), None);
+        insert_mark(&mut table, "e", b"\x00\xff", true);
         let mut properties = BasicProperties::default().with_headers(table);
-        assert_eq!(take(&mut properties), Some(Unreadable { error: "e".into(), raw: vec![0, 255] }));
+        assert_eq!(take_mark(&mut properties), Some(Unreadable { error: "e".into(), raw: vec![0, 255] }));
         assert_eq!(properties.headers(), &Some(FieldTable::default()));
     }
 
@@ -118,7 +118,7 @@ mod tests {
         for (bytes, hex_digits, theirs) in [(1000, 2000, true), (1600, 3200, false), (60_000, 1800, false)] {
             let unreadable = Unreadable { error: "e".into(), raw: vec![7; bytes] };
             let mut frame = HeaderFrame::new(4096);
-            let with = with_raw(&copy, &unreadable, &mut frame);
+            let with = add_raw_properties(&copy, &unreadable, &mut frame);
             assert!(frame.fits(&with));
             let headers = with.headers().as_ref().unwrap().inner();
             let AMQPValue::LongString(raw) = &headers[RAW] else { panic!("a text") };

@@ -1,16 +1,18 @@
-//! Deliveries that lapin cannot decode, made decodable on their way from the socket.
+//! Makes messages that lapin cannot decode decodable, between the socket and lapin.
 //!
-//! lapin ends the connection at a short string that is no UTF-8 (a message id, a routing key, a header's name), at a type of
-//! header value that it does not know, and at headers larger than a frame. The message comes again with the next connection.
-//! So lapin reads from a stream of our own, which replaces the content header of such a message by one that has what can be
-//! read of its properties, and a mark with the rest ([`mark`]). The body stays. Who takes deliveries parks what has the mark.
+//! lapin closes the connection at a short string that is not UTF-8 (a message ID, a routing key, a header name), at a
+//! header value of an unknown type, and at headers larger than a frame. The broker redelivers the message on the next
+//! connection. Therefore lapin reads from a stream that replaces the content header of such a message. The new header
+//! has the readable properties and a mark with the raw ones ([`mark`]); the body does not change. The consumer parks
+//! marked messages.
 
 mod frames;
 mod header;
 mod mark;
+mod salvage;
 mod stream;
 
-pub(super) use mark::{Unreadable, take, with_raw};
+pub(super) use mark::{Unreadable, add_raw_properties, take_mark};
 
 use async_rs::{
     TokioRuntime,
@@ -30,13 +32,13 @@ use std::{
 };
 use stream::Lenient;
 
-/// What a frame has besides its payload: type, channel and size before it, one octet after it. Bytes.
+/// The bytes of a frame without its payload: type, channel and size before it, one octet after it.
 const FRAME_OVERHEAD: usize = 8;
 
-/// A stream to the broker, with or without TLS.
+/// A connection to the broker, with or without TLS.
 type Socket = AsyncTcpStream<<TokioRuntime as Reactor>::TcpStream>;
 
-/// Connects as lapin does, but for the stream that it reads from.
+/// Connects like lapin, but lapin reads from a [`Lenient`] stream.
 pub(super) async fn connect(
     uri: AMQPUri,
     properties: ConnectionProperties,
@@ -51,7 +53,7 @@ pub(super) async fn connect(
     Connection::connector(uri, runtime, open, properties).await
 }
 
-/// lapin's own runtime, with another type of stream.
+/// The runtime of lapin with [`Lenient`] as its type of stream.
 #[derive(Debug, Clone)]
 struct Kit(TokioRuntime);
 
@@ -77,7 +79,7 @@ impl Reactor for Kit {
     type TcpStream = Lenient<Socket>;
     type Sleep = <TokioRuntime as Reactor>::Sleep;
 
-    /// lapin registers no sockets.
+    /// Unsupported: lapin registers no sockets.
     fn register<H: Read + Write + Send + 'static>(
         &self,
         _socket: H,
@@ -93,7 +95,7 @@ impl Reactor for Kit {
         self.0.interval(duration)
     }
 
-    /// Connections are made by [`connect`], which knows TLS.
+    /// Unsupported: [`connect`] opens the connections, with TLS if required.
     fn tcp_connect_addr(
         &self,
         _address: SocketAddr,

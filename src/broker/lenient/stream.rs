@@ -8,23 +8,23 @@ use std::{
     task::{Context, Poll},
 };
 
-/// How much is read from the socket at a time. Bytes.
-const AT_A_TIME: usize = 64 * 1024;
+/// The maximum number of bytes per read from the socket.
+const READ_SIZE: usize = 64 * 1024;
 
-/// What is read passes through the [`Filter`]; what is written goes out as it is.
+/// A stream whose input passes through the [`Filter`] and whose output does not change.
 pub(super) struct Lenient<S> {
     socket: S,
     filter: Filter,
     read: Box<[u8]>,
-    /// What lapin can have now, from `taken` on.
+    /// The bytes for lapin, beginning at `taken`.
     ready: Vec<u8>,
     taken: usize,
 }
 
 impl<S> Lenient<S> {
-    /// `frame_max`: what the client asks for; the broker may say less.
+    /// Wraps a socket. `frame_max`: the size that the client requests; the broker may lower it.
     pub(super) fn new(socket: S, frame_max: u32) -> Self {
-        let read = vec![0; AT_A_TIME].into_boxed_slice();
+        let read = vec![0; READ_SIZE].into_boxed_slice();
         Self { socket, filter: Filter::new(frame_max), read, ready: Vec::new(), taken: 0 }
     }
 }
@@ -40,8 +40,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Lenient<S> {
                 return Poll::Ready(Ok(0));
             }
             if count == 0 {
-                // lapin never ends an attempt to connect whose stream ends right after `connection.start`, as that of a broker
-                // which shuts down may. An error it always passes on.
+                // If the stream ends right after `connection.start`, for instance because the broker shuts down, lapin
+                // never ends its attempt to connect. It always returns an error of the stream.
                 let error = io::Error::new(io::ErrorKind::ConnectionAborted, "the broker closed the connection");
                 return Poll::Ready(Err(error));
             }
