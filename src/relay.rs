@@ -1,7 +1,7 @@
-//! The relay: reads the outbox, publishes, waits for the confirms, deletes (`docs/guides/events.md`).
+//! The relay: reads rows of the outbox, publishes them, and deletes them after the confirm (`docs/guides/events.md`).
 //!
-//! At every `await` the process may die: a row that was published and not yet deleted is published again, with the same
-//! message id. No transaction is open while publishing.
+//! The process may die at any `await`: a row that was published and not yet deleted is published again, with the same
+//! message ID. No transaction is open while the relay publishes.
 
 use crate::{
     broker::{EventPublisher, OutboxMessage},
@@ -20,25 +20,26 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Rows that are read at a time.
-const READ: i64 = 1000;
-/// Most publishes that wait for their confirms.
+/// The maximum number of rows that are read at a time.
+const READ_LIMIT: i64 = 1000;
+/// The maximum number of publishes that wait for their confirms.
 const WINDOW: usize = 500;
-/// The pause after a row's first failure; it doubles with each further one.
+/// The pause after the first failure of a row; it doubles with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause: how late it is noticed that a row can be delivered again. `pointsd outbox retry` ends it.
+/// The longest pause, and the delay until the relay detects that a row can be delivered again. `pointsd outbox retry`
+/// ends it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// One relay's way through the outbox, in one session with the broker.
+/// The relay of one session with the broker.
 pub struct Relay<'a> {
     outbox: Arc<WithDeadline<dyn Outbox>>,
     publisher: &'a EventPublisher,
-    /// When cancelled, no further window is begun.
+    /// When cancelled, no further window is published.
     stop: &'a CancellationToken,
 }
 
 impl<'a> Relay<'a> {
-    /// Over this publisher.
+    /// Creates a relay that uses this publisher.
     pub fn new(
         outbox: Arc<WithDeadline<dyn Outbox>>,
         publisher: &'a EventPublisher,
@@ -47,20 +48,20 @@ impl<'a> Relay<'a> {
         Self { outbox, publisher, stop }
     }
 
-    /// Publishes what is due, and then what is new, a bounded number of each. Whether there was anything.
+    /// Publishes held rows that are due and then new rows, a limited number of each. Returns whether there were any.
     ///
-    /// New rows are read from the beginning each time: what was read before is deleted or held by then, and a transaction that
-    /// took its ids early may commit them late.
+    /// New rows are read from the beginning each time: rows that were read before are deleted or held by then, and a
+    /// transaction that took its IDs early may commit them late.
     pub async fn step(&self, heartbeat: &Heartbeat) -> Result<bool, Outage> {
         heartbeat.beat();
-        let due = self.call(|outbox| outbox.due(READ)).await?;
-        let tried_again = !due.is_empty();
-        self.relay(due, heartbeat).await?;
+        let due = self.call(|outbox| outbox.due(READ_LIMIT)).await?;
+        let had_due = !due.is_empty();
+        self.relay_rows(due, heartbeat).await?;
         heartbeat.beat();
-        let fresh = self.call(|outbox| outbox.fresh(READ)).await?;
-        let came = !fresh.is_empty();
-        self.relay(fresh, heartbeat).await?;
-        Ok(tried_again || came)
+        let fresh = self.call(|outbox| outbox.fresh(READ_LIMIT)).await?;
+        let had_fresh = !fresh.is_empty();
+        self.relay_rows(fresh, heartbeat).await?;
+        Ok(had_due || had_fresh)
     }
 
     async fn call<T: Send + 'static>(
@@ -70,19 +71,20 @@ impl<'a> Relay<'a> {
         self.outbox.call(move |outbox| work(outbox)).await.map_err(|error| error.into_outage(Dependency::Ledger))
     }
 
-    /// Window by window: publish, confirm, delete. What could not be delivered is held, and with it the later rows of its key.
-    async fn relay(&self, rows: Vec<OutboxRow>, heartbeat: &Heartbeat) -> Result<(), Outage> {
-        let mut held = Held::default();
+    /// Relays rows window by window: publish, confirm, delete. Rows that could not be delivered are held with the later
+    /// rows of their keys.
+    async fn relay_rows(&self, rows: Vec<OutboxRow>, heartbeat: &Heartbeat) -> Result<(), Outage> {
+        let mut held = HeldRows::default();
         for row in &rows {
             if let Some(problem) = &row.problem {
                 held.count(row, problem);
             }
         }
-        let mut way = KeyedWindows::of(rows);
+        let mut windows = KeyedWindows::new(rows);
         let mut lost = None;
-        while let Some(window) = way.next_window().filter(|_| !self.stop.is_cancelled()) {
+        while let Some(window) = windows.next_window().filter(|_| !self.stop.is_cancelled()) {
             heartbeat.beat();
-            let messages: Vec<OutboxMessage<'_>> = window.iter().map(message).collect();
+            let messages: Vec<OutboxMessage<'_>> = window.iter().map(outbox_message).collect();
             let results = match self.publisher.send(&messages, heartbeat).await {
                 Ok(results) => results,
                 Err(error) => {
@@ -97,15 +99,15 @@ impl<'a> Relay<'a> {
                     Err(error) => {
                         let pause = pause_after(row.attempts);
                         held.count(row, &error);
-                        way.hold(row, error, pause);
+                        windows.hold(row, error, pause);
                     }
                 }
             }
             heartbeat.beat();
             self.call(move |outbox| outbox.delete(&delivered)).await?;
         }
-        held.tell();
-        let failures = way.failures;
+        held.log();
+        let failures = windows.failures;
         if !failures.is_empty() {
             heartbeat.beat();
             self.call(move |outbox| outbox.hold(&failures)).await?;
@@ -114,7 +116,7 @@ impl<'a> Relay<'a> {
     }
 }
 
-fn message(row: &OutboxRow) -> OutboxMessage<'_> {
+fn outbox_message(row: &OutboxRow) -> OutboxMessage<'_> {
     OutboxMessage {
         exchange: &row.exchange,
         routing_key: &row.routing_key,
@@ -124,11 +126,11 @@ fn message(row: &OutboxRow) -> OutboxMessage<'_> {
     }
 }
 
-/// Rows of one reading that could not be delivered: a line for each exchange, not for each row.
+/// The rows of one read that could not be delivered, which are logged by exchange and not by row.
 #[derive(Default)]
-struct Held(BTreeMap<String, (i64, u64, bool, String)>);
+struct HeldRows(BTreeMap<String, (i64, u64, bool, String)>);
 
-impl Held {
+impl HeldRows {
     fn count(&mut self, row: &OutboxRow, error: &str) {
         let first = || (row.id, 0, false, error.to_owned());
         let (_, rows, anew, _) = self.0.entry(row.exchange.clone()).or_insert_with(first);
@@ -136,52 +138,52 @@ impl Held {
         *anew |= row.attempts == 0;
     }
 
-    fn tell(self) {
+    fn log(self) {
         for (exchange, (first_id, rows, anew, error)) in self.0 {
             events::OutboxHeld { exchange: &exchange, rows, first_id, is_new: anew, error: &error }.emit();
         }
     }
 }
 
-/// How long a row waits that has failed so often before.
+/// The pause after a failure of a row with this number of earlier failures.
 fn pause_after(attempts: i32) -> Duration {
     let doublings = u32::try_from(attempts).unwrap_or(0).min(16);
     (FIRST_PAUSE * 2_u32.pow(doublings)).min(LONGEST_PAUSE)
 }
 
-/// Rows on their way: windows in which no two rows have one key, because the second must not be delivered when the first
-/// is not.
+/// Rows in windows. No two rows of a window have the same key, because the second one must not be delivered if the
+/// first one fails.
 #[derive(Debug, Default)]
 struct KeyedWindows {
     rows: VecDeque<OutboxRow>,
-    /// The keys of rows that are held, and for how long.
+    /// The keys of held rows, and their pauses.
     held: HashMap<String, Duration>,
     failures: Vec<FailedDelivery>,
 }
 
 impl KeyedWindows {
-    fn of(rows: Vec<OutboxRow>) -> Self {
-        let mut way = Self::default();
-        let here: HashSet<i64> = rows.iter().map(|row| row.id).collect();
+    fn new(rows: Vec<OutboxRow>) -> Self {
+        let mut windows = Self::default();
+        let read_ids: HashSet<i64> = rows.iter().map(|row| row.id).collect();
         for row in rows {
             if let Some(problem) = row.problem.clone() {
-                way.hold(&row, problem, pause_after(row.attempts));
+                windows.hold(&row, problem, pause_after(row.attempts));
                 continue;
             }
-            match row.behind_id.filter(|id| !here.contains(id)) {
-                // The one before it is not among these, which are in order.
+            match row.behind_id.filter(|id| !read_ids.contains(id)) {
+                // The row before it is not among these rows, which are in order.
                 Some(_) => {
-                    // Never at once: it is looked at again with the one before it.
+                    // Never immediately: it is read again together with the row before it.
                     let seconds = row.behind_seconds.unwrap_or_default().clamp(0.1, 86_400.0);
-                    way.wait(&row, Duration::from_secs_f64(seconds));
+                    windows.hold_behind(&row, Duration::from_secs_f64(seconds));
                 }
-                None => way.rows.push_back(row),
+                None => windows.rows.push_back(row),
             }
         }
-        way
+        windows
     }
 
-    /// The next rows that can go together; none when all are done.
+    /// Returns the next rows that can be published together; `None` after the last one.
     fn next_window(&mut self) -> Option<Vec<OutboxRow>> {
         let mut window = Vec::new();
         let mut keys: HashSet<String> = HashSet::new();
@@ -189,7 +191,7 @@ impl KeyedWindows {
         while let Some(row) = self.rows.pop_front() {
             let key = row.key.as_deref();
             if let Some(again_in) = key.and_then(|key| self.held.get(key)).copied() {
-                self.wait(&row, again_in);
+                self.hold_behind(&row, again_in);
             } else if window.len() == WINDOW || key.is_some_and(|key| keys.contains(key)) {
                 keys.extend(row.key.clone());
                 later.push_back(row);
@@ -202,13 +204,14 @@ impl KeyedWindows {
         (!window.is_empty()).then_some(window)
     }
 
+    /// Holds a row that could not be delivered.
     fn hold(&mut self, row: &OutboxRow, error: String, again_in: Duration) {
         self.failures.push(FailedDelivery { id: row.id, error: Some(error), again_in });
         self.held.extend(row.key.clone().map(|key| (key, again_in)));
     }
 
-    /// Behind another one of its key.
-    fn wait(&mut self, row: &OutboxRow, again_in: Duration) {
+    /// Holds a row behind an earlier row of its key.
+    fn hold_behind(&mut self, row: &OutboxRow, again_in: Duration) {
         self.failures.push(FailedDelivery { id: row.id, error: None, again_in });
         self.held.extend(row.key.clone().map(|key| (key, again_in)));
     }
@@ -241,36 +244,36 @@ mod tests {
     #[test]
     fn a_window_has_one_row_of_a_key_and_a_row_that_fails_holds_back_its_own_key_only() {
         let (a, b) = (Some("a"), Some("b"));
-        let mut way =
-            KeyedWindows::of(vec![row(1, a), row(2, a), row(3, b), row(4, None), row(5, None), row(6, b), row(7, a)]);
-        assert_eq!(ids(way.next_window()), [1, 3, 4, 5]);
-        way.hold(&row(3, b), "no".into(), Duration::from_secs(1));
-        assert_eq!(ids(way.next_window()), [2], "6 waits behind 3, and 7 behind 2");
-        assert_eq!(ids(way.next_window()), [7]);
-        assert_eq!(way.next_window(), None);
-        let held: Vec<(i64, bool)> = way.failures.iter().map(|it| (it.id, it.error.is_some())).collect();
+        let mut windows =
+            KeyedWindows::new(vec![row(1, a), row(2, a), row(3, b), row(4, None), row(5, None), row(6, b), row(7, a)]);
+        assert_eq!(ids(windows.next_window()), [1, 3, 4, 5]);
+        windows.hold(&row(3, b), "no".into(), Duration::from_secs(1));
+        assert_eq!(ids(windows.next_window()), [2], "6 waits behind 3, and 7 behind 2");
+        assert_eq!(ids(windows.next_window()), [7]);
+        assert_eq!(windows.next_window(), None);
+        let held: Vec<(i64, bool)> = windows.failures.iter().map(|it| (it.id, it.error.is_some())).collect();
         assert_eq!(held, [(3, true), (6, false)]);
     }
 
     #[test]
     fn rows_behind_a_held_one_wait_as_long_as_it_does() {
         let behind = |id, key, seconds| OutboxRow { behind_id: Some(1), behind_seconds: Some(seconds), ..row(id, key) };
-        let mut way = KeyedWindows::of(vec![
+        let mut windows = KeyedWindows::new(vec![
             behind(5, Some("a"), 2.0),
             row(6, Some("a")),
             behind(7, Some("b"), -1.0),
             row(8, None),
         ]);
-        assert_eq!(ids(way.next_window()), [8]);
-        assert_eq!(way.next_window(), None);
-        let waits: Vec<(i64, u64)> = way.failures.iter().map(|it| (it.id, it.again_in.as_secs())).collect();
+        assert_eq!(ids(windows.next_window()), [8]);
+        assert_eq!(windows.next_window(), None);
+        let waits: Vec<(i64, u64)> = windows.failures.iter().map(|it| (it.id, it.again_in.as_secs())).collect();
         assert_eq!(waits, [(5, 2), (7, 0), (6, 2)]);
     }
 
     #[test]
     fn windows_are_bounded_and_pauses_grow_to_their_bound() {
-        let mut way = KeyedWindows::of((0..1200).map(|id| row(id, None)).collect());
-        let sizes: Vec<usize> = std::iter::from_fn(|| way.next_window()).map(|window| window.len()).collect();
+        let mut windows = KeyedWindows::new((0..1200).map(|id| row(id, None)).collect());
+        let sizes: Vec<usize> = std::iter::from_fn(|| windows.next_window()).map(|window| window.len()).collect();
         assert_eq!(sizes, [500, 500, 200]);
         let seconds: Vec<u64> = [0, 1, 2, 8, 9, 1000, -5].map(|attempts| pause_after(attempts).as_secs()).to_vec();
         assert_eq!(seconds, [1, 2, 4, 256, 300, 300, 1]);

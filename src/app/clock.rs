@@ -1,5 +1,5 @@
-//! The daemon's clock against the ledger's: the times of credits come from the one, those of messages and delays from the
-//! other.
+//! Comparing the clock of the daemon with the clock of the ledger: the latter gives the times of credits, the former
+//! those of messages and delays.
 
 use super::App;
 use crate::{
@@ -8,33 +8,33 @@ use crate::{
 };
 use std::time::{Duration, SystemTime};
 
-/// How often the clocks are compared.
+/// The interval between comparisons of the clocks.
 const BETWEEN_COMPARISONS: Duration = Duration::from_secs(60);
 
-/// A larger difference is warned of, once until it has passed. Seconds.
-const TOLERATED: f64 = 5.0;
+/// The largest difference without a warning. A larger one is logged once until it ends. Seconds.
+const TOLERATED_SECONDS: f64 = 5.0;
 
 impl App {
-    /// Compares the clocks now and every minute. While the ledger is down the metric keeps the last difference.
+    /// Compares the clocks now and every minute. While the ledger is down, the metric keeps the last difference.
     pub(super) async fn watch_clock(&self) {
-        let mut turns = tokio::time::interval(BETWEEN_COMPARISONS);
-        turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks = tokio::time::interval(BETWEEN_COMPARISONS);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut warned = false;
         loop {
-            turns.tick().await;
+            ticks.tick().await;
             let asked = SystemTime::now();
             let Ok(ledger) = self.ledger.call(Ledger::now).await else { continue };
-            let seconds = ahead(ledger, asked, SystemTime::now());
-            let skewed = seconds.abs() > TOLERATED;
+            let seconds = seconds_ahead(ledger, asked, SystemTime::now());
+            let skewed = seconds.abs() > TOLERATED_SECONDS;
             events::ClockSkew { seconds, warn: skewed && !warned }.emit();
             warned = skewed;
         }
     }
 }
 
-/// By how many seconds the ledger's clock is ahead of ours at least, and behind it where that is negative: the answer may be of
-/// any moment between question and answer.
-fn ahead(ledger: SystemTime, asked: SystemTime, answered: SystemTime) -> f64 {
+/// The minimum number of seconds by which the clock of the ledger is ahead of the clock of the daemon; negative if it
+/// is behind. The ledger may have read its clock at any time between the request and the answer.
+fn seconds_ahead(ledger: SystemTime, asked: SystemTime, answered: SystemTime) -> f64 {
     let since =
         |later: SystemTime, earlier| later.duration_since(earlier).map_or(0.0, |difference| difference.as_secs_f64());
     if ledger > answered { since(ledger, answered) } else { -since(asked, ledger) }
@@ -48,7 +48,7 @@ mod tests {
     fn a_difference_is_what_the_time_of_the_question_does_not_explain() {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         for (ledger, expected) in [(1005, 0.0), (1000, 0.0), (1010, 0.0), (1017, 7.0), (990, -10.0), (0, -1000.0)] {
-            let seconds = ahead(at(ledger), at(1000), at(1010));
+            let seconds = seconds_ahead(at(ledger), at(1000), at(1010));
             assert!((seconds - expected).abs() < 1e-6, "{ledger}: {seconds}");
         }
     }

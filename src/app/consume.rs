@@ -1,5 +1,5 @@
-//! One session with the broker: connect, consume with as many workers as its line has, and stop them all
-//! at the first outage.
+//! Running one session with the broker: connect, consume with the workers of the queue, and stop all workers at the
+//! first outage.
 
 use super::{App, worker::Worker};
 use crate::{
@@ -27,12 +27,12 @@ use std::{
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// What opening a session may take: two connections, each with every node, and the topology.
+/// The deadline for opening a session: two connections, each tried with every node, and the topology.
 const OPENING_TIME: Duration = Duration::from_secs(300);
 
 impl App {
-    /// Consumes until something fails or the daemon is told to stop.
-    pub(super) async fn consume(&self, queue: &QueueConsumer, opening: Opening) -> Ended {
+    /// Consumes until an error or until the daemon stops.
+    pub(super) async fn run_session(&self, queue: &QueueConsumer, opening: Opening) -> Ended {
         let heartbeat = self.heartbeats.begin("connect", OPENING_TIME);
         let prefetch = match opening {
             Opening::Full => queue.prefetch,
@@ -46,7 +46,7 @@ impl App {
             None => return Ended::InOrder,
             Some(Ok(consumer)) => Arc::new(consumer),
             Some(Err(error)) => {
-                return outage(error.into_outage(), Duration::ZERO, Progress::TookNothing);
+                return ended_by_outage(error.into_outage(), Duration::ZERO, Progress::TookNothing);
             }
         };
         let begun = Instant::now();
@@ -57,9 +57,9 @@ impl App {
 
         let stop = self.stop.child_token();
         let findings = Arc::new(Findings::default());
-        let left = self.work_together(queue, opening, &consumer, &findings, &stop).await;
+        let left = self.run_workers(queue, opening, &consumer, &findings, &stop).await;
         if let Some(outage) = &left.outage {
-            // Told before the deliveries go back: from here on nothing is consumed.
+            // Reported before the deliveries are requeued: the session consumes nothing from here on.
             self.status.pause(component, outage);
         }
         if consumer.met_unreadable() {
@@ -70,13 +70,13 @@ impl App {
         match left.outage {
             None if findings.held_too_long.load(Ordering::Relaxed) => Ended::HeldTooLong,
             None => Ended::InOrder,
-            Some(cause) => outage(cause, begun.elapsed(), findings.progress()),
+            Some(outage) => ended_by_outage(outage, begun.elapsed(), findings.progress()),
         }
     }
 
-    /// Workers side by side, as many as the line has. The first that meets an outage stops the others
-    /// after the part of a batch that they are at; what all of them leave unsettled comes together.
-    async fn work_together(
+    /// Runs the workers of the queue concurrently. The first one with an outage stops the others after their current
+    /// part of a batch. Returns the outage and the unsettled deliveries of all workers.
+    async fn run_workers(
         &self,
         queue: &QueueConsumer,
         opening: Opening,
@@ -100,7 +100,7 @@ impl App {
             workers.spawn(worker.run(queue.pipeline.clone()));
         }
         let heartbeat = self.heartbeats.begin("proof", OPENING_TIME);
-        workers.spawn(watch_progress(Progressing {
+        workers.spawn(watch_progress(WatchedSession {
             component: queue.component(),
             stalled_after: queue.is_credits().then_some(self.settings.health.stalled_after),
             consumer: Arc::clone(consumer),
@@ -113,8 +113,8 @@ impl App {
         let mut working = queue.workers;
         while let Some(ended) = workers.join_next().await {
             match ended {
-                // A worker that leaves ends the session. In one with a limit it leaves when nothing more will come, and the
-                // others finish what they have.
+                // A worker that ends, ends the session. In a limited session it ends when no further delivery can
+                // arrive, and the others finish their deliveries.
                 Ok(Ok(())) => {
                     working = working.saturating_sub(1);
                     if working == 0 || !matches!(opening, Opening::Limited(_)) {
@@ -126,7 +126,8 @@ impl App {
                     left.outage = left.outage.or(interrupted.outage);
                     left.unsettled.extend(interrupted.unsettled);
                 }
-                // A defect of ours. What it held is unsettled and comes again; the daemon must not go on half.
+                // A bug in pointsd. The broker redelivers its messages; the daemon must not continue without the
+                // worker.
                 Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
             }
         }
@@ -134,12 +135,12 @@ impl App {
     }
 }
 
-fn outage(outage: Outage, lived: Duration, progress: Progress) -> Ended {
+fn ended_by_outage(outage: Outage, lived: Duration, progress: Progress) -> Ended {
     Ended::Outage { outage, lived, progress }
 }
 
-/// A broker that takes no messages, or whose queues are gone, is down also while nothing has to be published: whatever is
-/// delivered must be able to go on.
+/// Ends the session if the broker accepts no messages or queues are missing, even while nothing is published: pointsd
+/// must always be able to publish copies of deliveries.
 async fn watch_broker(
     consumer: Arc<Consumer>,
     heartbeat: Heartbeat,
@@ -149,13 +150,13 @@ async fn watch_broker(
     watched.map_err(|outage| Interrupted { outage: Some(outage), unsettled: Vec::new() })
 }
 
-/// How often the progress of a session is looked at.
+/// The interval at which the progress of a session is checked.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A session whose progress is watched.
-struct Progressing {
+struct WatchedSession {
     component: Component,
-    /// How long deliveries may wait for a commit; `None` where there need not be one.
+    /// How long deliveries may wait for a commit; `None` for queues whose messages need no commit.
     stalled_after: Option<Duration>,
     consumer: Arc<Consumer>,
     findings: Arc<Findings>,
@@ -163,9 +164,9 @@ struct Progressing {
     stop: CancellationToken,
 }
 
-/// Reports how long the oldest delivery waits, and that nothing is committed although deliveries wait.
-async fn watch_progress(session: Progressing) -> Result<(), Interrupted<Delivered>> {
-    let Progressing { component, stalled_after, consumer, findings, status, stop } = session;
+/// Reports the age of the oldest unsettled delivery, and a stall if deliveries wait and nothing is committed.
+async fn watch_progress(session: WatchedSession) -> Result<(), Interrupted<Delivered>> {
+    let WatchedSession { component, stalled_after, consumer, findings, status, stop } = session;
     while stop.run_until_cancelled(tokio::time::sleep(PROGRESS_INTERVAL)).await.is_some() {
         let oldest = consumer.oldest_in_flight();
         events::OldestInFlight { component, age: oldest.map_or(Duration::ZERO, |at| at.elapsed()) }.emit();

@@ -1,4 +1,4 @@
-//! The three endpoints: `/metrics`, `/healthz`, `/readyz`.
+//! The HTTP endpoints `/metrics`, `/healthz` and `/readyz`.
 
 use crate::observe::{events, metrics, status::Status};
 use axum::{
@@ -17,17 +17,17 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::Semaphore};
 
-/// How often histograms are folded, so that they do not grow between scrapes.
-const UPKEEP: Duration = Duration::from_secs(5);
+/// The interval at which histograms are aggregated, so that they do not grow between scrapes.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Most connections at a time.
+/// The maximum number of simultaneous connections.
 const MAX_CONNECTIONS: usize = 64;
-/// How long a request's head may take.
-const HEADER_TIME: Duration = Duration::from_secs(5);
-/// How long a connection may last, however often it is used again.
-const CONNECTION_TIME: Duration = Duration::from_secs(60);
+/// The deadline for the header of a request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The maximum lifetime of a connection, also of one that is reused.
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(60);
 
-/// What the endpoints tell.
+/// The data that the endpoints serve.
 #[derive(Clone)]
 pub(super) struct Endpoints {
     /// For `/metrics`.
@@ -36,16 +36,16 @@ pub(super) struct Endpoints {
     pub status: Arc<Status>,
 }
 
-/// Binds, and serves in the background as long as the process lives. Returns the address, whose port the system may
-/// have chosen.
+/// Binds the address and serves in the background until the process ends. Reticks the bound address, whose port the
+/// system may have chosen.
 pub(super) async fn serve(listen: SocketAddr, endpoints: Endpoints) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(listen).await?;
     let bound = listener.local_addr()?;
     let handle = endpoints.metrics.clone();
     tokio::spawn(async move {
-        let mut turns = tokio::time::interval(UPKEEP);
+        let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
         loop {
-            turns.tick().await;
+            ticks.tick().await;
             handle.run_upkeep();
             events::report_suppressed();
         }
@@ -59,14 +59,15 @@ pub(super) async fn serve(listen: SocketAddr, endpoints: Endpoints) -> io::Resul
     Ok(bound)
 }
 
-/// Every connection is bounded in time and all of them in number, so that no visitor can use up the process's files.
+/// Accepts connections, limited in lifetime and number, so that clients cannot exhaust the file descriptors of the
+/// process.
 async fn accept(listener: TcpListener, router: Router) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        // Closed never; without a place the visitor waits in the system's queue.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        // The semaphore is never closed; without a permit the client waits in the backlog of the system.
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         let Ok((stream, _)) = listener.accept().await else {
-            // Out of files, say: it passes, or the daemon has greater worries.
+            // For instance out of file descriptors: the condition may pass.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
@@ -74,25 +75,26 @@ async fn accept(listener: TcpListener, router: Router) {
         tokio::spawn(async move {
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIME)
+                .header_read_timeout(HEADER_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service);
-            // However it ends, it is over.
-            let _ = tokio::time::timeout(CONNECTION_TIME, connection).await;
-            drop(place);
+            // The result does not matter: the connection is closed.
+            let _ = tokio::time::timeout(CONNECTION_LIFETIME, connection).await;
+            drop(permit);
         });
     }
 }
 
-/// The content type is Prometheus's text format, version 0.0.4.
+/// Serves the metrics in the text format of Prometheus, version 0.0.4.
 async fn metrics_text(State(endpoints): State<Endpoints>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::render(&endpoints.metrics))
 }
 
+/// Serves the readiness of the daemon.
 async fn ready(State(endpoints): State<Endpoints>) -> impl IntoResponse {
     match endpoints.status.not_ready() {
-        // A payment source that is down stops no credit.
+        // A failed payment source does not stop credits.
         None => {
-            let others = endpoints.status.others_paused().map_or_else(String::new, |told| format!("{told}\n"));
+            let others = endpoints.status.others_paused().map_or_else(String::new, |paused| format!("{paused}\n"));
             (StatusCode::OK, format!("ready\n{others}"))
         }
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),

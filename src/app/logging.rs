@@ -1,14 +1,14 @@
-//! The log: one event, one line, to standard error or the journal.
+//! The log: one line for each event, written to standard error or to the journal.
 
 use crate::observe::settings::{LogFormat, LogSettings};
 use std::io::{self, IsTerminal};
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// Sets up the log of this process. Once a process; an error only when the journal is asked for and not there.
+/// Installs the log of this process, once. Fails only if the journal is configured and not available.
 pub fn install(settings: &LogSettings) -> io::Result<()> {
-    // lapin logs messages that come back with their payload (target lapin::returned_messages), and repeats at ERROR
-    // what its callers are told anyway: its own lines are silenced. So are the other libraries' below WARN.
-    // The audit is not a matter of levels.
+    // lapin logs returned messages with their payload (target lapin::returned_messages), and logs errors that it also
+    // returns to its caller: its lines are disabled. Other libraries log at WARN and above. The audit log is
+    // independent of the level.
     let filter = EnvFilter::new(format!("warn,lapin=off,pointsd={},pointsd::audit=info", settings.level.as_str()));
     let registry = tracing_subscriber::registry();
     let stderr = || tracing_subscriber::fmt::layer().with_writer(io::stderr);

@@ -1,4 +1,4 @@
-//! The daemon: what is started in which order, what waits for what, and how it stops.
+//! The daemon: the order in which its parts start, and how it stops.
 
 mod clock;
 mod consume;
@@ -45,35 +45,35 @@ use std::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// What the daemon's parts share.
+/// The state that the parts of the daemon share.
 struct App {
     settings: Settings,
     ledger: Arc<WithDeadline<dyn Ledger>>,
     status: Arc<Status>,
     heartbeats: Heartbeats,
     stop: CancellationToken,
-    /// Those of the payment service, whichever queue asks it.
+    /// The limits of the gateway, which all queues share.
     limits: pay_status::Limits,
-    /// The rows of the ledger that are known to be locked, whichever queue's messages need them.
+    /// The locked rows of the ledger, which all queues share.
     locked: Arc<LockedRows>,
 }
 
-/// Runs until a signal stops it. An error is one that waiting cannot cure.
+/// Runs the daemon until a signal stops it. Fails only with errors that waiting cannot resolve.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
-    // Before anything else: without it the signal would end the process.
+    // Before anything else: without a handler the signal would end the process.
     let hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
     let metrics = metrics::install().context("the metrics recorder")?;
     let status = Arc::new(Status::default());
     let listen = settings.http.listen;
     let endpoints = endpoints::Endpoints { metrics, status: Arc::clone(&status) };
-    // First of all: from here on a person can see what the daemon waits for.
+    // Before the ledger: from here on the endpoints show what the daemon waits for.
     let bound = endpoints::serve(listen, endpoints).await.with_context(|| format!("http.listen = \"{listen}\""))?;
     let mut lock = writer_lock(&settings.ledger.url)?;
     let (ledger, checks) = (settings.ledger.url.describe(), settings.pay_status.is_some());
     events::Started { checks, ledger: &ledger, http: &bound.to_string() }.emit();
 
     let stop = stop_on_signals(|signal| events::Stopping { signal }.emit())?;
-    let ledger = open(&settings, settings.ledger.pool_size);
+    let ledger = open_ledger(&settings, settings.ledger.pool_size);
     let heartbeats = Heartbeats::default();
     watchdog::start(heartbeats.clone());
     let shutdown_timeout = settings.shutdown_timeout;
@@ -87,28 +87,28 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         tokio::time::sleep(shutdown_timeout).await;
     };
     let in_time = tokio::select! {
-        // Checked first: a daemon that has done its work in time is not late.
+        // Polled first: a daemon that finishes in time is not late.
         biased;
-        done = app.work(hangup, &mut lock) => { done?; true }
+        done = app.run_components(hangup, &mut lock) => { done?; true }
         () = overdue => false,
     };
     events::Stopped { in_time }.emit();
     if !in_time {
-        // Not even closing a database's file, which may hang, holds up the exit.
+        // Exit at once: closing the file of a database may hang.
         std::process::exit(0);
     }
     Ok(())
 }
 
-/// A ledger with connections of its own: what goes wrong for one user of them must not cost the others theirs.
-fn open(settings: &Settings, pool_size: u32) -> Arc<WithDeadline<dyn Ledger>> {
+/// Opens the ledger with separate connections, so that a failure of one component does not use up those of the others.
+fn open_ledger(settings: &Settings, pool_size: u32) -> Arc<WithDeadline<dyn Ledger>> {
     let LedgerSettings { url, timeout, .. } = settings.ledger.clone();
     let events = settings.events.exchange.clone();
     let options = ledger::Options { pool_size, timeout, access: Access::Write, events };
     Arc::new(WithDeadline::new(move || -> Arc<dyn Ledger> { ledger::open(&url, &options) }, timeout))
 }
 
-/// A SQLite ledger takes one writing program at a time.
+/// Takes the writer lock of a SQLite ledger, which accepts one writing process at a time; `None` for PostgreSQL.
 pub fn writer_lock(url: &DatabaseUrl) -> anyhow::Result<Option<WriterLock>> {
     match url {
         DatabaseUrl::Sqlite(file) => Ok(Some(WriterLock::take(file)?)),
@@ -117,15 +117,15 @@ pub fn writer_lock(url: &DatabaseUrl) -> anyhow::Result<Option<WriterLock>> {
 }
 
 impl App {
-    /// Consumes whenever everything that is needed for it works: credits and checks, each on its own.
-    async fn work(&self, hangup: Signal, lock: &mut Option<WriterLock>) -> anyhow::Result<()> {
-        let lines = self.lines()?;
-        release_on_hangup(hangup, &lines);
-        if self.until_stopped(self.ledger_ready(lock)).await.transpose()?.is_none() {
+    /// Waits for the ledger and then runs all components independently until the daemon stops.
+    async fn run_components(&self, hangup: Signal, lock: &mut Option<WriterLock>) -> anyhow::Result<()> {
+        let consumers = self.queue_consumers()?;
+        release_on_hangup(hangup, &consumers);
+        if self.until_stopped(self.wait_for_ledger(lock)).await.transpose()?.is_none() {
             return Ok(());
         }
         tokio::join!(
-            join_all(lines.iter().map(|consumer| self.keep_consuming(consumer))),
+            join_all(consumers.iter().map(|consumer| self.keep_consuming(consumer))),
             self.until_stopped(self.count_unverified()),
             self.until_stopped(self.watch_clock()),
             self.keep_relaying(),
@@ -133,30 +133,31 @@ impl App {
         Ok(())
     }
 
-    /// Every queue with its pipeline: the credit queue first, then the check queue, then those of the sources.
-    fn lines(&self) -> anyhow::Result<Vec<QueueConsumer>> {
+    /// The consumed queues with their pipelines: the credit queue, the check queue, and the queues of the sources.
+    fn queue_consumers(&self) -> anyhow::Result<Vec<QueueConsumer>> {
         let settings = &self.settings;
-        let mut lines =
-            vec![QueueConsumer::credits(settings, self.credits(Component::Credits, Arc::clone(&self.ledger)))];
-        lines.extend(self.checks(Component::Checks)?.map(|checks| QueueConsumer::checks(settings, checks)));
+        let mut consumers =
+            vec![QueueConsumer::credits(settings, self.credit_pipeline(Component::Credits, Arc::clone(&self.ledger)))];
+        consumers.extend(self.check_pipeline(Component::Checks)?.map(|checks| QueueConsumer::checks(settings, checks)));
         for source in &settings.sources {
             let component = Component::source(&source.name);
             match &source.kind {
                 SourceKind::Credit => {
                     metrics::begin_source_at_zero(component.label(), &Outcome::LABELS);
-                    let credits = self.credits(component, open(settings, settings.ledger.pool_size));
-                    lines.push(QueueConsumer::credits(settings, credits));
+                    let credits = self.credit_pipeline(component, open_ledger(settings, settings.ledger.pool_size));
+                    consumers.push(QueueConsumer::credits(settings, credits));
                 }
                 SourceKind::Notification(_) => {
                     metrics::begin_source_at_zero(component.label(), &CheckOutcome::LABELS_ON_ARRIVAL);
-                    lines.extend(self.checks(component)?.map(|checks| QueueConsumer::checks(settings, checks)));
+                    consumers
+                        .extend(self.check_pipeline(component)?.map(|checks| QueueConsumer::checks(settings, checks)));
                 }
             }
         }
-        Ok(lines)
+        Ok(consumers)
     }
 
-    fn credits(&self, component: Component, ledger: Arc<WithDeadline<dyn Ledger>>) -> CreditPipeline {
+    fn credit_pipeline(&self, component: Component, ledger: Arc<WithDeadline<dyn Ledger>>) -> CreditPipeline {
         CreditPipeline {
             component,
             format: self.settings.message.clone(),
@@ -171,8 +172,9 @@ impl App {
         }
     }
 
-    /// With connections of its own to the payment source and the ledger. `None` without a payment source.
-    fn checks(&self, component: Component) -> anyhow::Result<Option<Arc<CheckPipeline>>> {
+    /// Creates a pipeline of checks with separate connections to the payment source and the ledger; `None` without a
+    /// payment source.
+    fn check_pipeline(&self, component: Component) -> anyhow::Result<Option<Arc<CheckPipeline>>> {
         let Settings { compensation, pay_status, ledger, .. } = &self.settings;
         let source = pay_status::source(pay_status, ledger.timeout, true, &self.limits).context("pay_status")?;
         Ok(source.map(|source| {
@@ -181,7 +183,7 @@ impl App {
                 format: self.settings.message.clone(),
                 sources: self.settings.notifications().cloned().collect(),
                 source,
-                ledger: open(&self.settings, 1) as Arc<dyn CheckLedger>,
+                ledger: open_ledger(&self.settings, 1) as Arc<dyn CheckLedger>,
                 locked: Arc::clone(&self.locked),
                 policy: compensation.policy.clone(),
                 limits: self.settings.check_limits(),
@@ -194,22 +196,22 @@ impl App {
         }))
     }
 
-    /// `None` when the daemon is told to stop meanwhile.
+    /// Runs `work`; `None` if the daemon stops before it is done.
     async fn until_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         self.stop.run_until_cancelled(work).await
     }
 
-    /// Counts the credits that no check has found paid. While the ledger is down the metrics keep the last numbers.
+    /// Counts the unverified credits at intervals. While the ledger is down, the metrics keep the last numbers.
     async fn count_unverified(&self) {
         if !self.settings.pay_status.is_some() {
             return;
         }
-        let ledger = open(&self.settings, 1);
+        let ledger = open_ledger(&self.settings, 1);
         let overdue_after = self.settings.compensation.overdue_after();
-        let mut turns = tokio::time::interval(COUNTING);
-        turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks = tokio::time::interval(COUNT_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            turns.tick().await;
+            ticks.tick().await;
             let counted = ledger.call(move |ledger| ledger.count_unverified(overdue_after)).await;
             if let Ok(UnverifiedCount { unverified, overdue }) = counted {
                 events::Unverified { unverified, overdue }.emit();
@@ -218,9 +220,9 @@ impl App {
     }
 }
 
-/// SIGHUP (`systemctl reload`) releases the brake. Without checks it changes nothing, and ends nothing.
-fn release_on_hangup(mut hangup: Signal, lines: &[QueueConsumer]) {
-    let pipelines: Vec<Pipeline> = lines.iter().map(|consumer| consumer.pipeline.clone()).collect();
+/// Releases the brake at SIGHUP (`systemctl reload`). Without checks the signal has no effect.
+fn release_on_hangup(mut hangup: Signal, consumers: &[QueueConsumer]) {
+    let pipelines: Vec<Pipeline> = consumers.iter().map(|consumer| consumer.pipeline.clone()).collect();
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
             let engaged = pipelines.iter().filter(|pipeline| pipeline.release_brake()).count() > 0;
@@ -229,8 +231,8 @@ fn release_on_hangup(mut hangup: Signal, lines: &[QueueConsumer]) {
     });
 }
 
-/// How often unverified credits are counted.
-const COUNTING: Duration = Duration::from_secs(15);
+/// The interval at which unverified credits are counted.
+const COUNT_INTERVAL: Duration = Duration::from_secs(15);
 
-/// What a step may take beyond the deadlines within it before it counts as stuck.
+/// How long a step may exceed the deadlines within it before it counts as stalled.
 const SLACK: Duration = Duration::from_secs(15);

@@ -1,4 +1,4 @@
-//! What is consumed, and by which pipeline: credits, or checks.
+//! The consumed queues and their pipelines for credits or checks.
 
 use super::SLACK;
 use crate::{
@@ -12,21 +12,21 @@ use crate::{
 };
 use std::{sync::Arc, time::Duration};
 
-/// A queue and its pipeline, from which sessions are made one after the other.
+/// A consumed queue with its pipeline and the limits of its sessions.
 pub(super) struct QueueConsumer {
     pub(super) sessions: Sessions,
     pub(super) pipeline: Pipeline,
-    /// Batches that are worked on at a time.
+    /// The number of workers, each of which processes one batch at a time.
     pub(super) workers: u32,
-    /// How large a batch may be.
+    /// The maximum size of a batch.
     pub(super) batch: BatchSize,
-    /// Most unacknowledged deliveries.
+    /// The maximum number of unacknowledged deliveries.
     pub(super) prefetch: u16,
-    /// How long a worker's step may take before it counts as stuck.
+    /// How long a step of a worker may take before it counts as stalled.
     pub(super) step: Duration,
 }
 
-/// A batch's way.
+/// The pipeline that processes the batches of a queue.
 #[derive(Clone)]
 pub(super) enum Pipeline {
     Credits(Arc<CreditPipeline>),
@@ -34,7 +34,7 @@ pub(super) enum Pipeline {
 }
 
 impl Pipeline {
-    /// How long a probe of the payment source may take; `None` without one.
+    /// How long a probe of the payment source may take; `None` without a payment source.
     pub(super) fn max_probe_duration(&self) -> Option<Duration> {
         match self {
             Self::Credits(_) => None,
@@ -42,7 +42,7 @@ impl Pipeline {
         }
     }
 
-    /// Whether a brake was engaged, and is released now.
+    /// Releases the brake. Returns whether it was engaged.
     pub(super) fn release_brake(&self) -> bool {
         match self {
             Self::Credits(_) => false,
@@ -50,7 +50,7 @@ impl Pipeline {
         }
     }
 
-    /// Whether the ledger takes its work.
+    /// Probes the ledger.
     pub(super) async fn probe_ledger(&self) -> Result<(), Outage> {
         match self {
             Self::Credits(pipeline) => pipeline.ledger.probe().await,
@@ -58,7 +58,7 @@ impl Pipeline {
         }
     }
 
-    /// Whether the payment source works.
+    /// Probes the payment source.
     pub(super) async fn probe_source(&self) -> Result<(), Outage> {
         match self {
             Self::Credits(_) => Ok(()),
@@ -68,7 +68,7 @@ impl Pipeline {
 }
 
 impl QueueConsumer {
-    /// Points messages: as many workers as there are ledger writers.
+    /// Creates the consumer of a queue of points messages, with one worker for each connection to the ledger.
     pub(super) fn credits(settings: &Settings, pipeline: CreditPipeline) -> Self {
         Self {
             sessions: Sessions::new(pipeline.component, &settings.plan()),
@@ -80,23 +80,24 @@ impl QueueConsumer {
         }
     }
 
-    /// Checks, or notifications: one worker, because the brake counts what is done in a row. What it holds beyond a batch is
-    /// bounded, because a source may take its time.
+    /// Creates the consumer of a queue of checks or notifications. It has one worker, because the brake counts
+    /// consecutive reversals. The deliveries that it holds beyond a batch are limited, because a payment source may be
+    /// slow.
     pub(super) fn checks(settings: &Settings, pipeline: Arc<CheckPipeline>) -> Self {
         let component = pipeline.component;
         let max_body_bytes = settings.message.max_body_bytes;
-        let (batch, most_held) = match component {
-            // About as many payments as a commit takes, whether they come in one check message or in many.
+        let (batch, max_held) = match component {
+            // About the number of payments of one commit, whether they arrive in one check message or in many.
             Component::Checks => (
                 BatchSize { messages: settings.ledger.batch_max, bytes: max_body_bytes, linger: LINGER },
-                (MOST_CHECK_BYTES / max_body_bytes).max(1),
+                (MAX_CHECK_BYTES / max_body_bytes).max(1),
             ),
             Component::Credits | Component::Source(_) | Component::Relay => (
                 BatchSize { messages: settings.ledger.batch_max, bytes: usize::MAX, linger: Duration::ZERO },
                 2 * settings.ledger.batch_max,
             ),
         };
-        let most_held = u16::try_from(most_held).unwrap_or(u16::MAX);
+        let max_held = u16::try_from(max_held).unwrap_or(u16::MAX);
         let step =
             settings.ledger.timeout.max(CONFIRM_TIMEOUT).max(DECIDING_TIME + pipeline.source.max_duration()) + SLACK;
         Self {
@@ -104,7 +105,7 @@ impl QueueConsumer {
             pipeline: Pipeline::Checks(pipeline),
             workers: 1,
             batch,
-            prefetch: prefetch(settings, component).min(most_held),
+            prefetch: prefetch(settings, component).min(max_held),
             step,
         }
     }
@@ -116,12 +117,12 @@ impl QueueConsumer {
         }
     }
 
-    /// Whether its messages are committed as credits, one transaction after the other.
+    /// Whether the queue contains points messages.
     pub(super) fn is_credits(&self) -> bool {
         matches!(self.pipeline, Pipeline::Credits(_))
     }
 
-    /// While the brake is engaged: why, and when it is released.
+    /// The reason why the brake is engaged, and a future that waits for its release; `None` if it is not engaged.
     pub(super) fn brake(&self) -> Option<(Outage, impl Future<Output = ()>)> {
         match &self.pipeline {
             Pipeline::Credits(_) => None,
@@ -130,17 +131,18 @@ impl QueueConsumer {
     }
 }
 
-/// How long a batch of checks waits for more: nothing waits for a check, and many small ones are asked for together.
+/// How long a batch of checks waits for more messages: checks are not urgent, and many small ones share one look-up.
 const LINGER: Duration = Duration::from_millis(50);
 
-/// Most bytes of check messages that are held.
-const MOST_CHECK_BYTES: usize = 20 * 1024 * 1024;
+/// The maximum size of the check messages that a worker holds. Bytes.
+const MAX_CHECK_BYTES: usize = 20 * 1024 * 1024;
 
-/// A source's queue may be of another type than ours, and a quorum queue takes no more than this.
+/// The prefetch of a component. The queue of a source may be a quorum queue, which accepts no larger prefetch than the
+/// limit.
 fn prefetch(settings: &Settings, component: Component) -> u16 {
-    const MOST_OF_QUORUM: u16 = 2000;
+    const QUORUM_LIMIT: u16 = 2000;
     match component {
-        Component::Source(_) => settings.broker.prefetch.min(MOST_OF_QUORUM),
+        Component::Source(_) => settings.broker.prefetch.min(QUORUM_LIMIT),
         Component::Credits | Component::Checks | Component::Relay => settings.broker.prefetch,
     }
 }

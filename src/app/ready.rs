@@ -1,4 +1,5 @@
-//! The ledger at the start: waited for while it is down or its schema is not made yet, given up where waiting cannot help.
+//! Preparing the ledger at the start: waiting while it is down or has no schema yet, and failing where waiting cannot
+//! help.
 
 use super::{App, writer_lock};
 use crate::{
@@ -13,30 +14,30 @@ use crate::{
 };
 use anyhow::anyhow;
 
-/// A newer program has made the schema. A restart would not help.
+/// A newer version of pointsd has created the schema, and a restart cannot help.
 #[derive(Debug, thiserror::Error)]
 #[error("ledger: {0}")]
 pub struct NewerSchema(String);
 
-/// Why the ledger cannot be used yet.
+/// The reason why the ledger cannot be used yet.
 enum NotReady {
-    /// It may pass: it is waited for.
-    Waits(Outage),
-    /// It will not pass.
-    Ends(anyhow::Error),
+    /// A condition that may pass: the daemon waits.
+    Transient(Outage),
+    /// A condition that cannot pass: the daemon exits.
+    Permanent(anyhow::Error),
 }
 
 impl App {
-    /// Returns when the ledger has answered and its schema is right. `lock`: that of a SQLite ledger.
-    pub(super) async fn ledger_ready(&self, lock: &mut Option<WriterLock>) -> anyhow::Result<()> {
+    /// Waits until the ledger answers and has the right schema. `lock`: the lock of a SQLite ledger.
+    pub(super) async fn wait_for_ledger(&self, lock: &mut Option<WriterLock>) -> anyhow::Result<()> {
         loop {
-            match self.prepared(lock).await {
+            match self.try_prepare(lock).await {
                 Ok(()) => {
                     self.status.resume(Component::Credits, Dependency::Ledger);
                     return Ok(());
                 }
-                Err(NotReady::Ends(error)) => return Err(error),
-                Err(NotReady::Waits(outage)) => {
+                Err(NotReady::Permanent(error)) => return Err(error),
+                Err(NotReady::Transient(outage)) => {
                     self.status.pause(Component::Credits, &outage);
                     self.pause(pauses::between_probes()).await;
                 }
@@ -44,47 +45,47 @@ impl App {
         }
     }
 
-    async fn prepared(&self, lock: &mut Option<WriterLock>) -> Result<(), NotReady> {
+    async fn try_prepare(&self, lock: &mut Option<WriterLock>) -> Result<(), NotReady> {
         let auto_migrate = self.settings.ledger.auto_migrate;
         if lock.is_none() {
-            // Not taken for a look: `pointsd migrate` needs it.
+            // Not locked only to read the schema: `pointsd migrate` needs the lock.
             if !auto_migrate {
-                usable(&self.ledger.call(Ledger::schema).await?)?;
+                require_usable(&self.ledger.call(Ledger::schema).await?)?;
             }
             let taken = writer_lock(&self.settings.ledger.url);
-            *lock = taken.map_err(|error| NotReady::waits(format!("{error:#}")))?;
+            *lock = taken.map_err(|error| NotReady::transient(format!("{error:#}")))?;
         }
         let state = prepare(&self.ledger, auto_migrate).await?;
-        usable(&state).inspect_err(|_| *lock = None)
+        require_usable(&state).inspect_err(|_| *lock = None)
     }
 }
 
 impl NotReady {
-    fn waits(reason: String) -> Self {
-        Self::Waits(Outage { dependency: Dependency::Ledger, reason })
+    fn transient(reason: String) -> Self {
+        Self::Transient(Outage { dependency: Dependency::Ledger, reason })
     }
 }
 
 impl From<DatabaseError> for NotReady {
     fn from(error: DatabaseError) -> Self {
         match error {
-            // While the daemon runs the same is an outage: no message is to blame for it.
-            DatabaseError::Unusable(_) | DatabaseError::Pooled => Self::Ends(anyhow!("ledger: {error}")),
-            error => Self::Waits(error.into_outage(Dependency::Ledger)),
+            // While the daemon runs, the same error is an outage: it is not caused by a message.
+            DatabaseError::Unusable(_) | DatabaseError::Pooled => Self::Permanent(anyhow!("ledger: {error}")),
+            error => Self::Transient(error.into_outage(Dependency::Ledger)),
         }
     }
 }
 
-/// Whether the daemon can work with a schema, or waits for another one.
-fn usable(state: &SchemaState) -> Result<(), NotReady> {
-    match (state, problem(state)) {
+/// Requires a schema that the daemon can work with.
+fn require_usable(state: &SchemaState) -> Result<(), NotReady> {
+    match (state, describe_problem(state)) {
         (_, None) => Ok(()),
-        (SchemaState::Newer(_), Some(problem)) => Err(NotReady::Ends(NewerSchema(problem).into())),
-        (_, Some(problem)) => Err(NotReady::waits(problem)),
+        (SchemaState::Newer(_), Some(problem)) => Err(NotReady::Permanent(NewerSchema(problem).into())),
+        (_, Some(problem)) => Err(NotReady::transient(problem)),
     }
 }
 
-/// Asks for the schema, brings it up to date where that is wanted, and proves that the ledger takes writes.
+/// Reads the state of the schema, migrates it if `auto_migrate`, and probes that the ledger accepts writes.
 pub async fn prepare(ledger: &WithDeadline<dyn Ledger>, auto_migrate: bool) -> Result<SchemaState, DatabaseError> {
     let mut state = ledger.call(Ledger::schema).await?;
     if auto_migrate && matches!(state, SchemaState::Missing | SchemaState::Outdated(_)) {
@@ -98,25 +99,25 @@ pub async fn prepare(ledger: &WithDeadline<dyn Ledger>, auto_migrate: bool) -> R
     Ok(state)
 }
 
-/// Why a schema cannot be worked with, and what to do: the same words wherever one is needed.
-fn problem(state: &SchemaState) -> Option<String> {
+/// The reason why a schema is unusable, and what to do; the daemon and all commands use this text.
+fn describe_problem(state: &SchemaState) -> Option<String> {
     Some(match state {
         SchemaState::Current => return None,
-        SchemaState::Missing => "there is no pointsd schema in this database; run `pointsd migrate`".into(),
+        SchemaState::Missing => "this database has no pointsd schema; run `pointsd migrate`".into(),
         SchemaState::Outdated(missing) => {
             format!("the schema is outdated (missing {}); run `pointsd migrate`", missing.join(", "))
         }
         SchemaState::Newer(unknown) => format!(
-            "the schema is newer than this pointsd {} (it has {}); install the version that made it",
+            "the schema is newer than this pointsd {} (it has {}); install the version that created it",
             env!("CARGO_PKG_VERSION"),
             unknown.join(", ")
         ),
     })
 }
 
-/// For commands: none of them waits.
+/// Fails unless the schema is current; for commands, which do not wait.
 pub fn refuse_unless_current(state: &SchemaState) -> anyhow::Result<()> {
-    match problem(state) {
+    match describe_problem(state) {
         None => Ok(()),
         Some(problem) => Err(anyhow!("ledger: {problem}")),
     }

@@ -1,5 +1,5 @@
-//! Sessions one after the other, and the way from an outage to the next session: probes, which cost no delivery, and then a
-//! session that begins with one delivery, and sessions that take twice as many each.
+//! Opening sessions one after the other, and recovering from an outage: first probes, which cost no delivery, then a
+//! session with one delivery, then sessions with twice as many deliveries each.
 
 use super::{App, SLACK};
 use crate::{
@@ -13,19 +13,19 @@ use crate::{
 };
 use std::time::{Duration, Instant};
 
-/// How long probes of the payment source fail before a session is tried all the same, and between two of those.
-const BETWEEN_TRIALS: Duration = Duration::from_secs(60);
+/// How long probes of the payment source fail before a trial session, and the interval between trial sessions.
+const TRIAL_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A session that lived so long did not fail by what it was opened for.
+/// The lifetime from which on the end of a session is not caused by the condition for which it was opened.
 const LONG_SESSION: Duration = Duration::from_secs(60);
 
 impl App {
-    /// One session after the other, until the daemon is told to stop.
+    /// Opens sessions one after the other until the daemon stops.
     pub(super) async fn keep_consuming(&self, queue: &QueueConsumer) {
         let (mut opening, mut slow, mut backoff) = (Opening::Full, false, OutageBackoff::default());
         let mut trials = Trials::default();
         while !self.stop.is_cancelled() {
-            match self.consume(queue, opening).await {
+            match self.run_session(queue, opening).await {
                 Ended::InOrder => {
                     slow &= opening != Opening::Slow;
                     opening = if slow { Opening::Slow } else { opening.widened(queue.prefetch) };
@@ -38,7 +38,7 @@ impl App {
                     opening = Opening::Slow;
                 }
                 Ended::Outage { outage, lived, progress } => {
-                    // A trial takes its time where nothing is answered.
+                    // A trial session may last long if the payment source does not answer.
                     if !matches!(opening, Opening::Trial(_)) && lived > LONG_SESSION {
                         trials = Trials::default();
                     }
@@ -50,7 +50,7 @@ impl App {
                         Progress::SettledNothing => backoff.next_pause(),
                         Progress::TookNothing => pauses::between_probes(),
                     };
-                    let recovered = self.recovered(queue, outage, pause, &mut trials);
+                    let recovered = self.wait_for_recovery(queue, outage, pause, &mut trials);
                     let Some(next) = self.until_stopped(recovered).await else { break };
                     opening = match next {
                         Opening::Limited(_) if slow => Opening::Slow,
@@ -61,13 +61,19 @@ impl App {
         }
     }
 
-    /// Waits after an outage: `pause`, and then until a probe is answered. The broker is probed by consuming again, and
-    /// a brake waits for a person. Returns how the next session begins.
-    async fn recovered(&self, queue: &QueueConsumer, outage: Outage, pause: Duration, trials: &mut Trials) -> Opening {
+    /// Waits after an outage: first for `pause`, and then until a probe succeeds. The broker is probed by the next
+    /// session, and the brake waits for a person. Returns the opening of the next session.
+    async fn wait_for_recovery(
+        &self,
+        queue: &QueueConsumer,
+        outage: Outage,
+        pause: Duration,
+        trials: &mut Trials,
+    ) -> Opening {
         let (component, mut outage, mut pause) = (queue.component(), outage, pause);
         loop {
             if let Some((brake, released)) = queue.brake() {
-                // It is what is waited for, whatever else has ended the session.
+                // The brake determines the pause, whatever has ended the session.
                 if outage.dependency != brake.dependency {
                     self.status.resume(component, outage.dependency);
                 }
@@ -86,8 +92,9 @@ impl App {
                     self.status.resume(component, outage.dependency);
                     return Opening::ONE;
                 }
-                // What a probe asks for may fail for reasons of its own: others are tried, seldom and few at first, because
-                // each time deliveries go back, which counts against them. The pause is reported until that has gone well.
+                // The payment of a probe may fail although others work: trial sessions process other payments, rarely
+                // and few at first, because each failure requeues deliveries, which counts towards their limit. The
+                // pause is reported until a trial succeeds.
                 Err(again) if again.dependency == Dependency::PayStatus => match trials.next(Instant::now()) {
                     Some(deliveries) => return Opening::Trial(deliveries),
                     None => outage = again,
@@ -102,7 +109,7 @@ impl App {
         }
     }
 
-    /// Whether a dependency works again for this queue; `None` where only a session can tell.
+    /// Probes whether a dependency works again for this queue; `None` if only a session can show it.
     async fn probe(&self, queue: &QueueConsumer, dependency: Dependency) -> Option<Result<(), Outage>> {
         let heartbeat = |step| self.heartbeats.begin("probe", step + SLACK);
         match (dependency, queue.pipeline.max_probe_duration()) {
@@ -118,26 +125,27 @@ impl App {
         }
     }
 
-    /// Waits, and shows meanwhile that the loop turns.
+    /// Waits for a pause with a heartbeat that allows for it.
     pub(super) async fn pause(&self, pause: Duration) {
         let _heartbeat = self.heartbeats.begin("outage", pause + SLACK);
         tokio::time::sleep(pause).await;
     }
 }
 
-/// Sessions that are tried although probes of the payment source fail.
+/// The trial sessions that are opened although probes of the payment source fail.
 #[derive(Debug, Default)]
 struct Trials {
-    /// When the last one was; at first, when a probe failed first.
+    /// The time of the last trial; before the first trial, of the first failed probe.
     since: Option<Instant>,
     begun: u32,
 }
 
 impl Trials {
-    /// A probe has failed. Once a minute: with how many deliveries a session is tried, each time twice as many.
+    /// Records a failed probe. Once a minute, returns the number of deliveries for a trial session, twice as many each
+    /// time.
     fn next(&mut self, now: Instant) -> Option<u16> {
         let since = *self.since.get_or_insert(now);
-        if now.duration_since(since) < BETWEEN_TRIALS {
+        if now.duration_since(since) < TRIAL_INTERVAL {
             return None;
         }
         self.since = Some(now);

@@ -1,4 +1,4 @@
-//! The relay: one session after the other, while this daemon has the turn.
+//! Running the relay: sessions one after the other, while this daemon holds the relay lock.
 
 use super::{App, SLACK};
 use crate::{
@@ -18,24 +18,25 @@ use crate::{
 };
 use std::{sync::Arc, time::Duration};
 
-/// How long the relay looks away while there is nothing to publish.
-const IDLE: Duration = Duration::from_millis(200);
+/// The interval at which an idle relay reads the outbox.
+const IDLE_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How often a daemon without the turn asks for it: how late a dead relay is followed by another.
-const WAITING: Duration = Duration::from_secs(1);
+/// The interval at which other daemons try to take the relay lock, and the delay until another relay replaces a dead
+/// one.
+const TAKEOVER_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often the outbox is counted.
-const COUNTING: Duration = Duration::from_secs(5);
+/// The interval at which the outbox is counted.
+const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// After so many looks at an empty outbox it is proven that the broker would take something.
-const LOOKS_BEFORE_PROOF: u32 = 25;
+/// The number of reads of an empty outbox between two proofs that the broker accepts messages.
+const READS_PER_PROOF: u32 = 25;
 
-/// What opening a publisher may take: a connection with every node, and the exchange.
+/// The deadline for opening a publisher: a connection, tried with every node, and the exchange.
 const OPENING_TIME: Duration = Duration::from_secs(120);
 
 impl App {
-    /// Publishes what is in the outbox, as long as events are wanted, until the daemon is told to stop; and counts it, wanted or
-    /// not: other programs may write there.
+    /// Publishes the rows of the outbox until the daemon stops, if events are enabled. Always counts the rows, because
+    /// other programs may write to the outbox.
     pub(super) async fn keep_relaying(&self) {
         let relaying = async {
             if self.settings.events.exchange.is_some() {
@@ -45,32 +46,33 @@ impl App {
         tokio::join!(relaying, self.until_stopped(self.count_outbox()));
     }
 
-    /// With connections of its own.
-    fn outbox(&self) -> Arc<WithDeadline<dyn Outbox>> {
+    /// Opens the outbox with separate connections.
+    fn open_outbox(&self) -> Arc<WithDeadline<dyn Outbox>> {
         let (url, timeout) = (self.settings.ledger.url.clone(), self.settings.ledger.timeout);
         Arc::new(WithDeadline::new(move || -> Arc<dyn Outbox> { ledger::open_outbox(&url, timeout) }, timeout))
     }
 
+    /// Runs the relay whenever this daemon holds the relay lock.
     async fn relay(&self) {
-        let outbox = self.outbox();
+        let outbox = self.open_outbox();
         let heartbeat =
             self.heartbeats.begin("relay", self.settings.ledger.timeout + CONFIRM_TIMEOUT + OPENING_TIME + SLACK);
         let mut blocked = None;
         while !self.stop.is_cancelled() {
             heartbeat.beat();
             let outage = match outbox.call(Outbox::take_turn).await {
-                Ok(true) => self.relay_in_turn(&outbox, &heartbeat, &mut blocked).await,
+                Ok(true) => self.relay_with_lock(&outbox, &heartbeat, &mut blocked).await,
                 Ok(false) => {
-                    // Whatever was told of an outage is the other relay's to find out now.
+                    // The relay of another daemon now detects and reports outages.
                     self.status.resume(Component::Relay, Dependency::Ledger);
                     self.status.resume(Component::Relay, Dependency::Broker);
-                    self.until_stopped(tokio::time::sleep(WAITING)).await;
+                    self.until_stopped(tokio::time::sleep(TAKEOVER_INTERVAL)).await;
                     continue;
                 }
                 Err(error) => Err(error.into_outage(Dependency::Ledger)),
             };
-            // Another daemon may be better off, or goes on while this one leaves.
-            give_turn_up(&outbox).await;
+            // Another daemon may work, or continue after this one stops.
+            release_relay_lock(&outbox).await;
             if let Err(outage) = outage {
                 self.status.pause(Component::Relay, &outage);
                 heartbeat.beat();
@@ -79,9 +81,9 @@ impl App {
         }
     }
 
-    /// Publishes until something fails or the daemon is told to stop. `blocked`: a publisher that an alarm of the broker has
-    /// blocked is kept, because it will hear when the alarm is over, and never more than one.
-    async fn relay_in_turn(
+    /// Publishes until an error or until the daemon stops. `blocked`: the publisher that an alarm of the broker blocks,
+    /// at most one. It is kept, because the broker notifies it when the alarm ends.
+    async fn relay_with_lock(
         &self,
         outbox: &Arc<WithDeadline<dyn Outbox>>,
         heartbeat: &Heartbeat,
@@ -96,7 +98,7 @@ impl App {
         let opened = self.until_stopped(EventPublisher::open(&self.settings.plan())).await;
         let Some(publisher) = opened.transpose().map_err(BrokerError::into_outage)? else { return Ok(()) };
         heartbeat.beat();
-        let relayed = self.relay_with(outbox, &publisher, heartbeat).await;
+        let relayed = self.relay_over(outbox, &publisher, heartbeat).await;
         if publisher.is_blocked().is_some() {
             *blocked = Some(publisher);
         } else {
@@ -105,7 +107,8 @@ impl App {
         relayed
     }
 
-    async fn relay_with(
+    /// Relays rows over a publisher until an error or until the daemon stops.
+    async fn relay_over(
         &self,
         outbox: &Arc<WithDeadline<dyn Outbox>>,
         publisher: &EventPublisher,
@@ -115,32 +118,32 @@ impl App {
         self.status.resume(Component::Relay, Dependency::Broker);
         events::Relaying.emit();
         let relay = Relay::new(Arc::clone(outbox), publisher, &self.stop);
-        let mut idle = 0;
+        let mut empty_reads = 0;
         while !self.stop.is_cancelled() {
             heartbeat.beat();
-            let moved = relay.step(heartbeat).await?;
+            let had_rows = relay.step(heartbeat).await?;
             self.status.resume(Component::Relay, Dependency::Ledger);
-            if moved {
-                idle = 0;
+            if had_rows {
+                empty_reads = 0;
                 continue;
             }
-            idle += 1;
-            if idle % LOOKS_BEFORE_PROOF == 0 {
+            empty_reads += 1;
+            if empty_reads % READS_PER_PROOF == 0 {
                 heartbeat.beat();
                 publisher.prove().await.map_err(BrokerError::into_outage)?;
             }
-            self.until_stopped(tokio::time::sleep(IDLE)).await;
+            self.until_stopped(tokio::time::sleep(IDLE_INTERVAL)).await;
         }
         Ok(())
     }
 
-    /// Tells every now and then how full the outbox is. While the ledger is down it tells the last numbers.
+    /// Counts the rows of the outbox at intervals. While the ledger is down, the metrics keep the last numbers.
     async fn count_outbox(&self) {
-        let outbox = self.outbox();
-        let mut turns = tokio::time::interval(COUNTING);
-        turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let outbox = self.open_outbox();
+        let mut ticks = tokio::time::interval(COUNT_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            turns.tick().await;
+            ticks.tick().await;
             if let Ok(summary) = outbox.call(Outbox::summary).await {
                 events::OutboxCounted { rows: summary.rows, oldest_seconds: summary.oldest_seconds }.emit();
             }
@@ -148,11 +151,12 @@ impl App {
     }
 }
 
-async fn give_turn_up(outbox: &WithDeadline<dyn Outbox>) {
+/// Releases the relay lock.
+async fn release_relay_lock(outbox: &WithDeadline<dyn Outbox>) {
     let given_up = outbox.call(|outbox| {
         outbox.give_turn_up();
         Ok(())
     });
-    // One that does not answer in time is abandoned with its connection, which ends the turn as well.
+    // If the ledger does not answer in time, the connection is dropped, which releases the lock as well.
     let _ = given_up.await;
 }

@@ -1,4 +1,4 @@
-//! How a session with the broker begins, what its workers find out, and how it ends.
+//! The opening, the findings and the end of a session with the broker.
 
 use crate::{
     broker::{BrokerError, Delivered},
@@ -13,26 +13,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How a session begins.
+/// The way in which a session starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Opening {
-    /// With the prefetch of its line.
+    /// Starts with the prefetch of the queue.
     Full,
-    /// After an outage: with so many deliveries in all. If the dependency fails again, only these are given back, which the
-    /// broker counts against each.
+    /// Takes this number of deliveries in total, after an outage. If the dependency fails again, only these are
+    /// requeued, which the broker counts against each.
     Limited(u16),
-    /// One message at a time until one takes little time: deliveries were held for too long.
+    /// Takes one message at a time until one is processed quickly, because deliveries were held for too long.
     Slow,
-    /// With so many deliveries, to find out whether a payment source whose probes fail works for others.
+    /// Starts with this number of deliveries, to test whether a payment source whose probes fail works for other
+    /// payments.
     Trial(u16),
 }
 
 impl Opening {
-    /// The opening after an outage.
+    /// The first opening after an outage.
     pub(super) const ONE: Self = Self::Limited(1);
 
-    /// The opening after a session with this one that ended in order: twice as many deliveries, and in the end those of a line
-    /// with this prefetch.
+    /// The opening after a session with this opening that ended in order: twice as many deliveries, up to a full
+    /// session with the prefetch.
     pub(super) fn widened(self, prefetch: u16) -> Self {
         match self {
             Self::Limited(deliveries) | Self::Trial(deliveries) => match deliveries.saturating_mul(2) {
@@ -44,43 +45,43 @@ impl Opening {
     }
 }
 
-/// Why a session ended. Everything is settled or given back.
+/// The reason for the end of a session. All deliveries are settled or requeued.
 pub(super) enum Ended {
-    /// The daemon was told to stop, or the session has found out what it was opened for.
+    /// The daemon stops, or the session has answered the question for which it was opened.
     InOrder,
     /// Deliveries were held for too long.
     HeldTooLong,
-    /// Something is down.
+    /// A dependency does not work.
     Outage {
         outage: Outage,
-        /// How long the session was in use.
+        /// The lifetime of the session.
         lived: Duration,
-        /// How far it came.
+        /// The progress of the session.
         progress: Progress,
     },
 }
 
-/// How far a session came.
+/// The progress of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// The broker did not let it begin, or delivered nothing: it cost no delivery.
+    /// The session could not be opened, or the broker delivered nothing: no delivery was spent.
     TookNothing,
-    /// Nothing of what was delivered was settled.
+    /// Messages were delivered and none was settled.
     SettledNothing,
-    /// Something had its effect, and was settled.
+    /// A message was processed and settled.
     Settled,
 }
 
-/// What the workers of a session find out together.
+/// The findings that the workers of a session share.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     /// Deliveries were held for too long.
     pub(super) held_too_long: AtomicBool,
-    /// Something was delivered.
+    /// A message was delivered.
     pub(super) taken: AtomicBool,
-    /// Something had its effect, and was settled.
+    /// A message was processed and settled.
     pub(super) settled: AtomicBool,
-    /// When a transaction was committed last.
+    /// The time of the last committed transaction.
     pub(super) committed: Mutex<Option<Instant>>,
 }
 
@@ -94,6 +95,7 @@ impl Findings {
     }
 }
 
+/// Converts an error of the broker to an interruption without unsettled deliveries.
 pub(super) fn broker_lost(error: BrokerError) -> Interrupted<Delivered> {
     Interrupted { outage: Some(error.into_outage()), unsettled: Vec::new() }
 }

@@ -1,4 +1,4 @@
-//! A worker: takes a batch, brings it the whole way, takes the next.
+//! A worker: takes batches from the consumer and processes them one after the other.
 
 use crate::{
     app::{
@@ -29,17 +29,17 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How often a worker that waits for deliveries shows that it turns.
-const IDLE_TURN: Duration = Duration::from_secs(5);
+/// The maximum time that a worker waits for deliveries before it beats its heartbeat.
+const IDLE_WAIT: Duration = Duration::from_secs(5);
 
-/// After so many of them without a delivery the ledger is probed: `/readyz` must not say more than is known.
-const IDLE_TURNS_BEFORE_PROBE: u32 = 3;
+/// The number of idle waits after which the ledger is probed, so that `/readyz` reports a current state.
+const IDLE_WAITS_PER_PROBE: u32 = 3;
 
-/// How long a check may be held before it is worked on. The broker takes deliveries back that are held for half an hour
+/// How long a check may be held before it is processed. The broker requeues deliveries that are held for half an hour
 /// (RabbitMQ, "Delivery Acknowledgement Timeout").
-const MOST_HELD: Duration = Duration::from_secs(8 * 60);
+const MAX_HELD: Duration = Duration::from_secs(8 * 60);
 
-/// A session that holds one message at a time ends when a message takes less than this.
+/// The processing time below which a session that takes one message at a time ends.
 const QUICK: Duration = Duration::from_secs(10);
 
 pub(super) struct Worker {
@@ -51,17 +51,18 @@ pub(super) struct Worker {
     pub(super) batch: BatchSize,
     pub(super) opening: Opening,
     pub(super) findings: Arc<Findings>,
-    /// Whether it is the one that probes an idle ledger.
+    /// Whether this worker probes the ledger while it is idle.
     pub(super) probes: bool,
 }
 
 type Finished = Result<(), Interrupted<Delivered>>;
 
-/// The second half of a batch, while the next one is taken and committed.
+/// The second half of a batch (check messages and acknowledgements), which runs while the next batch is taken and
+/// committed.
 type Finishing<'a> = Option<BoxFuture<'a, Finished>>;
 
-/// Never returns without one.
-async fn next(finishing: &mut Finishing<'_>) -> Finished {
+/// Waits for the finishing batch; forever if there is none.
+async fn wait_for_finished(finishing: &mut Finishing<'_>) -> Finished {
     match finishing {
         None => std::future::pending().await,
         Some(work) => {
@@ -72,28 +73,29 @@ async fn next(finishing: &mut Finishing<'_>) -> Finished {
     }
 }
 
-/// Does `work`; what is finishing goes on meanwhile, and is not waited for. `Ok` also when it goes on still.
-async fn meanwhile<T>(work: impl Future<Output = T>, finishing: &mut Finishing<'_>) -> (T, Finished) {
+/// Runs `work` while the finishing batch continues, without waiting for it. The second result is `Ok` also if it is not
+/// done yet.
+async fn run_while_finishing<T>(work: impl Future<Output = T>, finishing: &mut Finishing<'_>) -> (T, Finished) {
     let mut work = std::pin::pin!(work);
     let mut finished = Ok(());
     loop {
         tokio::select! {
             done = &mut work => return (done, finished),
-            this = next(finishing) => finished = this,
+            result = wait_for_finished(finishing) => finished = result,
         }
     }
 }
 
-/// Returns at once without one.
-async fn last(finishing: &mut Finishing<'_>) -> Finished {
-    if finishing.is_none() { Ok(()) } else { next(finishing).await }
+/// Waits for the finishing batch; returns at once if there is none.
+async fn finish_remaining(finishing: &mut Finishing<'_>) -> Finished {
+    if finishing.is_none() { Ok(()) } else { wait_for_finished(finishing).await }
 }
 
 impl Worker {
     pub(super) async fn run(self, pipeline: Pipeline) -> Finished {
         match pipeline {
-            Pipeline::Credits(pipeline) => self.credit(&pipeline).await,
-            Pipeline::Checks(pipeline) => self.check(&pipeline).await,
+            Pipeline::Credits(pipeline) => self.run_credits(&pipeline).await,
+            Pipeline::Checks(pipeline) => self.run_checks(&pipeline).await,
         }
     }
 
@@ -101,10 +103,10 @@ impl Worker {
         BatchContext { heartbeat: &self.heartbeat, stop: &self.stop }
     }
 
-    /// Credits: further batches are taken and committed while the checks of those before are being confirmed. What is
-    /// committed meanwhile is finished together.
-    async fn credit(&self, pipeline: &CreditPipeline) -> Finished {
-        let mut idle_turns = 0;
+    /// Processes points messages: takes and commits further batches while the check messages of earlier ones are being
+    /// confirmed. Batches that are committed meanwhile are finished together.
+    async fn run_credits(&self, pipeline: &CreditPipeline) -> Finished {
+        let mut idle_waits = 0;
         let mut finishing: Finishing<'_> = None;
         let mut committed: Committed<Delivered> = Committed::default();
         let ended: Finished = loop {
@@ -114,39 +116,41 @@ impl Worker {
             }
             let room = committed.len() < self.batch.messages;
             let taken = tokio::select! {
-                // A stop comes before another batch.
+                // A stop takes precedence over another batch.
                 biased;
                 () = self.stop.cancelled() => break Ok(()),
-                finished = next(&mut finishing) => match self.after(finished).await {
+                finished = wait_for_finished(&mut finishing) => match self.requeue_unfinished(finished).await {
                     Ok(()) => continue,
                     interrupted => break interrupted,
                 },
-                taken = tokio::time::timeout(IDLE_TURN, self.consumer.next_batch(self.batch)), if room => taken,
+                taken = tokio::time::timeout(IDLE_WAIT, self.consumer.next_batch(self.batch)), if room => taken,
             };
             let batch = match taken {
                 Ok(Ok(Some(batch))) => batch,
                 Ok(Ok(None)) => break Ok(()),
                 Ok(Err(lost)) => break Err(broker_lost(lost)),
                 Err(_) => {
-                    idle_turns += 1;
-                    if self.probes && idle_turns % IDLE_TURNS_BEFORE_PROBE == 0 {
-                        let (probed, finished) = meanwhile(pipeline.ledger.probe(), &mut finishing).await;
-                        if let Err(interrupted) = self.after(finished).await.and(probed.map_err(down)) {
+                    idle_waits += 1;
+                    if self.probes && idle_waits % IDLE_WAITS_PER_PROBE == 0 {
+                        let (probed, finished) = run_while_finishing(pipeline.ledger.probe(), &mut finishing).await;
+                        if let Err(interrupted) =
+                            self.requeue_unfinished(finished).await.and(probed.map_err(interrupted_by))
+                        {
                             break Err(interrupted);
                         }
                     }
                     continue;
                 }
             };
-            idle_turns = 0;
+            idle_waits = 0;
             self.findings.taken.store(true, Ordering::Relaxed);
             let context = self.context();
-            let (batch, finished) = meanwhile(pipeline.commit(batch, &context), &mut finishing).await;
+            let (batch, finished) = run_while_finishing(pipeline.commit(batch, &context), &mut finishing).await;
             if batch.reached_the_ledger() {
                 *lock(&self.findings.committed) = Some(Instant::now());
             }
             committed.extend(batch);
-            match self.after(finished).await {
+            match self.requeue_unfinished(finished).await {
                 Ok(()) if committed.outage.is_none() => {}
                 ended => break ended,
             }
@@ -154,10 +158,11 @@ impl Worker {
         self.conclude(pipeline, ended, finishing, committed).await
     }
 
+    /// Finishes committed messages: publishes their checks and settles them.
     fn finish<'a>(&'a self, pipeline: &'a CreditPipeline, committed: Committed<Delivered>) -> BoxFuture<'a, Finished> {
         Box::pin(async move {
             let context = self.context();
-            // A message from which nothing can be read says nothing about the ledger.
+            // An unreadable message proves nothing about the ledger.
             let committed_some = committed.reached_the_ledger();
             let finished = pipeline.finish(&*self.consumer, committed, &context).await;
             if finished.is_ok() && committed_some {
@@ -167,7 +172,7 @@ impl Worker {
         })
     }
 
-    /// The end of a session: what is on its way is settled as far as the broker takes it, and the rest is handed back.
+    /// Ends the work: settles the committed messages as far as the broker works, and returns the rest.
     async fn conclude(
         &self,
         pipeline: &CreditPipeline,
@@ -184,8 +189,8 @@ impl Worker {
             left.outage.as_ref().is_none_or(|outage| outage.dependency != Dependency::Broker)
         };
         add(ended);
-        // Committed and not settled: they come again, and their checks are scheduled then.
-        let broker_works = add(last(&mut finishing).await);
+        // Committed messages that are not settled are redelivered, and their checks are scheduled then.
+        let broker_works = add(finish_remaining(&mut finishing).await);
         let finished = if broker_works && !committed.is_empty() {
             self.finish(pipeline, committed).await
         } else {
@@ -195,18 +200,18 @@ impl Worker {
         Interrupted::unless_done(left.outage, left.unsettled)
     }
 
-    /// Of a batch that took too long, what is left comes again, to whoever takes it. Anything else ends the session.
-    async fn after(&self, finished: Finished) -> Finished {
+    /// Requeues the unsettled rest of a batch that exceeded its deadline. Any other interruption ends the session.
+    async fn requeue_unfinished(&self, finished: Finished) -> Finished {
         match finished {
             Err(Interrupted { outage: None, unsettled }) if !self.stop.is_cancelled() => {
-                let in_all = unsettled.len();
+                let total = unsettled.len();
                 let given_back = self.consumer.give_back(unsettled).await;
                 events::GaveBack { deliveries: Some(given_back) }.emit();
-                if given_back == in_all {
+                if given_back == total {
                     return Ok(());
                 }
-                // The rest would be held for as long as the session lasts.
-                let reason = "deliveries could not be given back".to_owned();
+                // The rest would be held until the session ends.
+                let reason = "deliveries could not be requeued".to_owned();
                 let outage = Some(Outage { dependency: Dependency::Broker, reason });
                 Err(Interrupted { outage, unsettled: Vec::new() })
             }
@@ -214,18 +219,18 @@ impl Worker {
         }
     }
 
-    /// Checks and notifications, a batch at a time.
-    async fn check(&self, pipeline: &CheckPipeline) -> Finished {
+    /// Processes checks and notifications, one batch at a time.
+    async fn run_checks(&self, pipeline: &CheckPipeline) -> Finished {
         loop {
             self.heartbeat.beat();
             let taken = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Ok(()),
-                taken = tokio::time::timeout(IDLE_TURN, self.consumer.next_batch(self.batch)) => taken,
+                taken = tokio::time::timeout(IDLE_WAIT, self.consumer.next_batch(self.batch)) => taken,
             };
             let Ok(batch) = taken else {
                 if self.status.is_paused(self.component, Dependency::PayStatus) {
-                    pipeline.probe_source().await.map_err(down)?;
+                    pipeline.probe_source().await.map_err(interrupted_by)?;
                     self.status.resume(self.component, Dependency::PayStatus);
                     if matches!(self.opening, Opening::Trial(_)) {
                         return Ok(());
@@ -235,34 +240,35 @@ impl Worker {
             };
             let Some(batch) = batch.map_err(broker_lost)? else { return Ok(()) };
             self.findings.taken.store(true, Ordering::Relaxed);
-            if self.consumer.held_at_most() > MOST_HELD {
+            if self.consumer.held_at_most() > MAX_HELD {
                 self.findings.held_too_long.store(true, Ordering::Relaxed);
                 return Err(Interrupted { outage: None, unsettled: batch });
             }
             let begun = Instant::now();
             let processed = pipeline.process(&*self.consumer, batch, &self.context()).await;
-            // A source that was only tried, after many failed probes, may work.
+            // The payment source may work in a trial session although its probes fail.
             let answered = pipeline.answered.swap(false, Ordering::Relaxed);
             if answered {
                 self.status.resume(self.component, Dependency::PayStatus);
             }
             let is_done = processed.is_ok();
-            self.after(processed).await?;
+            self.requeue_unfinished(processed).await?;
             if is_done {
                 self.findings.settled.store(true, Ordering::Relaxed);
             }
-            let found_out = match self.opening {
+            let has_answer = match self.opening {
                 Opening::Trial(_) => answered,
                 Opening::Slow => begun.elapsed() < QUICK,
                 Opening::Limited(_) | Opening::Full => false,
             };
-            if found_out {
+            if has_answer {
                 return Ok(());
             }
         }
     }
 }
 
-fn down(outage: Outage) -> Interrupted<Delivered> {
+/// Converts an outage to an interruption without unsettled deliveries.
+fn interrupted_by(outage: Outage) -> Interrupted<Delivered> {
     Interrupted { outage: Some(outage), unsettled: Vec::new() }
 }

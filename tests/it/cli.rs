@@ -215,7 +215,7 @@ fn an_outdated_or_newer_schema_is_refused_with_what_to_do() {
     for arguments in [&["replay", "/dev/null"][..], &["balance", "u"]] {
         let (status, text) = without(arguments);
         assert_eq!(status, Some(1), "{text}");
-        assert!(text.contains("there is no pointsd schema in this database; run `pointsd migrate`"), "{text}");
+        assert!(text.contains("this database has no pointsd schema; run `pointsd migrate`"), "{text}");
     }
     assert_eq!(without(&["migrate"]).0, Some(0));
     assert_eq!(without(&["replay", "/dev/null"]).0, Some(0));
@@ -242,7 +242,7 @@ fn a_missing_or_outdated_schema_is_waited_for() {
             assert!(output.status.success(), "{}", told(&output));
         };
         let daemon = start();
-        daemon.wait_not_ready("ledger: there is no pointsd schema in this database; run `pointsd migrate`");
+        daemon.wait_not_ready("ledger: this database has no pointsd schema; run `pointsd migrate`");
         assert_eq!(daemon.metric(r#"pointsd_paused{dependency="ledger"}"#), 1.0);
         migrate();
         daemon.wait_ready();
