@@ -34,7 +34,7 @@ fn a_ledger_that_is_too_slow_is_named_in_the_log_and_makes_the_daemon_unready() 
     assert!(daemon.metric(r#"pointsd_oldest_in_flight_seconds{queue="credit"}"#) > 3.0);
     let log = daemon.log();
     let line = log.lines().find(|line| line.contains("commit timed out")).unwrap_or_else(|| panic!("{log}"));
-    assert!(line.contains("size=") && line.contains("waited=") && line.contains("statement timeout"), "{line}");
+    assert!(line.contains("size=") && line.contains("waited_seconds=") && line.contains("statement timeout"), "{line}");
     assert!(log.contains("stalled: no commit while deliveries wait"), "{log}");
     daemon.wait_for("parts of it are small enough", |daemon| {
         let credited = daemon.metric(r#"pointsd_messages_total{queue="credit",outcome="credited"}"#);

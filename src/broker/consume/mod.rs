@@ -19,7 +19,10 @@ use crate::{
         component::Component,
         failure::Outage,
     },
-    observe::{events, heartbeat::Heartbeat},
+    observe::{
+        events::{self, Event as _},
+        heartbeat::Heartbeat,
+    },
     pipeline::ports::Origin,
     unpoisoned::lock,
 };

@@ -11,7 +11,10 @@ use crate::{
         within,
     },
     domain::{failure::Outage, settlement::Destination},
-    observe::{events, heartbeat::Heartbeat},
+    observe::{
+        events::{self, Event as _},
+        heartbeat::Heartbeat,
+    },
     pipeline::ports::{Confirmed, CopyBody, Deliveries, FirstChecks, Forward, Message},
     unpoisoned::lock,
 };
