@@ -153,6 +153,10 @@ async fn watch_broker(
 /// The interval at which the progress of a session is checked.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A session without a delivery ends after this time, and the next one begins: the broker can lose a consumer without
+/// cancelling it, when its queue is deleted and another program declares it again at once.
+const LONGEST_IDLE: Duration = Duration::from_secs(300);
+
 /// A session whose progress is watched.
 struct WatchedSession {
     component: Component,
@@ -173,6 +177,9 @@ async fn watch_progress(session: WatchedSession) -> Result<(), Interrupted<Deliv
         let committed = *lock(&findings.committed);
         let waiting = oldest.map(|at| committed.map_or(at, |committed| at.max(committed)).elapsed());
         status.stalled(component, waiting.filter(|waiting| stalled_after.is_some_and(|most| *waiting > most)));
+        if oldest.is_none() && consumer.idle_for() > LONGEST_IDLE {
+            stop.cancel();
+        }
     }
     events::OldestInFlight { component, age: Duration::ZERO }.emit();
     status.stalled(component, None);

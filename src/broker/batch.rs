@@ -81,6 +81,8 @@ pub(super) struct DeliveryTimes {
     empty_at: Instant,
     /// The batches with unsettled deliveries, oldest first: the last delivery tag, and the time.
     unsettled: VecDeque<(u64, Instant)>,
+    /// When the last delivery was taken, or the session began.
+    last_taken: Instant,
 }
 
 impl DeliveryTimes {
@@ -90,6 +92,7 @@ impl DeliveryTimes {
             batches: VecDeque::new(),
             empty_at: Instant::now(),
             unsettled: VecDeque::new(),
+            last_taken: Instant::now(),
         }
     }
 
@@ -101,13 +104,19 @@ impl DeliveryTimes {
 
     /// Records that deliveries were taken together.
     pub(super) fn record_batch(&mut self, deliveries: usize) {
-        self.batches.push_back((deliveries, Instant::now()));
+        self.last_taken = Instant::now();
+        self.batches.push_back((deliveries, self.last_taken));
         // Older batches than the one with the delivery that is one prefetch behind have no effect.
         let mut later: usize = self.batches.iter().skip(1).map(|(deliveries, _)| deliveries).sum();
         while later >= self.prefetch {
             self.batches.pop_front();
             later -= self.batches.front().map_or(0, |(deliveries, _)| *deliveries);
         }
+    }
+
+    /// How long nothing was delivered.
+    pub(super) fn idle_for(&self) -> Duration {
+        self.last_taken.elapsed()
     }
 
     /// Records that deliveries were taken and are unsettled; `last` is the delivery tag of the last one.

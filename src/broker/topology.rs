@@ -180,12 +180,17 @@ impl Topology {
     }
 
     /// The topology that one component requires: a wrong queue of another program must not stop the other components.
+    ///
+    /// A consumed queue belongs to its consumer alone. If another session declared it again right after it was deleted, the
+    /// broker could keep the consumer registered and deliver nothing to it, without cancelling it.
     pub(super) fn of_component(plan: &Plan, component: Component) -> Self {
         let mut topology = Self::default();
+        let BrokerSettings { credit_queue, check_queue, .. } = &plan.broker;
         match component {
-            Component::Credits | Component::Checks => topology = Self::core(plan),
+            Component::Credits => topology = Self::core(plan).without(&[check_queue]),
+            Component::Checks => topology = Self::core(plan).without(&[credit_queue]),
             Component::Source(name) => {
-                topology = Self::core(plan);
+                topology = Self::core(plan).without(&[credit_queue, check_queue]);
                 if let Some(source) = plan.sources.iter().find(|source| source.name == name) {
                     topology.add_source(plan, source);
                 }
@@ -193,6 +198,13 @@ impl Topology {
             Component::Relay => topology.add_events(plan),
         }
         topology
+    }
+
+    /// The same topology without these queues and what is bound to them.
+    fn without(mut self, queues: &[&String]) -> Self {
+        self.queues.retain(|queue| !queues.contains(&&queue.name));
+        self.bindings.retain(|binding| !queues.contains(&&binding.queue));
+        self
     }
 
     /// The queues of points messages and their checks, and the dead queue. Without a payment source there are no check

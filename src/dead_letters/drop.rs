@@ -59,12 +59,13 @@ pub struct HeldSelection<'a> {
     settings: &'a Settings,
     selection: &'a Selection,
     walk: Walk<'a>,
-    found: Found,
+    letters: SelectedLetters,
+    groups: Vec<Group>,
 }
 
 /// The selected messages of a walk.
 #[derive(Default)]
-struct Found {
+struct SelectedLetters {
     tags: Vec<Tag>,
     groups: Groups,
     payments: usize,
@@ -83,24 +84,25 @@ pub async fn select_for_drop<'a>(
     let settings = environment.settings;
     let now = clock::now(environment, selection, reporter).await?;
     let mut walk = Walk::begin(settings, reporter).await?;
-    let mut found = Found::default();
+    let mut letters = SelectedLetters::default();
     while let Some((held, letter)) = walk.next().await? {
         if selection.matches(&letter, now) {
-            found.add(selection, &held, letter);
+            letters.add(selection, &held, letter);
         } else {
             walk.release(held).await?;
         }
     }
-    let held = HeldSelection { settings, selection, walk, found };
-    if held.found.shared.is_empty() {
+    let groups = std::mem::take(&mut letters.groups).sorted();
+    let message_ids = std::mem::take(&mut letters.shared);
+    let held = HeldSelection { settings, selection, walk, letters, groups };
+    if message_ids.is_empty() {
         return Ok(DropCandidates::Held(held));
     }
-    let message_ids = held.found.shared.clone();
     let report = held.end("refused: about other payments, too", reporter).await?;
     Ok(DropCandidates::Shared { report, message_ids })
 }
 
-impl Found {
+impl SelectedLetters {
     fn add(&mut self, selection: &Selection, held: &HeldLetter, letter: DeadLetter) {
         self.tags.push(held.tag());
         self.needs_renewal |= held.times_given_back() > 0;
@@ -117,17 +119,17 @@ impl Found {
 impl HeldSelection<'_> {
     /// The number of messages.
     pub fn messages(&self) -> u64 {
-        self.found.tags.len() as u64
+        self.letters.tags.len() as u64
     }
 
     /// The number of payments that they are about. A message without a readable payment counts as one.
     pub fn payments(&self) -> u64 {
-        self.found.payments as u64
+        self.letters.payments as u64
     }
 
-    /// The counts by reason and error, the largest first. Call it once: the counts are moved out.
-    pub fn take_groups(&mut self) -> Vec<Group> {
-        std::mem::take(&mut self.found.groups).sorted()
+    /// The counts by reason and error, the largest first.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
     }
 
     /// Removes the messages from the dead queue. `stop` ends it between two steps.
@@ -143,7 +145,7 @@ impl HeldSelection<'_> {
         audit(self.selection, 0, BEGUN);
         let mut dropped = 0;
         let mut removal = Ok(());
-        for tags in self.found.tags.chunks(REMOVED_TOGETHER).take_while(|_| !stop.is_cancelled()) {
+        for tags in self.letters.tags.chunks(REMOVED_TOGETHER).take_while(|_| !stop.is_cancelled()) {
             removal = self.walk.remove(tags, &mut dropped).await;
             if removal.is_err() {
                 break;
@@ -158,7 +160,7 @@ impl HeldSelection<'_> {
         };
         audit(self.selection, dropped, &end);
         let inspection = ended?;
-        if self.found.needs_renewal && dropped < selected {
+        if self.letters.needs_renewal && dropped < selected {
             renew_all(settings, reporter).await?;
         }
         Ok(DropReport { selected, dropped, inspection })
@@ -174,7 +176,7 @@ impl HeldSelection<'_> {
         let (settings, selection, selected) = (self.settings, self.selection, self.messages());
         let inspection = self.walk.end(reporter).await?;
         Audit { action: "drop", selection, selected: Some(selected), removed: 0, end, requeue_id: None }.log(settings);
-        if self.found.needs_renewal && selected > 0 {
+        if self.letters.needs_renewal && selected > 0 {
             renew_all(settings, reporter).await?;
         }
         Ok(DropReport { selected, dropped: 0, inspection })

@@ -77,6 +77,11 @@ pub struct Consumer {
 }
 
 impl Consumer {
+    /// How long nothing was delivered.
+    pub fn idle_for(&self) -> Duration {
+        lock(&self.delivery_times).idle_for()
+    }
+
     /// The node of the consuming connection.
     pub fn node(&self) -> &BrokerUrl {
         &self.node
@@ -100,7 +105,7 @@ impl Consumer {
                 () = tokio::time::sleep_until(next_proof.into()) => next_proof = Instant::now() + PROOF_INTERVAL,
             }
             proofs = proofs.wrapping_add(1);
-            // The session of the credits checks the check queues, too.
+            // The session of the credits checks the delay queues of checks, too. The check queue is its consumer's.
             let checks_queues = self.component != Component::Checks && proofs.is_multiple_of(PROOFS_PER_QUEUE_CHECK);
             // In a separate task: a cancelled proof would leave a channel that no worker can use again.
             let (publisher, topology) = (Arc::clone(&self.publisher), Arc::clone(&self.topology));

@@ -33,15 +33,14 @@ pub(super) async fn run(
         let error = "there is no terminal to ask for confirmation; give --yes to drop the messages permanently";
         return Err(UsageError(error.into()).into());
     }
-    let mut held = match select_for_drop(environment, &selection, &mut TerminalReporter::new(output)).await? {
+    let held = match select_for_drop(environment, &selection, &mut TerminalReporter::new(output)).await? {
         DropCandidates::Held(held) => held,
         DropCandidates::Shared { report, message_ids } => {
             return refuse(arguments, report, &message_ids, output);
         }
     };
-    let agreed = held.messages() == 0
-        || arguments.yes
-        || ask(&environment.settings.broker.dead_queue, &mut held, output).await?;
+    let agreed =
+        held.messages() == 0 || arguments.yes || ask(&environment.settings.broker.dead_queue, &held, output).await?;
     // Not before: until then a signal ends the process at once.
     let stop = stop_on_signals(|_| {})?;
     let reporter = &mut TerminalReporter::new(output);
@@ -75,8 +74,8 @@ fn refuse(
 }
 
 /// Asks for confirmation. Without an answer in time the messages are not dropped.
-async fn ask(queue: &str, held: &mut HeldSelection<'_>, output: &mut Output) -> anyhow::Result<bool> {
-    for group in held.take_groups() {
+async fn ask(queue: &str, held: &HeldSelection<'_>, output: &mut Output) -> anyhow::Result<bool> {
+    for group in held.groups() {
         output.ask(&format!("{:>8}  {}", group.messages, printable(&group.reason)));
     }
     let (messages, payments) = (held.messages(), held.payments());
