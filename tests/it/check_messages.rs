@@ -24,6 +24,7 @@ use lapin::{
 };
 use std::{
     collections::BTreeSet,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -959,6 +960,50 @@ fn a_consumed_queue_that_is_deleted_is_declared_again_with_a_warning_that_says_w
     assert!(setup.run(&["reconcile", "--older-than", "0s", "--apply"]).status.success());
     wait_for_checks(&daemon, "paid", "verify", 20.0);
     assert!(!String::from_utf8_lossy(&setup.run(&["reconcile"]).stdout).contains("--older-than"));
+    assert_right(&setup);
+    daemon.stop();
+}
+
+/// Each consumed queue is declared by its consumer alone: declared by another session right after it was deleted, the broker
+/// could keep the consumer registered and deliver nothing to it.
+#[test]
+fn a_check_queue_that_is_deleted_with_its_delay_queues_under_traffic_is_consumed_again() {
+    let (place, payments) = (Place::new(Kind::Postgres), Payments::new());
+    let setup = setup(&place, "sql", &payments.settings(), "1s", r#"["2s"]"#);
+    payments.set_all(&(1..=5000).map(|id| (id, PAID)).collect::<Vec<_>>());
+    let daemon = start(&setup);
+    let mut next = 1_u64;
+    // The pauses decide whose session is being opened when the check queue goes.
+    for pause in [40, 80, 120, 160, 250, 500, 900] {
+        let done = AtomicBool::new(false);
+        next = std::thread::scope(|scope| {
+            let traffic = scope.spawn(|| {
+                let client = Client::connect(&rabbit::shared().url());
+                let mut id = next;
+                while !done.load(Ordering::Relaxed) {
+                    publish(&client, &setup, [id]);
+                    id += 1;
+                    std::thread::sleep(Duration::from_millis(15));
+                }
+                id
+            });
+            std::thread::sleep(Duration::from_millis(500));
+            let client = Client::connect(&rabbit::shared().url());
+            for queue in [setup.check_delay_queue("1s"), setup.check_delay_queue("2s"), setup.check_queue.clone()] {
+                client.delete_queue(&queue);
+                std::thread::sleep(Duration::from_millis(pause));
+            }
+            done.store(true, Ordering::Relaxed);
+            traffic.join().unwrap()
+        });
+        daemon.wait_ready();
+        let client = Client::connect(&rabbit::shared().url());
+        publish(&client, &setup, [next]);
+        wait_for_state(&setup, &daemon, next, &is("credited", true));
+        next += 1;
+    }
+    let lost = daemon.log().lines().filter(|line| line.contains("gone from the broker")).count();
+    assert!(lost >= 14, "they were deleted: {}", daemon.log());
     assert_right(&setup);
     daemon.stop();
 }
