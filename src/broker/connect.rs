@@ -186,7 +186,7 @@ pub(super) async fn connect(settings: &BrokerSettings, purpose: &str) -> Result<
                 return Ok((connection, url.clone()));
             }
             Some((Ok(Err(error)), _)) => {
-                failures.push(describe_failure(url, settings.urls_file.as_deref(), &error_text(&error)))
+                failures.push(describe_failure(url, settings.urls_file.as_deref(), &error_text(&error)));
             }
             Some((Err(panicked), _)) => failures.push(format!("{url}: {panicked}")),
             None => failures.push(format!("{url}: no answer within {STEP_TIMEOUT:?}")),
