@@ -1,10 +1,16 @@
-//! Rules that several sections share: durations, bounded numbers, names, delays, URLs without their secrets.
+//! Rules that several sections share: durations, bounded numbers, names, delays and PEM files.
 
 use super::reader::Reader;
-use crate::domain::retry::{Delay, MAX_DELAY_MILLISECONDS, MAX_STEPS};
-use std::time::Duration;
+use crate::{
+    domain::retry::{Delay, MAX_DELAY_MILLISECONDS, MAX_STEPS},
+    files::is_pem,
+};
+use std::{path::PathBuf, time::Duration};
 
-/// A duration within a second and an hour.
+/// The form of a delay, for an error message.
+pub(super) const DELAY: &str = "a delay: a whole number and ms, s, m or h, up to 720h";
+
+/// Reads a duration between one second and one hour.
 pub(super) fn duration(reader: &mut Reader, key: &str, default_seconds: u64) -> Duration {
     let bounds = Duration::from_secs(1)..=Duration::from_secs(3600);
     reader.checked(key, Duration::from_secs(default_seconds), "a duration from 1s to 1h, as in \"25s\"", |value| {
@@ -12,17 +18,17 @@ pub(super) fn duration(reader: &mut Reader, key: &str, default_seconds: u64) -> 
     })
 }
 
-/// A whole number within a range.
+/// Reads a whole number in a range.
 pub(super) fn number<T>(reader: &mut Reader, key: &str, default: i64, range: std::ops::RangeInclusive<i64>) -> T
 where
     T: TryFrom<i64> + Default,
 {
     let wanted = format!("a whole number from {} to {}", range.start(), range.end());
-    // The range is within the type's, for every caller.
+    // The range of every caller fits the type.
     T::try_from(reader.checked(key, default, &wanted, |value| range.contains(value))).unwrap_or_default()
 }
 
-/// A name of an exchange, a queue or a key: AMQP's short strings have at most 255 bytes.
+/// Reads the name of an exchange, a queue or a routing key. AMQP limits them to 255 bytes.
 pub(super) fn name(reader: &mut Reader, key: &str, default: &str) -> String {
     let wanted = "1 to 255 bytes, not beginning with \"amq.\" (reserved by the broker)";
     reader.checked(key, default.to_owned(), wanted, |value| {
@@ -30,7 +36,7 @@ pub(super) fn name(reader: &mut Reader, key: &str, default: &str) -> String {
     })
 }
 
-/// Each delay is the name of a queue, and its time to live.
+/// Reads a list of delays. Each of them is part of the name of a queue, and the time to live of its messages.
 pub(super) fn delays(reader: &mut Reader, key: &str, default: &[&str]) -> Vec<Delay> {
     let wanted = format!(
         "a list of at most {MAX_STEPS} delays, each a whole number and ms, s, m or h, up to {}h, as in [\"1s\", \"5m\"]",
@@ -43,47 +49,20 @@ pub(super) fn delays(reader: &mut Reader, key: &str, default: &[&str]) -> Vec<De
     texts.iter().filter_map(|text| Delay::parse(text)).collect()
 }
 
-/// Parameters of URLs that hold no secret. Whatever else stands in a query may.
-const PLAIN_PARAMETERS: [&str; 16] = [
-    "application_name",
-    "auth_mechanism",
-    "channel_max",
-    "connect_timeout",
-    "connection_timeout",
-    "dbname",
-    "frame_max",
-    "heartbeat",
-    "host",
-    "keepalives",
-    "keepalives_idle",
-    "port",
-    "sslmode",
-    "target_session_attrs",
-    "tcp_user_timeout",
-    "user",
-];
-
-/// A URL with its password made unreadable, also one whose special characters were not encoded: everything from the
-/// first colon to the last `@` is hidden, every parameter that is not known to be harmless, and a fragment.
-pub(super) fn masked(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let rest = match rest.rsplit_once('@') {
-        Some((user, host)) => match user.split_once(':') {
-            Some((user, _)) => format!("{user}:***@{host}"),
-            None => format!("{user}@{host}"),
-        },
-        None => rest.to_owned(),
-    };
-    let (rest, fragment) = rest.split_once('#').map_or((rest.as_str(), ""), |(rest, _)| (rest, "#***"));
-    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let parameters = query.split('&').filter(|parameter| !parameter.is_empty());
-    let parameters: Vec<String> = parameters
-        .map(|parameter| match parameter.split_once('=') {
-            Some((name, _)) if PLAIN_PARAMETERS.contains(&name) => parameter.to_owned(),
-            Some((name, _)) => format!("{name}=***"),
-            None => "***".to_owned(),
-        })
-        .collect();
-    let mark = if parameters.is_empty() { "" } else { "?" };
-    format!("{scheme}://{place}{mark}{}{fragment}", parameters.join("&"))
+/// Reads the path of a PEM file and returns the contents of the file. A file that cannot be read, or has no PEM section of the
+/// right kind, is a fault.
+pub(super) fn pem(reader: &mut Reader, key: &str) -> Option<Vec<u8>> {
+    let file: PathBuf = reader.optional(key)?;
+    match std::fs::read(&file) {
+        Ok(bytes) if is_pem(key, &bytes) => Some(bytes),
+        Ok(_) => {
+            let wanted = if key.ends_with("key_file") { "a private key" } else { "a certificate" };
+            reader.fault(key, format!("{} holds no PEM of {wanted}", file.display()));
+            None
+        }
+        Err(error) => {
+            reader.fault(key, format!("{} cannot be read: {error}", file.display()));
+            None
+        }
+    }
 }

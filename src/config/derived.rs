@@ -1,4 +1,4 @@
-//! What follows from the settings.
+//! Values that are derived from the settings.
 
 use super::Settings;
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl Settings {
-    /// The sources of notifications.
+    /// The notification sources.
     pub fn notifications(&self) -> impl Iterator<Item = &NotificationSource> {
         self.sources.iter().filter_map(|source| match &source.kind {
             SourceKind::Credit => None,
@@ -20,14 +20,14 @@ impl Settings {
         })
     }
 
-    /// The source of notifications whose queue that is.
+    /// The name of the notification source that consumes a queue; `None` for other queues.
     pub fn source_of_queue(&self, queue: &str) -> Option<&str> {
         let source = self.sources.iter().find(|source| source.queue == queue)?;
         matches!(source.kind, SourceKind::Notification(_)).then_some(&source.name)
     }
 
-    /// The payments that a body is about: of a check message each that can be read, otherwise at most one, in the format of
-    /// its source (`x-pointsd-source`) or the credit format; also of a malformed one.
+    /// The payment IDs in a body, also in a malformed one. A check message can have many; any other message has at most one, in
+    /// the format of its source (`x-pointsd-source`) or the credit format.
     pub fn payments_of(&self, is_check_message: bool, source: Option<&str>, body: &[u8]) -> Vec<String> {
         if is_check_message {
             let checks = check_message::parse(body).unwrap_or_default().into_iter();
@@ -51,7 +51,7 @@ impl Settings {
         payment_id.map(|id| id.to_string()).into_iter().collect()
     }
 
-    /// What the broker's side of the daemon provides.
+    /// The plan of the queues and exchanges for the broker.
     pub fn plan(&self) -> Plan {
         Plan {
             broker: self.broker.clone(),
@@ -63,12 +63,13 @@ impl Settings {
         }
     }
 
-    /// How large the check messages that are written may be.
+    /// The size limits of the check messages that the daemon writes.
     pub fn check_limits(&self) -> Limits {
         Limits { entries: self.ledger.batch_max, bytes: self.message.max_body_bytes }
     }
 
-    /// Every delay before a check, those of `[compensation]` first: [`crate::domain::check_schedule::CheckDelay::index`] counts along.
+    /// Every delay before a check: those of `[compensation]`, then those of each notification source with `expire`.
+    /// [`crate::domain::check_schedule::CheckDelay::index`] is an index into this list.
     pub fn check_delays(&self) -> Vec<Delay> {
         let own = self.notifications().filter(|source| source.kind == NotificationKind::OrderCreated);
         let own = own.flat_map(|source| source.policy.delays());

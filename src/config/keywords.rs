@@ -1,4 +1,4 @@
-//! Settings that are one of a few words.
+//! Settings whose values are keywords.
 
 use crate::{
     broker::{ExchangeType, QueueType},
@@ -7,7 +7,7 @@ use crate::{
 };
 use toml::Value;
 
-/// One of a few words.
+/// Defines a type whose values are keywords.
 macro_rules! word {
     ($(#[$doc:meta])* $name:ident, $wanted:literal, { $($(#[$word_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$doc])*
@@ -17,7 +17,7 @@ macro_rules! word {
         }
 
         impl $name {
-            /// As it is written in the configuration.
+            /// The keyword in the configuration.
             pub(super) fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }
             }
@@ -36,42 +36,42 @@ macro_rules! word {
 }
 
 word! {
-    /// What is done about a credit whose payment turns out not to be paid.
+    /// The treatment of a credit whose payment is not paid.
     UnpaidWord, "\"reverse\" or \"dead\"", {
-        /// It is reversed.
+        /// The credit is reversed.
         Reverse = "reverse",
-        /// The message is parked.
+        /// The check is parked.
         Dead = "dead",
     }
 }
 
 word! {
-    /// Which payment source.
+    /// The type of the payment source.
     SourceWord, "\"none\", \"sql\", \"http\" or \"sql+http\"", {
-        /// None.
+        /// No payment source.
         None = "none",
-        /// A table.
+        /// A payment table.
         Sql = "sql",
-        /// A service.
+        /// A gateway.
         Http = "http",
-        /// The table, then the service.
+        /// A payment table, then a gateway.
         SqlThenHttp = "sql+http",
     }
 }
 
 word! {
-    /// How the bodies of a source look.
+    /// The format of the bodies of a source.
     FormatWord, "\"credit\", \"payment_id\" or \"pay_notify\"", {
-        /// As points messages.
+        /// Points messages.
         Credit = "credit",
-        /// A payment's id.
+        /// A payment ID.
         PaymentId = "payment_id",
         /// A pay-result notification.
         PayNotify = "pay_notify",
     }
 }
 
-/// Words of another module's type.
+/// Reads the keywords of a type of another module.
 macro_rules! words_of {
     ($name:ident, $wanted:literal, [$($variant:ident),+]) => {
         impl Setting for $name {

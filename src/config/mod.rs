@@ -1,9 +1,11 @@
-//! The configuration: typed, documented at the field, validated whole (`pointsd.example.toml` has every key).
+//! The configuration: typed settings, documented at their fields and validated as a whole. `pointsd.example.toml` has every key.
 
-mod checks;
 mod common;
+mod compensation;
 mod derived;
 mod keywords;
+mod masking;
+mod pay_status;
 mod reader;
 mod sections;
 mod sources;
@@ -17,7 +19,6 @@ use crate::{
     pay_status::settings::PayStatusSettings,
     pipeline::settings::{CompensationSettings, RetrySettings},
 };
-use keywords::{FormatWord, SourceWord, UnpaidWord};
 pub use reader::{Fault, ReadFrom};
 use reader::{Finished, Reader};
 use std::{
@@ -28,66 +29,67 @@ use std::{
 };
 use toml::Value;
 
-/// Everything that can be set.
+/// All settings.
 #[derive(Debug)]
 pub struct Settings {
-    /// How long a daemon that is told to stop settles what is in flight.
+    /// The time in which a daemon that was asked to stop settles deliveries in flight.
     pub shutdown_timeout: Duration,
-    /// `[broker]`
+    /// Settings of the broker: `[broker]`.
     pub broker: BrokerSettings,
-    /// `[message]`
+    /// Settings of points messages: `[message]`.
     pub message: Format,
-    /// `[ledger]`
+    /// Settings of the ledger: `[ledger]`.
     pub ledger: LedgerSettings,
-    /// `[retry]`
+    /// Settings of retries: `[retry]`.
     pub retry: RetrySettings,
-    /// `[compensation]`
+    /// Settings of checks: `[compensation]`.
     pub compensation: CompensationSettings,
-    /// `[pay_status]`
+    /// Settings of the payment source: `[pay_status]`.
     pub pay_status: PayStatusSettings,
-    /// `[[source]]`
+    /// Settings of notification sources and further credit queues: `[[source]]`.
     pub sources: Vec<SourceSettings>,
-    /// `[events]`
+    /// Settings of events: `[events]`.
     pub events: EventsSettings,
-    /// `[health]`
+    /// Settings of health checks: `[health]`.
     pub health: HealthSettings,
-    /// `[http]`
+    /// Settings of the endpoints: `[http]`.
     pub http: HttpSettings,
-    /// `[log]`
+    /// Settings of the log: `[log]`.
     pub log: LogSettings,
-    /// Where all this comes from.
+    /// The places that the settings were read from.
     pub read_from: ReadFrom,
     effective: BTreeMap<String, Value>,
 }
 
-/// Why there is no configuration.
+/// An error that prevents the configuration from being loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A file that was named, or found, cannot be read.
+    /// The configuration file cannot be read.
     #[error("the configuration {} cannot be read: {error}", file.display())]
     Unreadable {
-        /// Which.
+        /// The file.
         file: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// A variable of ours whose value is no text.
+    /// The value of an environment variable of pointsd is not UTF-8.
     #[error("environment variable {0}: is not UTF-8")]
     NotText(String),
-    /// What is wrong with it: all of it.
+    /// The faults of the configuration, all of them.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Faults(Vec<Fault>),
 }
 
-/// Read when no file is named, the first one that is there.
+/// The places of the configuration file if none is named. The first one that exists is read.
 pub const PLACES: [&str; 2] = ["pointsd.toml", "/etc/pointsd/pointsd.toml"];
 
 impl Settings {
-    /// Loads the file that is named, or one of the usual ones, or none; and the environment.
+    /// Loads the settings from a named file, or from the first of [`PLACES`] that exists, and from the environment.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
         let file = match file {
             Some(file) => Some(file.to_owned()),
-            // Whatever cannot be looked at is taken for there: reading it says why, instead of the defaults standing in.
+            // A place that cannot be inspected counts as existing: the error of reading it is reported, and the defaults are not
+            // used by mistake.
             None => PLACES.iter().map(PathBuf::from).find(|place| place.try_exists().unwrap_or(true)),
         };
         let text = match &file {
@@ -98,14 +100,14 @@ impl Settings {
                 Some((file.display().to_string(), text))
             }
         };
-        // systemd separates several by colons.
+        // systemd separates several directories by colons.
         let state_directory = std::env::var("STATE_DIRECTORY").ok();
         let state_directory = state_directory.as_deref().and_then(|list| list.split(':').next()).map(PathBuf::from);
         let mut environment = Vec::new();
         for (name, value) in std::env::vars_os() {
-            // A name that is no UTF-8 is none of ours.
+            // A name that is not UTF-8 does not have the prefix.
             let Some(name) = name.into_string().ok().filter(|name| name.starts_with(reader::PREFIX)) else { continue };
-            // What is no setting may be anything.
+            // The value of a variable that is not a setting may be anything.
             let value = match value.into_string() {
                 Err(_) if reader::is_nested(&name) => return Err(ConfigError::NotText(name)),
                 Err(value) => value.to_string_lossy().into_owned(),
@@ -117,7 +119,7 @@ impl Settings {
         Self::read(text, environment, state_directory.as_deref()).map_err(ConfigError::Faults)
     }
 
-    /// From a file's name and text, and environment variables.
+    /// Reads the settings from the name and the text of a file, and from environment variables.
     pub fn read(
         file: Option<(&str, &str)>,
         environment: impl IntoIterator<Item = (String, String)>,
@@ -126,17 +128,17 @@ impl Settings {
         let mut reader = Reader::new(file, environment);
         let read = sections::all(&mut reader, state_directory);
         let Finished { effective, read_from } = reader.finish()?;
-        // It is there unless a fault was told.
+        // Settings are missing only after a fault.
         let Some(settings) = read else { return Err(Vec::new()) };
         Ok(Self { read_from, effective, ..settings })
     }
 
-    /// Every key with its value, secrets masked, as TOML.
+    /// Every key with its effective value as TOML, with masked secrets.
     pub fn effective_toml(&self) -> String {
         toml::to_string_pretty(&self.effective_table()).unwrap_or_default()
     }
 
-    /// Every key with its value, secrets masked, section by section.
+    /// Every key with its effective value by section, with masked secrets.
     pub fn effective_table(&self) -> toml::Table {
         let mut table = toml::Table::new();
         for (key, value) in &self.effective {
@@ -152,7 +154,7 @@ impl Settings {
                 }
             }
         }
-        // Its keys are numbered: in the file it is a list.
+        // The sections of sources are numbered by key, but are a list in a file.
         if let Some(Value::Table(numbered)) = table.remove("source") {
             let mut sources: Vec<(usize, Value)> =
                 numbered.into_iter().filter_map(|(number, source)| Some((number.parse().ok()?, source))).collect();

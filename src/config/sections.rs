@@ -1,10 +1,11 @@
-//! Key by key: its default, its rule, and the combinations that are refused.
+//! The sections of the configuration: each key with its default and rule, and the combinations that are refused.
 
-use super::{ReadFrom, Settings, checks, sources};
+use super::{ReadFrom, Settings, compensation::compensation, pay_status, sources};
 use crate::{
     broker::{BrokerSettings, BrokerUrl, Identity, QueueType, TlsFiles, check_delay_queue, retry_queue},
     config::{
-        common::{delays, duration, masked, name, number},
+        common::{delays, duration, name, number, pem},
+        masking::masked,
         reader::Reader,
         value::Setting,
     },
@@ -18,7 +19,6 @@ use crate::{
         message::Format,
         retry::RetryPolicy,
     },
-    files::is_pem,
     ledger::settings::{EventsSettings, LedgerSettings},
     observe::settings::{HealthSettings, HttpSettings, LogFormat, LogLevel, LogSettings},
     pay_status::settings::PayStatusSettings,
@@ -30,19 +30,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Takes every key there is. `None` when something is missing; then a fault is told.
+/// Reads every key. Returns `None` after a fault that leaves the settings incomplete.
 pub(super) fn all(reader: &mut Reader, state_directory: Option<&Path>) -> Option<Settings> {
     let shutdown_timeout = duration(reader, "shutdown_timeout", 25);
     let retry = RetrySettings {
         immediate_attempts: number(reader, "retry.immediate_attempts", 3, 1..=20),
         policy: retry_policy(reader),
     };
-    let compensation = checks::compensation(reader);
+    let compensation = compensation(reader);
     let broker = broker(reader, &retry.policy, &compensation.policy);
     let mut message = message(reader);
     let ledger = ledger(reader, state_directory);
     let ledger_url = ledger.as_ref().map(|ledger| &ledger.url);
-    let pay_status = checks::pay_status(reader, ledger_url, state_directory, message.max_points);
+    let context = pay_status::Context { ledger: ledger_url, state_directory, max_points: message.max_points };
+    let pay_status = pay_status::pay_status(reader, context);
     message.payment_ids = pay_status.as_ref().map_or(IdRule::Any, PayStatusSettings::payment_ids);
     let events = events(reader);
     let sources = sources::all(
@@ -122,7 +123,7 @@ fn retry_policy(reader: &mut Reader) -> RetryPolicy {
     RetryPolicy::new(delays(reader, "retry.delays", &["1s", "5s", "30s", "2m", "10m"]))
 }
 
-/// No queue may be another one's, and AMQP bounds the length of the names that are made of them.
+/// Refuses two queues with one name, and names that make the names of delay queues too long for AMQP.
 fn distinct_queues(
     reader: &mut Reader,
     [credit_queue, check_queue, dead_queue]: [&str; 3],
@@ -132,7 +133,7 @@ fn distinct_queues(
     if credit_queue == dead_queue {
         reader.fault(
             "broker.dead_queue",
-            "is the credit queue; must be another queue, or what is parked is consumed again",
+            "is the credit queue; must be another queue, otherwise parked messages are consumed again",
         );
     }
     if check_queue == dead_queue || check_queue == credit_queue {
@@ -155,7 +156,7 @@ fn distinct_queues(
         if let Some((_, name)) = owned.iter().find(|(key, name)| *key == owner && name.len() > 255) {
             reader.fault(
                 owner,
-                format!("is too long for the name of its delay queue {name}; that must have at most 255 bytes"),
+                format!("makes the name of its delay queue {name} too long; a name has at most 255 bytes"),
             );
         }
     }
@@ -163,13 +164,13 @@ fn distinct_queues(
 
 const DEFAULT_BROKER_URL: &str = "amqp://guest:guest@127.0.0.1:5672/%2f";
 
-/// The URLs, and the file that they are in.
+/// Reads the URLs, and the path of the file that contains them.
 fn broker_urls(reader: &mut Reader) -> (Vec<BrokerUrl>, Option<PathBuf>) {
     let one = reader.secret("broker.url", |url: &String| masked(url));
     let many = reader.secret("broker.urls", |urls: &Vec<String>| urls.iter().map(|url| masked(url)).collect());
     let (key, urls) = match (one, many) {
         (Some(_), Some((key, _))) => {
-            reader.fault(&key, "given together with broker.url; must be one of them");
+            reader.fault(&key, "given together with broker.url; only one of them is allowed");
             return (Vec::new(), None);
         }
         (Some((key, url)), None) => (key, vec![url]),
@@ -193,29 +194,21 @@ fn broker_urls(reader: &mut Reader) -> (Vec<BrokerUrl>, Option<PathBuf>) {
         }
     }
     if parsed.iter().any(BrokerUrl::is_tls) && !parsed.iter().all(BrokerUrl::is_tls) {
-        reader.fault(&key, "mixes amqp:// and amqps://; must be all of one kind, or a failover would drop encryption");
+        reader.fault(
+            &key,
+            "mixes amqp:// and amqps://; all must have the same scheme, otherwise a failover would drop encryption",
+        );
     }
     (parsed, reader.file_of(&key))
 }
 
 fn tls(reader: &mut Reader, used: bool) -> TlsFiles {
     let mut pem = |key: &str| -> Option<Vec<u8>> {
-        let file: PathBuf = reader.optional(key)?;
-        if !used {
-            reader.fault(key, "is used only with amqps:// URLs; must be left out, or the URL is wrong");
+        let pem = pem(reader, key);
+        if !used && reader.is_given(key) {
+            reader.fault(key, "is used only with amqps:// URLs; remove it or correct the URL");
         }
-        match std::fs::read(&file) {
-            Ok(bytes) if is_pem(key, &bytes) => Some(bytes),
-            Ok(_) => {
-                let wanted = if key.ends_with("key_file") { "a private key" } else { "a certificate" };
-                reader.fault(key, format!("{} holds no PEM of {wanted}", file.display()));
-                None
-            }
-            Err(error) => {
-                reader.fault(key, format!("{} cannot be read: {error}", file.display()));
-                None
-            }
-        }
+        pem
     };
     let (ca, certificate, key) = (pem("broker.ca_file"), pem("broker.cert_file"), pem("broker.key_file"));
     if reader.is_given("broker.cert_file") != reader.is_given("broker.key_file") {
@@ -241,14 +234,14 @@ fn message(reader: &mut Reader) -> Format {
     let paths = paths.unwrap_or_else(|(field, error)| {
         let wrong = keys.iter().find(|(of, _)| *of == field).map_or("message", |(_, key)| key);
         let given = pointers.iter().zip(keys).find(|(_, (of, _))| *of == field).and_then(|(given, _)| given.as_deref());
-        reader.fault(wrong, format!("given {:?}; {error}", given.unwrap_or("its usual place")));
+        reader.fault(wrong, format!("given {:?}; {error}", given.unwrap_or("the default")));
         FieldPaths::default()
     });
     Format {
         paths,
         max_body_bytes: number(reader, "message.max_body_bytes", 65_536, 64..=134_217_728),
         max_points: number(reader, "message.max_points", 1_000_000_000, 1..=MAX_POINTS_LIMIT),
-        // What the payment source demands is read later.
+        // The rule of the payment source is set after its section is read.
         payment_ids: IdRule::Any,
     }
 }

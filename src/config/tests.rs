@@ -1,5 +1,5 @@
 use super::*;
-use crate::{broker::SourceKind, config::common::masked, database::DatabaseUrl};
+use crate::{broker::SourceKind, config::masking::masked, database::DatabaseUrl};
 
 fn settings(text: &str) -> Result<Settings, Vec<Fault>> {
     Settings::read(Some(("pointsd.toml", text)), [], None)
@@ -34,9 +34,9 @@ fn the_example_has_every_key() {
             _ => format!("{line}\n"),
         })
         .collect();
-    let told = faults(settings(&uncommented));
-    assert!(told.iter().all(|fault| !fault.contains("unknown key")), "{told:?}");
-    // … and it is complete: every key that is read stands in it.
+    let reported = faults(settings(&uncommented));
+    assert!(reported.iter().all(|fault| !fault.contains("unknown key")), "{reported:?}");
+    // … and it is complete: it contains every key that is read.
     let source = "[[source]]\nname = \"x\"";
     for key in reader::known_keys(source, |reader| {
         sections::all(reader, None);
@@ -80,7 +80,7 @@ listen = "localhost"
             "pointsd.toml:5: broker.prefech: unknown key; did you mean broker.prefetch?",
             "pointsd.toml:6: broker.prefetch: given -5; must be a whole number from 1 to 2000",
             "pointsd.toml:7: broker.queue_type: given \"mirrored\"; must be \"quorum\" or \"classic\"",
-            "pointsd.toml:8: broker.dead_queue: is the credit queue; must be another queue, or what is parked is consumed again",
+            "pointsd.toml:8: broker.dead_queue: is the credit queue; must be another queue, otherwise parked messages are consumed again",
             "pointsd.toml:9: broker.exchange: given \"amq.direct\"; must be 1 to 255 bytes, not beginning with \"amq.\" (reserved by the broker)",
             "pointsd.toml:11: ledger.url: must be sqlite:FILE, postgres://… or postgresql://…",
             "pointsd.toml:12: ledger.pool_size: given \"two\"; must be a whole number from 1 to 64",
@@ -105,7 +105,7 @@ fn combinations_that_are_dangerous_are_refused() {
         ("[broker]\nurl = \"amqp://h/\"", "names the virtual host \"\""),
         ("[broker]\nca_file = \"/etc/hostname\"", "is used only with amqps://"),
         ("[broker]\nurl = \"amqps://h\"\nca_file = \"/etc/hostname\"", "/etc/hostname holds no PEM of a certificate"),
-        ("[broker]\nurl_file = \"amqp://u:s3cret@h\"", "given a URL; must be a file's path"),
+        ("[broker]\nurl_file = \"amqp://u:s3cret@h\"", "given a URL; must be the path of a file"),
         ("\"broker.prefetch\" = 3", "unknown key"),
         ("[ledger]\nurl = \"postgres://h:s3cret/d\"", "has a port that is not a number"),
         ("[broker]\nprefetch = 99999999999999999999", "broker.prefetch: "),
@@ -120,9 +120,9 @@ fn combinations_that_are_dangerous_are_refused() {
         ("[broker]\nprefetch = 5\nprefetch = 6", "not TOML: duplicate key"),
         ("[broker\n", "not TOML"),
     ] {
-        let told = faults(settings(text));
-        assert!(told.iter().any(|told| told.contains(fault)), "{text}: {told:?}");
-        assert!(told.iter().all(|told| !told.contains("s3cret")), "{text}: {told:?}");
+        let reported = faults(settings(text));
+        assert!(reported.iter().any(|reported| reported.contains(fault)), "{text}: {reported:?}");
+        assert!(reported.iter().all(|reported| !reported.contains("s3cret")), "{text}: {reported:?}");
     }
     let classic = settings("[broker]\nqueue_type = \"classic\"\nprefetch = 3000").unwrap();
     assert_eq!(classic.broker.prefetch, 3000);
@@ -138,21 +138,21 @@ fn the_environment_wins_and_is_checked_as_the_file_is() {
         ("POINTSD_SHUTDOWN_TIMEOUT", "90s"),
         ("HOME", "/nowhere"),
     ];
-    // Of the ways to give the broker the environment's one stands for all.
+    // The environment overrides every way in which the file gives the URLs.
     assert_eq!(read_with(text, &environment).unwrap().broker.urls.len(), 2);
     let settings = read_with("[broker]\nprefetch = 5", &environment).unwrap();
     assert_eq!((settings.broker.prefetch, settings.broker.urls.len(), settings.broker.declare), (7, 2, false));
     assert_eq!(settings.shutdown_timeout, Duration::from_secs(90));
-    // Of a secret and its file the environment's one stands for both.
+    // The environment overrides a secret and its file.
     let settings = read_with(text, &[("POINTSD_BROKER__URL", "amqp://u:p@h")]).unwrap();
     assert_eq!(settings.broker.urls[0].to_string(), "h:5672 (vhost /)");
 
-    let told = faults(read_with(
+    let reported = faults(read_with(
         "",
         &[("POINTSD_BROKER__PREFETCH", "many"), ("POINTSD_LEGDER__URL", "x"), ("POINTSD_broker__url", "x")],
     ));
     assert_eq!(
-        told,
+        reported,
         [
             "environment variable POINTSD_BROKER__PREFETCH: broker.prefetch: given \"many\"; must be a whole number from 1 to 2000",
             "environment variable POINTSD_LEGDER__URL: legder.url: unknown key; did you mean ledger.url?",
@@ -182,16 +182,16 @@ fn variables_that_only_begin_as_ours_are_named_and_change_nothing() {
         ReadFrom { file: Some("pointsd.toml".into()), environment: names(&ours), ignored_environment: names(&foreign) };
     assert_eq!(settings.read_from, expected);
     assert_eq!((settings.shutdown_timeout, settings.ledger.pool_size), (Duration::from_secs(90), 3));
-    // One that is ignored takes the place of nothing.
+    // An ignored variable overrides nothing.
     let settings = read_with("shutdown_timeout = \"90s\"", &foreign).unwrap();
     assert_eq!(settings.shutdown_timeout, Duration::from_secs(90));
 
-    let told = faults(read_with(
+    let reported = faults(read_with(
         "",
         &[("POINTSD_LEDGER__URRL", "x"), ("POINTSD_LEDGER", "x"), ("POINTSD_SHUTDOWN_TIMEOUT", "x"), foreign[0]],
     ));
     assert_eq!(
-        told,
+        reported,
         [
             "environment variable POINTSD_LEDGER: ledger: is a section; must be written as [ledger] with its keys below",
             "environment variable POINTSD_LEDGER__URRL: ledger.urrl: unknown key; did you mean ledger.url?",
@@ -204,8 +204,8 @@ fn variables_that_only_begin_as_ours_are_named_and_change_nothing() {
 fn a_delay_that_a_list_has_twice_is_reported_as_that() {
     let source = "[[source]]\nname = \"s\"\nexchange = \"e\"\nrouting_key = \"k\"\nqueue = \"q\"\nformat = \"credit\"";
     let twice = "[retry]\ndelays = [\"5s\", \"1m\", \"5s\"]";
-    let told = faults(settings(&format!("{twice}\n{source}")));
-    assert_eq!(told, ["pointsd.toml:2: retry.delays: has 5s twice; with [[source]] each delay must be given once"]);
+    let reported = faults(settings(&format!("{twice}\n{source}")));
+    assert_eq!(reported, ["pointsd.toml:2: retry.delays: has 5s twice; with [[source]] each delay must be given once"]);
     assert!(settings(twice).is_ok(), "the queue of one delay serves two steps");
     // In seconds and in minutes it is two queues.
     assert!(settings(&format!("[retry]\ndelays = [\"60s\", \"1m\"]\n{source}")).is_ok());
@@ -237,8 +237,8 @@ fn secrets_are_masked_wherever_settings_are_shown() {
     let shown = format!("{read:?}{}", read.effective_toml());
     assert!(!shown.contains("s3cret") && shown.contains("amqp://u:***@h"), "{shown}");
     // Nor in an error.
-    let told = faults(settings("[broker]\nurl = [\"amqp://u:s3cret@h\"]\n[ledger]\nurl = \"oracle://u:s3cret@h\""));
-    assert!(told.iter().all(|told| !told.contains("s3cret")), "{told:?}");
+    let reported = faults(settings("[broker]\nurl = [\"amqp://u:s3cret@h\"]\n[ledger]\nurl = \"oracle://u:s3cret@h\""));
+    assert!(reported.iter().all(|reported| !reported.contains("s3cret")), "{reported:?}");
 }
 
 #[test]
@@ -305,9 +305,9 @@ fn a_payment_sources_secrets_are_not_shown() {
         assert!(shown.contains("https://***@pay.example/***") && shown.contains("authorization"), "{shown}");
     }
     let wrong = HTTP.replace("Authorization: Bearer s3cret", "Bearer s3cret").replace("{payment_id}", "s3cret");
-    let told = faults(settings(&wrong));
-    assert_eq!(told.len(), 2, "{told:?}");
-    assert!(told.iter().all(|fault| !fault.contains("s3cret")), "{told:?}");
+    let reported = faults(settings(&wrong));
+    assert_eq!(reported.len(), 2, "{reported:?}");
+    assert!(reported.iter().all(|fault| !fault.contains("s3cret")), "{reported:?}");
 }
 
 #[test]
@@ -343,14 +343,14 @@ fn a_payment_source_that_is_not_whole_or_not_used_is_told() {
             "configuration: pay_status.sql.table: is missing; must be given for this pay_status.source, as in \"payments\"",
         ]
     );
-    let told = lines(&SQL.replace("source = \"sql\"", "source = \"none\""));
+    let reported = lines(&SQL.replace("source = \"sql\"", "source = \"none\""));
     assert!(
-        told.len() == 6 && told.iter().all(|fault| fault.contains("is used only with pay_status.source")),
-        "{told:?}"
+        reported.len() == 6 && reported.iter().all(|fault| fault.contains("is used only with pay_status.source")),
+        "{reported:?}"
     );
-    let told = lines(&SQL.replace("closed = [2]", "closed = [2, 1]"));
-    assert_eq!(told.len(), 1);
-    assert!(told[0].contains("\"1\" is given twice"), "{told:?}");
+    let reported = lines(&SQL.replace("closed = [2]", "closed = [2, 1]"));
+    assert_eq!(reported.len(), 1);
+    assert!(reported[0].contains("\"1\" is given twice"), "{reported:?}");
     for (wrong, fault) in [
         ("[compensation]\nfirst = \"0s\"\n", "compensation.first"),
         ("[compensation]\ndelays = [\"1 minute\"]\n", "compensation.delays"),
@@ -368,12 +368,12 @@ fn a_payment_source_that_is_not_whole_or_not_used_is_told() {
         ("[broker]\ncheck_queue = \"points.credit.retry.1s\"\n", "broker.check_queue: is a delay queue"),
         ("[broker]\ndead_queue = \"points.check.delay.30s\"\n", "broker.dead_queue: is a delay queue"),
     ] {
-        let told = lines(wrong);
-        assert!(told.len() == 1 && told[0].contains(fault), "{wrong}: {told:?}");
+        let reported = lines(wrong);
+        assert!(reported.len() == 1 && reported[0].contains(fault), "{wrong}: {reported:?}");
     }
 }
 
-/// `[pay_status.sql]` with which notifications can be looked up.
+/// A `[pay_status.sql]` that can look up notifications.
 const SHOP: &str = "[pay_status]\nsource = \"sql\"\n[pay_status.sql]\ntable = \"t\"\nid_column = \"id\"\nstatus_column = \"s\"\n\
                     user_column = \"u\"\npoints_column = \"p\"\npaid = [1]\npending = [0]\nclosed = [2]\n";
 
@@ -401,7 +401,7 @@ fn sources_are_read_from_the_file_and_from_the_environment() {
     let delays: Vec<String> = read.check_delays().iter().map(|delay| delay.as_str().to_owned()).collect();
     assert_eq!(delays, ["30s", "1m", "5m", "30m", "2h", "12h", "15m"]);
     let SourceKind::Notification(notification) = &source.kind else { panic!("a notification") };
-    assert_eq!(notification.policy.beginning().index(), 6, "its own delays stand behind the others");
+    assert_eq!(notification.policy.beginning().index(), 6, "its own delays follow the others");
     let shown = read.effective_toml();
     assert!(shown.contains("[[source]]") && shown.contains("first = \"15m\""), "{shown}");
     assert_eq!(
@@ -415,10 +415,10 @@ fn sources_are_read_from_the_file_and_from_the_environment() {
 fn what_is_wrong_with_a_source_is_told() {
     let both = "points_column = \"p\"\namount_column = \"a\"\n";
     for (text, fault) in [
-        (with_source("", ""), "source.0.format: needs the payment's own record: pay_status.source must be"),
+        (with_source("", ""), "source.0.format: needs a payment table: pay_status.source must be"),
         (
             with_source(&SHOP.replace("points_column = \"p\"\n", ""), ""),
-            "source.0.format: needs to know whom to credit and how much",
+            "source.0.format: needs the user and the points of a payment",
         ),
         (with_source(SHOP, "mark_paid = true\nexpire = true"), "source.0.expire: given together with mark_paid"),
         (
@@ -444,12 +444,12 @@ fn what_is_wrong_with_a_source_is_told() {
         ),
         (
             with_source(SHOP, "").replace("\"shop\"", "\"credit\""),
-            "source.0.name: given \"credit\", which means something else",
+            "source.0.name: given \"credit\", which is reserved in metrics and logs",
         ),
         (with_source(SHOP, "").replace("\"shop\"", "\"a b\""), "source.0.name: must be 1 to 64 letters"),
         (
             with_source(SHOP, "").replace("\"q\"", "\"points.credit\""),
-            "source.0.queue: needs the queue \"points.credit\", which is another",
+            "source.0.queue: needs the queue \"points.credit\", which has another use",
         ),
         (
             with_source(SHOP, "").replace("\"pay\"", "\"points\"") + "exchange_type = \"topic\"",
@@ -471,7 +471,7 @@ fn what_is_wrong_with_a_source_is_told() {
         ),
         (
             SHOP.replace("points_column = \"p\"", "amount_column = \"a\"\npoints_per_unit = 0.01"),
-            "pay_status.sql.points_per_unit: given 0.01; must be a decimal as a text",
+            "pay_status.sql.points_per_unit: given 0.01; must be a decimal as a string",
         ),
         (
             SHOP.replace("points_column = \"p\"", "amount_column = \"a\"\npoints_per_unit = \"-1\""),
@@ -495,17 +495,17 @@ fn what_is_wrong_with_a_source_is_told() {
         ),
         (with_source(SHOP, "[[source]]\nname = \"b\""), "pointsd.toml:18: source.1.queue: is missing"),
     ] {
-        let told = faults(settings(&text));
-        assert!(told.iter().any(|told| told.contains(fault)), "{fault}: {told:#?}");
+        let reported = faults(settings(&text));
+        assert!(reported.iter().any(|reported| reported.contains(fault)), "{fault}: {reported:#?}");
     }
     let gap = faults(read_with(&with_source(SHOP, ""), &[("POINTSD_SOURCE__2__NAME", "x")]));
     assert!(
-        gap.iter().any(|told| told.contains("source.1: is missing, but one with a higher number is given")),
+        gap.iter().any(|reported| reported.contains("source.1: is missing, but one with a higher number is given")),
         "{gap:#?}"
     );
     let secret = faults(settings(&with_source(
         &SHOP.replace("points_column = \"p\"", "amount_column = \"p\"\npoints_per_unit = \"amqp://u:s3cret@h\""),
         "",
     )));
-    assert!(secret.iter().all(|told| !told.contains("s3cret")), "{secret:#?}");
+    assert!(secret.iter().all(|reported| !reported.contains("s3cret")), "{secret:#?}");
 }

@@ -1,19 +1,19 @@
-//! The types that a setting can have: how each is read and shown.
+//! The types of settings, and how each is read and shown.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use toml::Value;
 
-/// A value before it has a type.
+/// An untyped value.
 #[derive(Debug, Clone)]
 pub(super) enum Raw {
-    /// Of the file.
+    /// A value of the file.
     Toml(Value),
-    /// Of the environment: text, or TOML syntax where the setting is a list.
+    /// A value of the environment: text, or TOML syntax if the setting is a list.
     Text(String),
 }
 
 impl Raw {
-    /// For an error message.
+    /// The value for an error message.
     pub(super) fn shown(&self) -> String {
         match self {
             Self::Toml(value) => shown(&value.to_string()),
@@ -22,8 +22,7 @@ impl Raw {
     }
 }
 
-/// What somebody gave, for an error message: in one line, and without what may be a URL with a password, wherever it
-/// stands.
+/// A given value for an error message, in one line. A value that contains a URL is not shown: the URL may contain a password.
 pub(super) fn shown(given: &str) -> String {
     if given.contains("://") {
         return "a URL".to_owned();
@@ -41,11 +40,11 @@ pub(super) fn shown(given: &str) -> String {
 
 /// The type of a setting.
 pub(super) trait Setting: Sized {
-    /// What would be right, for an error message.
+    /// The values that the type accepts, for an error message.
     const WANTED: &'static str;
-    /// `None` when it is something else.
+    /// Reads a value; `None` if the type does not accept it.
     fn read(raw: &Raw) -> Option<Self>;
-    /// As `check-config` prints it.
+    /// The value as `check-config` prints it.
     fn show(&self) -> Value;
 }
 
@@ -102,18 +101,18 @@ impl Setting for Vec<String> {
     }
 }
 
-/// A value in TOML syntax, and nothing behind it.
+/// Parses a single value in TOML syntax.
 fn of_toml(text: &str) -> Option<Value> {
     let mut table = toml::from_str::<toml::Table>(&format!("list = {text}")).ok()?;
     if table.len() == 1 { table.remove("list") } else { None }
 }
 
-/// An exact decimal, which may be written as a whole number: a floating-point number would not be exact.
+/// A decimal as a string or a whole number. A floating-point number is refused: it is not exact.
 #[derive(Debug, Clone)]
 pub(super) struct Text(pub(super) String);
 
 impl Setting for Text {
-    const WANTED: &'static str = "a decimal as a text, as in \"0.01\"";
+    const WANTED: &'static str = "a decimal as a string, as in \"0.01\"";
     fn read(raw: &Raw) -> Option<Self> {
         match raw {
             Raw::Toml(Value::String(text)) => Some(Self(text.clone())),
@@ -127,12 +126,12 @@ impl Setting for Text {
     }
 }
 
-/// Values of a status, which may be written as numbers: `[0, 1]` is `["0", "1"]`.
+/// A list of status values, which can be numbers: `[0, 1]` is `["0", "1"]`.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Words(pub(super) Vec<String>);
 
 impl Setting for Words {
-    const WANTED: &'static str = "a list of texts or whole numbers, as in [\"TRADE_SUCCESS\"] or [1, 2]";
+    const WANTED: &'static str = "a list of strings or whole numbers, as in [\"TRADE_SUCCESS\"] or [1, 2]";
     fn read(raw: &Raw) -> Option<Self> {
         let value = match raw {
             Raw::Toml(value) => value.clone(),
@@ -151,7 +150,7 @@ impl Setting for Words {
     }
 }
 
-/// Of any type: for a key that must not be given.
+/// Any value, for a key that must not be given.
 impl Setting for Value {
     const WANTED: &'static str = "nothing";
     fn read(raw: &Raw) -> Option<Self> {
@@ -176,9 +175,9 @@ impl Setting for Duration {
 }
 
 impl Setting for PathBuf {
-    const WANTED: &'static str = "a file's path";
+    const WANTED: &'static str = "the path of a file";
     fn read(raw: &Raw) -> Option<Self> {
-        // A URL in its place is a mistake, and perhaps a secret.
+        // A URL is a mistake here, and may be secret.
         String::read(raw).filter(|path| !path.is_empty() && !path.contains("://")).map(Self::from)
     }
     fn show(&self) -> Value {
@@ -196,9 +195,9 @@ impl Setting for SocketAddr {
     }
 }
 
-/// A secret that a file holds.
+/// A secret that can be read from a file.
 pub(super) trait Lines {
-    /// From the file's text, without its final newline.
+    /// Reads the secret from the text of a file, without the final newline.
     fn of_lines(text: &str) -> Self;
 }
 

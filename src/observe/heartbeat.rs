@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_is_stalled_when_a_step_is_overdue_and_only_while_it_runs() {
+    fn a_loop_is_stuck_when_a_step_is_late_and_only_while_it_lives() {
         let heartbeats = Heartbeats::default();
         let running = heartbeats.begin("running", Duration::from_secs(60));
         assert_eq!(heartbeats.stalled(), None);

@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn paused_checks_are_reported_and_do_not_affect_readiness() {
+    fn checks_that_pause_are_told_and_do_not_touch_readiness() {
         let status = Status::default();
         status.consuming(Component::Credits, "q", "b");
         status.pause(Component::Checks, &Outage { dependency: Dependency::PayStatus, reason: "down".into() });
