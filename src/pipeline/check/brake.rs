@@ -43,9 +43,9 @@ impl SharedBrake {
         brake.is_engaged().then(|| Outage {
             dependency: Dependency::PayStatus,
             reason: format!(
-                "the brake: {} reversals in a row without a paid payment between them (compensation.brake_after). Check that \
-                 [pay_status] is correct. SIGHUP (systemctl reload pointsd) releases the brake; `pointsd reconcile \
-                 --reversed --apply` then checks the reversed credits again",
+                "the brake: {} reversals in a row without a paid payment between them (compensation.brake_after). \
+                 Check that [pay_status] is correct. SIGHUP (systemctl reload pointsd) releases the brake; \
+                 `pointsd reconcile --reversed --apply` then checks the reversed credits again",
                 brake.after()
             ),
         })
