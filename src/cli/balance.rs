@@ -1,4 +1,4 @@
-//! `pointsd balance USER`
+//! `pointsd balance USER`: print the points of a user.
 
 use super::{Exit, Output, UsageError, ledger_error, reading};
 use crate::{config::Settings, domain::ids::UserId};
@@ -6,7 +6,7 @@ use serde_json::json;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// The user's id.
+    /// ID of the user.
     #[arg(allow_hyphen_values = true)]
     user: String,
     /// Print JSON.

@@ -1,4 +1,4 @@
-//! A file of recorded messages, read with a progress bar.
+//! Reading a file of recorded messages with a progress bar.
 
 use crate::message_file::{Lines, MessageLine};
 use anyhow::Context as _;
@@ -9,10 +9,10 @@ use std::{
     path::Path,
 };
 
-/// So much is read at a time, and the line that goes beyond it.
-const MOST_BYTES: u64 = 16 * 1024 * 1024;
+/// Number of bytes after which a read ends with the current line.
+const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
-/// RecordedMessage messages, and how far they are read.
+/// A file of recorded messages, and the progress of reading it.
 pub(super) struct Input {
     lines: Lines<Box<dyn BufRead + Send>>,
     progress: ProgressBar,
@@ -20,7 +20,7 @@ pub(super) struct Input {
 }
 
 impl Input {
-    /// Opens a file; `-` is standard input.
+    /// Opens a file; `-` means standard input.
     pub(super) fn open(file: &Path) -> anyhow::Result<Self> {
         let name = file.display().to_string();
         let (input, size): (Box<dyn BufRead + Send>, Option<u64>) = if file == Path::new("-") {
@@ -30,7 +30,7 @@ impl Input {
             let size = opened.metadata().with_context(|| format!("{name} cannot be read"))?.len();
             (Box::new(BufReader::with_capacity(1 << 20, opened)), Some(size))
         };
-        // Drawn on a terminal only; its templates are constants.
+        // The progress bar is drawn only on a terminal; its templates are constants.
         let progress = match size {
             Some(size) => {
                 ProgressBar::new(size).with_style(style("{bar:40} {percent:>3}% {binary_bytes_per_sec} {eta}"))
@@ -40,10 +40,10 @@ impl Input {
         Ok(Self { lines: Lines::new(input), progress, name })
     }
 
-    /// The next lines, at most `most`; none at the end.
-    pub(super) fn lines(&mut self, most: usize) -> anyhow::Result<Vec<MessageLine>> {
+    /// Reads the next lines, at most `max`; returns none at the end of the file.
+    pub(super) fn read_lines(&mut self, max: usize) -> anyhow::Result<Vec<MessageLine>> {
         let (mut lines, mut bytes) = (Vec::new(), 0);
-        while lines.len() < most && bytes < MOST_BYTES {
+        while lines.len() < max && bytes < MAX_BYTES {
             let Some(line) = self.lines.next_line().with_context(|| format!("{} cannot be read", self.name))? else {
                 break;
             };
@@ -54,7 +54,7 @@ impl Input {
         Ok(lines)
     }
 
-    /// Takes the bar away.
+    /// Removes the progress bar.
     pub(super) fn finish(self) {
         self.progress.finish_and_clear();
     }

@@ -1,4 +1,4 @@
-//! `pointsd migrate`
+//! `pointsd migrate`: migrate the schema of the ledger.
 
 use super::{Exit, Output, guarded, ledger_error};
 use crate::{

@@ -1,4 +1,4 @@
-//! The command line: one file a subcommand.
+//! The command line, with one file for each subcommand.
 
 mod balance;
 mod check_config;
@@ -29,12 +29,12 @@ use clap::{Parser, Subcommand};
 use output::Output;
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
-/// How a command ended: its exit status.
+/// Exit status of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Exit {
-    /// Done.
+    /// The command is done.
     Done = 0,
-    /// Failed, or something was found that must not be.
+    /// The command failed, or it found a problem.
     Failed = 1,
     /// The command line or the configuration is wrong.
     Usage = 2,
@@ -48,7 +48,7 @@ enum Exit {
                   for `url` in [ledger].\n\nExit status: 0 done; 1 failed; 2 wrong usage or configuration."
 )]
 struct Cli {
-    /// The configuration; without it ./pointsd.toml, else /etc/pointsd/pointsd.toml, else the defaults.
+    /// Configuration file; without it ./pointsd.toml, otherwise /etc/pointsd/pointsd.toml, otherwise the defaults.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -57,37 +57,37 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the daemon: take messages from the credit queue and credit them, until a signal stops it.
+    /// Run the daemon: consume the credit queue and credit its messages until a signal stops it.
     Run,
-    /// Credit recorded messages straight into the ledger, without a broker.
+    /// Credit recorded messages in the ledger, without a broker.
     ///
-    /// Each line goes the way that a message from the queue goes. Crediting a file twice changes nothing the second
-    /// time. Exit status 1 when a line was malformed, conflicting or rejected.
+    /// Each line is processed like a message from the queue. Crediting a file a second time changes nothing. Exit
+    /// status 1 if a line was malformed, conflicting or rejected.
     Replay(replay::Arguments),
-    /// Publish recorded messages to the exchange, each confirmed by the broker.
+    /// Publish recorded messages to the exchange and wait until the broker has confirmed each of them.
     Publish(publish::Arguments),
-    /// Bring the ledger's schema up to date.
+    /// Migrate the schema of the ledger to the current version.
     Migrate(Json),
-    /// Check the whole configuration and print what is in force, without secrets.
+    /// Validate the whole configuration and print the settings in force, without secrets.
     CheckConfig(Json),
-    /// Show, make or compare the exchange and queues that are needed at the broker.
+    /// Print, declare or check the exchanges, queues and bindings that are needed, or retire a delay queue.
     Topology(topology::Arguments),
-    /// Look into the dead queue, send back what was parked, or drop it.
+    /// Inspect the messages in the dead queue, send them back, export or drop them.
     Dead(dead::Arguments),
-    /// Print a user's points; 0 for a user that is not known.
+    /// Print the points of a user; 0 for an unknown user.
     Balance(balance::Arguments),
-    /// Print everything known about a payment: the ledger, the dead queue, and on request the payment source. Exit status
-    /// 1 when nothing is.
+    /// Print everything known about a payment: the ledger, the dead queue, and with --live the payment source. Exit
+    /// status 1 if the payment is unknown.
     Payment(payment::Arguments),
-    /// Prove that the ledger is right: every balance is the sum of its entries. Exit status 1 when one is not.
+    /// Prove that the ledger is consistent: every balance is the sum of its entries. Exit status 1 if one is not.
     Verify(Json),
     /// List the credits that no check has found paid, and send them to be checked again.
     Reconcile(reconcile::Arguments),
-    /// Look into the outbox: events that are not published yet; have held ones tried again, or drop them.
+    /// List the events in the outbox that are not published yet, retry held events, or drop events.
     Outbox(outbox::Arguments),
 }
 
-/// For commands that print data and take nothing else.
+/// The arguments of a command that only prints data.
 #[derive(Debug, clap::Args)]
 struct Json {
     /// Print JSON.
@@ -95,29 +95,29 @@ struct Json {
     json: bool,
 }
 
-/// Runs the program; the exit status is the only result.
+/// Runs the program and returns its exit status.
 pub fn main() -> ExitCode {
-    // Once a process, before anything connects. A second call (a test's) finds it done.
+    // Once for each process, before the first connection. A second call, which only tests make, has no effect.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let json = wants_json();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if json && error.use_stderr() => {
             let text = error.to_string();
-            Output::new(json).end(Some(text.trim().trim_start_matches("error: ")), Exit::Usage);
+            Output::new(json).finish(Some(text.trim().trim_start_matches("error: ")), Exit::Usage);
             return ExitCode::from(Exit::Usage as u8);
         }
         Err(error) => error.exit(),
     };
     if matches!(cli.command, Command::Run | Command::Dead(_) | Command::Payment(_)) {
-        run::with_deep_stacks();
+        run::restart_with_deep_stacks();
     }
-    // On a thread of its own: the first one's stack cannot be set.
+    // The command runs on its own thread, because the stack size of the main thread cannot be set.
     let thread = std::thread::Builder::new().stack_size(run::DEEP_STACK).spawn(move || run_command(cli, json));
     thread.map_or(ExitCode::FAILURE, |thread| thread.join().unwrap_or(ExitCode::FAILURE))
 }
 
-/// Whether the command line asks for JSON: also one that cannot be parsed.
+/// Returns whether the command line asks for JSON, even if it cannot be parsed.
 fn wants_json() -> bool {
     std::env::args_os().skip(1).take_while(|argument| argument != "--").any(|argument| argument == "--json")
 }
@@ -126,28 +126,28 @@ fn run_command(cli: Cli, json: bool) -> ExitCode {
     let mut output = Output::new(json);
     let exit = match dispatch(cli, &mut output) {
         Ok(exit) => {
-            output.end(None, exit);
+            output.finish(None, exit);
             exit
         }
         Err(error) => {
             let pipe_closed = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
-            // Whoever read our output has seen enough.
+            // The reader of the output has closed the pipe.
             if error.downcast_ref().is_some_and(pipe_closed) {
                 return ExitCode::from(Exit::Failed as u8);
             }
             let usage = error.is::<ConfigError>() || error.is::<UsageError>() || error.is::<app::NewerSchema>();
             let exit = if usage { Exit::Usage } else { Exit::Failed };
-            output.end(Some(&format!("{error:#}")), exit);
+            output.finish(Some(&format!("{error:#}")), exit);
             exit
         }
     };
     ExitCode::from(exit as u8)
 }
 
-/// How long threads that do nothing may take to end.
-const TIME_FOR_IDLE_THREADS: Duration = Duration::from_millis(500);
+/// Time limit for idle threads to end.
+const IDLE_THREADS_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The command line asks for something that cannot be.
+/// A command line that is valid but cannot be carried out.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct UsageError(String);
@@ -157,7 +157,7 @@ fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_stack_size(run::DEEP_STACK)
-        // Names are resolved and files are read there; databases have threads of their own.
+        // Blocking threads resolve names and read files; databases have their own threads.
         .max_blocking_threads(8)
         .enable_all()
         .build()?;
@@ -177,19 +177,19 @@ fn dispatch(cli: Cli, output: &mut Output) -> anyhow::Result<Exit> {
             Command::Reconcile(arguments) => reconcile::run(&settings, &arguments, output).await,
             Command::Outbox(arguments) => outbox::run(&settings, &arguments, output).await,
         };
-        // The daemon closes its own, within its time.
+        // The daemon closes its connections itself, within its shutdown timeout.
         if !is_daemon {
             connections_closed().await;
         }
         done
     });
-    // A thread that hangs in the database does not hold up the exit. Those that are idle are joined: libpq's libraries abort a
-    // process that ends while a thread that has used them ends.
-    runtime.shutdown_timeout(TIME_FOR_IDLE_THREADS);
+    // A thread that hangs in the database does not delay the exit. Idle threads are joined, because the libraries of
+    // libpq abort a process that ends while a thread that has used them ends.
+    runtime.shutdown_timeout(IDLE_THREADS_TIMEOUT);
     done
 }
 
-/// A ledger for a command that only reads, beside a daemon that may be writing.
+/// Opens the ledger for a command that only reads; a daemon may be writing to it at the same time.
 async fn reading(settings: &LedgerSettings) -> anyhow::Result<WithDeadline<dyn Ledger>> {
     let ledger = guarded(settings, Access::Read);
     require_current_schema(&ledger).await?;
@@ -202,12 +202,17 @@ async fn require_current_schema(ledger: &WithDeadline<dyn Ledger>) -> anyhow::Re
     app::refuse_unless_current(&state)
 }
 
+/// Opens the ledger with a deadline for each call.
 fn guarded(settings: &LedgerSettings, access: Access) -> WithDeadline<dyn Ledger> {
-    announcing(settings, access, &EventsSettings { exchange: None })
+    open_ledger_with_events(settings, access, &EventsSettings { exchange: None })
 }
 
-/// The same for a command that credits: what it commits is made known as the daemon does it.
-fn announcing(settings: &LedgerSettings, access: Access, events: &EventsSettings) -> WithDeadline<dyn Ledger> {
+/// Opens the ledger for a command that credits. Its transactions write events to the outbox like those of the daemon.
+fn open_ledger_with_events(
+    settings: &LedgerSettings,
+    access: Access,
+    events: &EventsSettings,
+) -> WithDeadline<dyn Ledger> {
     let events = events.exchange.clone();
     let options = ledger::Options { pool_size: settings.pool_size, timeout: settings.timeout, access, events };
     let url = settings.url.clone();

@@ -1,19 +1,19 @@
-//! What commands print: data to standard output, everything else to standard error.
+//! The output of commands: data to standard output, everything else to standard error.
 
 use super::Exit;
 use crate::message_file;
 use serde::Serialize;
 use std::io::{self, Write};
 
-/// Where a command prints to.
+/// The standard streams of a command.
 pub(super) struct Output {
     data: io::Stdout,
     remarks: io::Stderr,
-    /// With `--json`: what there is to say besides the data, for the one object at the end.
+    /// With `--json`, the notes for the JSON object at the end.
     notes: Option<Vec<String>>,
 }
 
-/// Why a command failed, for programs: one line, the last one on standard error.
+/// The error of a command for programs: the last line on standard error.
 #[derive(Serialize)]
 struct Failure<'a> {
     error: &'a str,
@@ -23,23 +23,23 @@ struct Failure<'a> {
 }
 
 impl Output {
-    /// `json`: whether everything is JSON, errors too.
+    /// Returns an output that prints everything as JSON if `json` is set, including errors.
     pub(super) fn new(json: bool) -> Self {
         Self { data: io::stdout(), remarks: io::stderr(), notes: json.then(Vec::new) }
     }
 
-    /// A line of data.
+    /// Prints a line of data.
     pub(super) fn line(&mut self, text: &str) -> io::Result<()> {
         writeln!(self.data, "{text}")
     }
 
-    /// Data as JSON.
+    /// Prints data as JSON.
     pub(super) fn json(&mut self, data: &impl Serialize) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(data)?;
         Ok(self.line(&message_file::harmless(&text))?)
     }
 
-    /// A line for the person, besides the data.
+    /// Reports a line for people, apart from the data.
     pub(super) fn complain(&mut self, text: &str) {
         match &mut self.notes {
             Some(notes) => notes.push(text.to_owned()),
@@ -52,8 +52,9 @@ impl Output {
         let _ = writeln!(self.remarks, "{text}");
     }
 
-    /// How the command ended: its error, if it has one. With `--json` one object with everything that was not data.
-    pub(super) fn end(&mut self, error: Option<&str>, exit: Exit) {
+    /// Reports the end of the command with its error, if any. With `--json` prints one object that contains everything
+    /// except the data.
+    pub(super) fn finish(&mut self, error: Option<&str>, exit: Exit) {
         let Some(notes) = self.notes.take() else {
             if let Some(error) = error {
                 self.ask(error);
@@ -68,7 +69,7 @@ impl Output {
             (None, Exit::Done) => serde_json::to_string(&serde_json::json!({ "notes": notes })),
             (None, _) => serde_json::to_string(&Failure { error: &together, exit_code, notes: &[] }),
         };
-        // Texts and numbers are always written.
+        // Strings and numbers are always serializable.
         self.ask(&message_file::harmless(&text.unwrap_or_default()));
     }
 }

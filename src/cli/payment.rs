@@ -1,4 +1,4 @@
-//! `pointsd payment PAYMENT`
+//! `pointsd payment PAYMENT`: print everything known about a payment.
 
 use super::{Exit, Output, UsageError, dead, ledger_error, reading};
 use crate::{
@@ -16,18 +16,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long the payment source may refuse to be asked.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time limit for the look-up at the payment source.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// The payment's id.
+    /// ID of the payment.
     #[arg(allow_hyphen_values = true)]
     payment: String,
-    /// Ask the payment source, too.
+    /// Also look up the payment at the payment source.
     #[arg(long)]
     live: bool,
-    /// Ask the ledger only, and do not look into the dead queue.
+    /// Read only the ledger, not the dead queue.
     #[arg(long)]
     ledger_only: bool,
     /// Print JSON.
@@ -37,7 +37,7 @@ pub(super) struct Arguments {
 
 /// Everything known about a payment.
 #[derive(Debug, Serialize)]
-struct Story {
+struct PaymentReport {
     #[serde(flatten)]
     record: Option<PaymentRecord>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,11 +46,11 @@ struct Story {
     dead_queue: Option<Dead>,
 }
 
-/// What the source says now.
+/// The current answer of the payment source.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Live {
-    /// A status of `docs/concepts/checks.md`, and the source's own word where it is none of those that are configured.
+    /// A status of `docs/concepts/checks.md`, with the value of the source if it is in no configured list.
     Status {
         status: &'static str,
         said: Option<String>,
@@ -58,7 +58,7 @@ enum Live {
     Failed(String),
 }
 
-/// What lies in the dead queue.
+/// The messages of the payment in the dead queue.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Dead {
@@ -74,7 +74,10 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
             .context("pay_status")?;
     let source = match (arguments.live, source) {
         (true, None) => {
-            return Err(UsageError("--live: pay_status.source is \"none\"; nothing can be asked".into()).into());
+            return Err(UsageError(
+                "--live: pay_status.source is \"none\"; there is no payment source to query".into(),
+            )
+            .into());
         }
         (true, source) => source,
         (false, _) => None,
@@ -91,61 +94,62 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         })
     };
     let live = match source {
-        Some(source) => Some(ask(&source, &payment).await),
+        Some(source) => Some(query_source(&source, &payment).await),
         None => None,
     };
     let parked = matches!(&dead_queue, Some(Dead::Messages(messages)) if !messages.is_empty());
-    let at_the_source = matches!(live, Some(Live::Status { status, .. }) if status != "unknown");
-    let known = record.is_some() || parked || at_the_source;
-    let story = Story { record, live, dead_queue };
+    let is_at_source = matches!(live, Some(Live::Status { status, .. }) if status != "unknown");
+    let known = record.is_some() || parked || is_at_source;
+    let report = PaymentReport { record, live, dead_queue };
     if arguments.json {
         if known {
-            output.json(&story)?;
+            output.json(&report)?;
         } else {
             output.json(&serde_json::Value::Null)?;
         }
     } else {
-        for line in lines(&payment, &story) {
+        for line in format_report(&payment, &report) {
             output.line(&line)?;
         }
     }
     if known {
         return Ok(Exit::Done);
     }
-    output.complain(&format!("payment {payment}: nothing is known of it"));
+    output.complain(&format!("payment {payment} not found"));
     Ok(Exit::Failed)
 }
 
-async fn ask(source: &Arc<dyn PaymentSource>, payment: &PaymentId) -> Live {
-    let until = Instant::now() + PATIENCE;
+/// Looks up the payment at the payment source.
+async fn query_source(source: &Arc<dyn PaymentSource>, payment: &PaymentId) -> Live {
+    let until = Instant::now() + LOOK_UP_TIMEOUT;
     match look_up_all(&**source, Arc::from([payment.clone()]), until).await.map(|mut answers| answers.pop().flatten()) {
         Ok(Some(Lookup::Known(payment))) => Live::Status { status: payment.status.label(), said: payment.said },
         Ok(Some(Lookup::Failed(error))) => Live::Failed(error),
-        Ok(None) => Live::Failed(format!("it could not be asked within {PATIENCE:?}")),
+        Ok(None) => Live::Failed(format!("the payment was not looked up within {LOOK_UP_TIMEOUT:?}")),
         Err(error) => Live::Failed(error.to_string()),
     }
 }
 
-/// What happened to a payment, in order.
-fn lines(payment: &PaymentId, story: &Story) -> Vec<String> {
+/// Returns the lines of the report, in the order of the events.
+fn format_report(payment: &PaymentId, report: &PaymentReport) -> Vec<String> {
     let mut lines = Vec::new();
-    if let Some(record) = &story.record {
+    if let Some(record) = &report.record {
         lines.push(format!("payment {payment}: {}", record.state));
-        lines.extend(in_order(record));
+        lines.extend(format_history(record));
     } else {
         lines.push(format!("payment {payment}: not in the ledger"));
     }
-    match &story.live {
-        Some(Live::Status { status, said: None }) => lines.push(format!("  the payment source says now: {status}")),
+    match &report.live {
+        Some(Live::Status { status, said: None }) => lines.push(format!("  status at the payment source: {status}")),
         Some(Live::Status { status, said: Some(said) }) => {
-            lines.push(format!("  the payment source says now: {status} ({said})"));
+            lines.push(format!("  status at the payment source: {status} ({said})"));
         }
         Some(Live::Failed(error)) => {
-            lines.push(format!("  the payment source does not say: {}", printable(error)));
+            lines.push(format!("  status at the payment source: not available: {}", printable(error)));
         }
         None => {}
     }
-    match &story.dead_queue {
+    match &report.dead_queue {
         Some(Dead::Messages(messages)) => lines.extend(messages.iter().map(|message| {
             let since = message.first_failed_at.map_or_else(|| "?".to_owned(), |at| at.to_string());
             let error = message.error.as_deref().unwrap_or_default();
@@ -158,14 +162,15 @@ fn lines(payment: &PaymentId, story: &Story) -> Vec<String> {
             )
         })),
         Some(Dead::NotLookedAt(why)) => {
-            lines.push(format!("  the dead queue was not looked at: {}", printable(why)));
+            lines.push(format!("  the dead queue was not searched: {}", printable(why)));
         }
         None => {}
     }
     lines
 }
 
-fn in_order(record: &PaymentRecord) -> Vec<String> {
+/// Returns the lines of the history of a payment in the ledger, in the order of time.
+fn format_history(record: &PaymentRecord) -> Vec<String> {
     let PaymentRecord { user_id, points, credited_at, verified_at, asked_at, adjustments, .. } = record;
     let mut events = vec![(credited_at, format!("credited {points} points to user {user_id}"))];
     events.extend(adjustments.iter().map(|adjustment| {
@@ -174,7 +179,7 @@ fn in_order(record: &PaymentRecord) -> Vec<String> {
     }));
     events.extend(verified_at.iter().map(|at| (at, "last found paid".to_owned())));
     events.extend(asked_at.iter().map(|at| (at, "parked for a person to decide".to_owned())));
-    // Stable: what happened in one transaction stays in the order of the ledger.
+    // The sort is stable: the events of one transaction keep the order of the ledger.
     events.sort_by_key(|(at, _)| at.parse::<Timestamp>().ok());
     events.into_iter().map(|(at, text)| format!("  {at}  {text}")).collect()
 }

@@ -1,4 +1,4 @@
-//! `pointsd publish FILE`
+//! `pointsd publish FILE`: publish recorded messages.
 
 use super::{Exit, Output, input::Input};
 use crate::{
@@ -10,19 +10,19 @@ use anyhow::Context as _;
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// Messages that are read, sent and confirmed together.
+/// Number of messages that are read, published and confirmed together.
 const CHUNK: usize = 500;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// JSON Lines, one message a line; - is standard input.
+    /// JSON Lines file with one message per line; - is standard input.
     file: PathBuf,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// What became of the lines.
+/// The result of publishing the lines.
 #[derive(Debug, Default, Serialize)]
 struct Report {
     published: u64,
@@ -40,7 +40,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     let publisher = Publisher::open(&settings.broker).await.context("broker")?;
     let mut report = Report::default();
     let stopped = loop {
-        let lines = input.lines(CHUNK)?;
+        let lines = input.read_lines(CHUNK)?;
         let Some((first, last)) = lines.first().zip(lines.last()).map(|(first, last)| (first.number, last.number))
         else {
             break None;
@@ -48,7 +48,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         let mut messages = Vec::with_capacity(lines.len());
         for line in lines {
             let number = line.number;
-            match outgoing(settings, line).and_then(|message| publisher.check(&message).map(|()| message)) {
+            match build_outgoing(settings, line).and_then(|message| publisher.check(&message).map(|()| message)) {
                 Ok(message) => messages.push(message),
                 Err(error) => report.bad_lines.push(BadLine { line: number, error: error.to_string() }),
             }
@@ -63,16 +63,19 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
     report.print(arguments.json, output)?;
     if let Some((first, last, error)) = stopped {
         let hint = match error {
-            BrokerError::Unroutable { .. } => "; is no queue bound there? `pointsd topology declare` makes ours",
+            BrokerError::Unroutable { .. } => {
+                "; check the bindings: `pointsd topology declare` declares the queues and bindings of pointsd"
+            }
             _ => "",
         };
-        let stopped = format!("stopped: lines {first} to {last} are not all confirmed, the lines before them are");
+        let stopped = format!("stopped: lines {first} to {last} are not all confirmed; all earlier lines are");
         return Err(anyhow::anyhow!("{error}{hint}").context(stopped));
     }
     Ok(if report.bad_lines.is_empty() { Exit::Done } else { Exit::Failed })
 }
 
-fn outgoing(settings: &Settings, line: MessageLine) -> Result<Outgoing<'static>, BrokerError> {
+/// Builds the message of a line.
+fn build_outgoing(settings: &Settings, line: MessageLine) -> Result<Outgoing<'static>, BrokerError> {
     let recorded = line.message.map_err(|error| BrokerError::Unsendable(error.to_string()))?;
     if recorded.is_check_message() {
         return Outgoing::checks(&settings.broker.check_queue, recorded.body);

@@ -1,6 +1,6 @@
-//! `pointsd replay FILE`
+//! `pointsd replay FILE`: credit recorded messages without a broker.
 
-use super::{Exit, Output, announcing, ledger_error};
+use super::{Exit, Output, ledger_error, open_ledger_with_events};
 use crate::{
     app,
     cli::input::Input,
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// JSON Lines, one message a line; - is standard input.
+    /// JSON Lines file with one message per line; - is standard input.
     file: PathBuf,
     /// Print JSON.
     #[arg(long)]
@@ -36,7 +36,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(settings: Settings, arguments: &Arguments, output: &mut Output) -> anyhow::Result<Exit> {
     let mut input = Input::open(&arguments.file)?;
     let _lock = app::writer_lock(&settings.ledger.url)?;
-    let ledger = Arc::new(announcing(&settings.ledger, Access::Write, &settings.events));
+    let ledger = Arc::new(open_ledger_with_events(&settings.ledger, Access::Write, &settings.events));
     let state = app::prepare(&ledger, settings.ledger.auto_migrate).await.map_err(ledger_error)?;
     app::refuse_unless_current(&state)?;
     let pipeline = CreditPipeline {
@@ -45,28 +45,32 @@ pub(super) async fn run(settings: Settings, arguments: &Arguments, output: &mut 
         format: settings.message,
         ledger: ledger as Arc<dyn CreditLedger>,
         immediate_attempts: settings.retry.immediate_attempts,
-        // There is no queue to wait in: what still fails is told, and the file can be replayed again.
+        // No delayed retries, because there is no delay queue: failed lines are reported, and the file can be replayed
+        // again.
         retry: RetryPolicy::default(),
         checks: None,
     };
-    // No watchdog, and no stop but the process's end: a person watches.
+    // There is no watchdog, and only the end of the process stops the command: a person watches it.
     let heartbeat = Heartbeats::default().begin("replay", Duration::from_secs(60));
     let never = CancellationToken::new();
     let mut report = Report::default();
     loop {
-        let lines = input.lines(settings.ledger.batch_max)?;
+        let lines = input.read_lines(settings.ledger.batch_max)?;
         let Some(last) = lines.last().map(|line| line.number) else { break };
-        let messages = lines.into_iter().filter_map(|line| report.message(line)).collect();
+        let messages = lines.into_iter().filter_map(|line| report.take_message(line)).collect();
         let Committed { decided, outage, .. } =
             pipeline.commit(messages, &BatchContext { heartbeat: &heartbeat, stop: &never }).await;
         report.add(&decided);
         if settings.pay_status.is_some() && report.credited + report.duplicate > 0 && !arguments.json {
-            report.next = Some("not all are checked: run `pointsd reconcile --older-than 0s --apply`");
+            report.next = Some("some credits are not checked: run `pointsd reconcile --older-than 0s --apply`");
         }
         if let Some(outage) = outage {
             report.print(arguments.json, output)?;
             return Err(outage).with_context(|| {
-                format!("stopped at or before line {last}; replay the file again when this is mended, it changes nothing that is credited")
+                format!(
+                    "stopped at or before line {last}; replay the file again after the outage: lines that are already \
+                     credited are duplicates"
+                )
             });
         }
     }
@@ -74,7 +78,7 @@ pub(super) async fn run(settings: Settings, arguments: &Arguments, output: &mut 
     report.print(arguments.json, output)
 }
 
-/// A line on its way through the pipeline.
+/// The message of a line.
 #[derive(Debug)]
 struct Replayed {
     number: u64,
@@ -95,7 +99,7 @@ impl Message for Replayed {
     }
 }
 
-/// What became of the lines.
+/// The results of the lines.
 #[derive(Debug, Default, Serialize)]
 struct Report {
     credited: u64,
@@ -105,7 +109,7 @@ struct Report {
     rejected: u64,
     exhausted: u64,
     bad_lines: Vec<BadLine>,
-    /// What is left to do.
+    /// The command that must be run next.
     #[serde(skip)]
     next: Option<&'static str>,
 }
@@ -120,12 +124,12 @@ struct BadLine {
 }
 
 impl Report {
-    /// A line's message; a line that is none is accounted for at once.
-    fn message(&mut self, line: MessageLine) -> Option<Replayed> {
+    /// Returns the message of a line; counts a line without a points message as malformed.
+    fn take_message(&mut self, line: MessageLine) -> Option<Replayed> {
         let number = line.number;
         let error = match line.message {
             Ok(recorded) if recorded.is_check_message() => {
-                "is a check message; `publish` sends it to the check queue".into()
+                "is a check message; `pointsd publish` publishes it to the check queue".into()
             }
             Ok(recorded) => return Some(Replayed { number, body: recorded.body }),
             Err(error) => error.to_string(),
@@ -135,6 +139,7 @@ impl Report {
         None
     }
 
+    /// Adds the outcomes of a batch.
     fn add(&mut self, decided: &[Decided<Replayed>]) {
         for decided in decided {
             *match decided.outcome {
@@ -143,7 +148,7 @@ impl Report {
                 Outcome::Conflict(_) => &mut self.conflict,
                 Outcome::Malformed(_) => &mut self.malformed,
                 Outcome::Rejected(_) => &mut self.rejected,
-                // Without a delay to wait for there is no retry: the two are one here.
+                // Without delayed retries `Retry` does not occur.
                 Outcome::Retry { .. } | Outcome::Exhausted { .. } => &mut self.exhausted,
             } += 1;
         }
@@ -180,7 +185,7 @@ impl BadLine {
             outcome: copy.to.label(),
             payment_id: copy.payment_id.map(ToString::to_string),
             error: match copy.recorded {
-                Some(standing) => format!("{error}: user {}, {} points", standing.user_id, standing.points),
+                Some(recorded) => format!("{error}: user {}, {} points", recorded.user_id, recorded.points),
                 None => error.to_owned(),
             },
         }

@@ -1,4 +1,4 @@
-//! `pointsd run`
+//! `pointsd run`: run the daemon.
 
 use super::Exit;
 use crate::{
@@ -16,27 +16,30 @@ pub(super) async fn run(settings: Settings) -> anyhow::Result<Exit> {
     if !ignored.is_empty() {
         events::EnvironmentIgnored { variables: ignored }.emit();
     }
-    // The daemon's state is large, and moved once.
+    // The future of the daemon is large; boxing avoids moving it.
     Box::pin(app::run(settings)).await?;
     Ok(Exit::Done)
 }
 
-/// Read by Rust's standard library when it starts a thread.
+/// Environment variable from which the standard library reads the default stack size of threads.
 const STACK_VARIABLE: &str = "RUST_MIN_STACK";
 
-/// The stack of the threads that read header tables, in bytes: lapin's one for each connection, and ours that handle messages.
-/// A frame of 128 KiB holds at most 26 000 nested values; to parse them took 64 MiB, and 256 MiB without optimisation.
+/// Stack size in bytes of the threads that read header tables: the lapin thread of each connection, and the threads
+/// that process messages. A frame of 128 KiB contains at most 26 000 nested values; parsing them took 64 MiB, and 256
+/// MiB without optimisation.
 pub(super) const DEEP_STACK: usize = if cfg!(debug_assertions) { 256 } else { 96 } * 1024 * 1024;
 
-/// Starts the program over, in the same process, with deep stacks for the threads whose size nothing else sets: lapin reads
-/// nested header tables by recursion on a thread of its own, and a producer decides how deep they are. All other threads have
-/// sizes of their own. Does nothing when somebody has set a size already. Must come before any other thread.
-pub(super) fn with_deep_stacks() {
+/// Executes the program again in the same process, with a deep default stack for threads.
+///
+/// lapin reads nested header tables by recursion on a thread whose stack size pointsd cannot set otherwise, and a
+/// producer determines their depth. All other threads have explicit stack sizes. Does nothing if the variable is
+/// already set. Must be called before any other thread starts.
+pub(super) fn restart_with_deep_stacks() {
     if std::env::var_os(STACK_VARIABLE).is_some() {
         return;
     }
     if let Ok(program) = std::env::current_exe() {
-        // It returns only when it fails, and then the daemon runs with what there is.
+        // `exec` returns only if it fails; the program then continues with the default stack size.
         let arguments = std::env::args_os().skip(1);
         let _ = Command::new(program).args(arguments).env(STACK_VARIABLE, DEEP_STACK.to_string()).exec();
     }

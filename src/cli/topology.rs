@@ -1,4 +1,4 @@
-//! `pointsd topology [print|declare|check|retire]`
+//! `pointsd topology [print|declare|check|retire]`: print, declare or check what pointsd needs at the broker.
 
 use super::{Exit, Output};
 use crate::{
@@ -20,16 +20,16 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Clone, clap::Subcommand)]
 enum Action {
-    /// Show what is needed, without asking the broker (the default).
+    /// Print what is needed, without connecting to the broker (the default).
     Print,
-    /// Make what is missing.
+    /// Declare what is missing at the broker.
     Declare,
-    /// Compare the broker with what is needed, changing nothing. Exit status 1 when something is missing or different.
+    /// Compare the broker with what is needed; change nothing. Exit status 1 if something is missing or different.
     Check,
-    /// Delete a delay queue that is no longer configured, after everything in it has gone back to its queue. That can
-    /// take as long as the delay; to interrupt it loses nothing.
+    /// Delete a delay queue that is no longer configured, after all of its messages have returned to their queue. This
+    /// can take as long as the delay. An interruption loses no message.
     Retire {
-        /// As in points.credit.retry.5s
+        /// Name of the delay queue, for example points.credit.retry.5s
         queue: String,
     },
 }
@@ -53,7 +53,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
             if arguments.json {
                 output.json(&json!({ "deleted": queue }))?;
             } else {
-                output.line(&format!("queue {queue} is deleted"))?;
+                output.line(&format!("queue {queue} deleted"))?;
             }
             Ok(Exit::Done)
         }
@@ -67,7 +67,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
                     output.line(&format!("{kind}: {}: {}", difference.subject, difference.problem))?;
                 }
                 if differences.is_empty() {
-                    output.line("the exchange and the queues are as configured")?;
+                    output.line("the exchanges and queues are as configured")?;
                 }
                 output.line("not checked, because AMQP does not show them: bindings and policies")?;
             }
@@ -82,19 +82,19 @@ fn print(topology: &Topology, json: bool, output: &mut Output) -> anyhow::Result
         output.json(topology)?;
         return Ok(Exit::Done);
     }
-    let of_somebody = |declare: bool| if declare { "" } else { " (not declared)" };
+    let undeclared_note = |declare: bool| if declare { "" } else { " (not declared)" };
     for ExchangeSpec { name, kind, declare } in &topology.exchanges {
-        output.line(&format!("exchange {name}: {}, durable{}", kind.as_str(), of_somebody(*declare)))?;
+        output.line(&format!("exchange {name}: {}, durable{}", kind.as_str(), undeclared_note(*declare)))?;
     }
     for QueueSpec { name, purpose, arguments, declare, contents: _ } in &topology.queues {
-        output.line(&format!("queue {name}: durable; {purpose}{}", of_somebody(*declare)))?;
+        output.line(&format!("queue {name}: durable; {purpose}{}", undeclared_note(*declare)))?;
         for (argument, value) in arguments {
             output.line(&format!("    {argument} = {}", serde_json::to_string(value)?))?;
         }
     }
     for Binding { exchange, queue, key, declare } in &topology.bindings {
-        let whose = of_somebody(*declare);
-        output.line(&format!("binding: exchange {exchange} -> queue {queue}, key {key}{whose}"))?;
+        let note = undeclared_note(*declare);
+        output.line(&format!("binding: exchange {exchange} -> queue {queue}, key {key}{note}"))?;
     }
     Ok(Exit::Done)
 }

@@ -1,4 +1,4 @@
-//! `pointsd verify`
+//! `pointsd verify`: prove that the ledger is consistent.
 
 use super::{Exit, Output, ledger_error, reading};
 use crate::{
@@ -11,12 +11,12 @@ use serde::Serialize;
 struct Report<'a> {
     #[serde(flatten)]
     verification: &'a Verification,
-    /// Whether there is a payment source.
+    /// Whether a payment source is configured, so that credits are checked.
     credits_checked: bool,
 }
 
 pub(super) async fn run(settings: &Settings, json: bool, output: &mut Output) -> anyhow::Result<Exit> {
-    // That it is there and answers is asked with a deadline; the proof itself reads everything and has none.
+    // Opening the ledger has a deadline; the proof has none, because it reads the whole ledger.
     let ledger = reading(&settings.ledger).await?;
     let report = ledger.call_at_leisure(Ledger::verify).await.map_err(ledger_error)?;
     let credits_checked = settings.pay_status.is_some();
@@ -30,7 +30,7 @@ pub(super) async fn run(settings: &Settings, json: bool, output: &mut Output) ->
             output.line("credits are not checked: pay_status.source is \"none\"")?;
         }
         let verdict = match report.violations {
-            0 => "the ledger is right".to_owned(),
+            0 => "ledger consistent".to_owned(),
             1 => "1 violation".to_owned(),
             many => format!("{many} violations"),
         };

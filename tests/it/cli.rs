@@ -32,14 +32,14 @@ fn exit_statuses_are_those_of_the_contract() {
         (&["balance", "u"], 0, "0 points"),
         (&["balance", " u"], 2, "has leading or trailing whitespace"),
         (&["balance"], 2, "Usage"),
-        (&["payment", "p"], 1, "payment p: nothing is known of it"),
+        (&["payment", "p"], 1, "payment p not found"),
         (&["reconcile"], 0, "0 credits not found paid by a check"),
         (&["reconcile", "--apply"], 2, "pay_status.source is \"none\""),
         (&["payment", "p", "--live"], 2, "pay_status.source is \"none\""),
         (
             &["verify"],
             0,
-            "0 credits (0 not found paid by a check), 0 adjustments, 0 users, 0 points: the ledger is right",
+            "0 credits (0 not found paid by a check), 0 adjustments, 0 users, 0 points: ledger consistent",
         ),
         (&["replay", empty], 0, "credited 0, duplicate 0, conflict 0, malformed 0, rejected 0"),
         (&["replay", "/nonexistent"], 1, "/nonexistent cannot be read"),
@@ -73,7 +73,7 @@ fn errors_are_json_where_json_is_asked_for() {
         (&["balance", "--json"], 2, "required arguments"),
         (&["unknown", "--json"], 2, "unrecognized subcommand"),
         (&["verify", "--json", "--config", "/nonexistent"], 2, "/nonexistent cannot be read"),
-        (&["payment", "p", "--ledger-only", "--json"], 1, "payment p: nothing is known of it"),
+        (&["payment", "p", "--ledger-only", "--json"], 1, "payment p not found"),
         (&["replay", "/nonexistent", "--json"], 1, "/nonexistent cannot be read"),
         (&["topology", "check", "--json"], 1, "broker: cannot connect"),
         (&["dead", "list", "--json"], 1, "broker: cannot connect"),
@@ -166,7 +166,7 @@ fn check_config_says_what_it_has_read() {
         )
     );
     let output = run(&["check-config"], &[]);
-    let said = "configuration file: none (there is neither ./pointsd.toml nor /etc/pointsd/pointsd.toml)\n\
+    let said = "configuration file: none (neither ./pointsd.toml nor /etc/pointsd/pointsd.toml exists)\n\
                 environment variables: none\n";
     assert_eq!(String::from_utf8_lossy(&output.stderr), said);
     let output = run(&["--config", file, "check-config", "--json"], &environment);

@@ -148,7 +148,7 @@ fn a_payment_tells_its_whole_story_in_order() {
             "reversal of -10 points: expired",
             "reinstatement of +10 points: paid after all",
             "last found paid",
-            "the payment source says now: closed",
+            "status at the payment source: closed",
         ],
         "{story}"
     );
