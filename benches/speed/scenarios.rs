@@ -113,6 +113,7 @@ fn limit(queue: Queue, ledger: Ledger, kind: Kind) -> Against {
 }
 
 /// All of them, in the order of the table.
+#[expect(clippy::too_many_lines, reason = "a table")]
 pub fn all() -> Vec<Scenario> {
     use Against::{Job as Other, Nothing};
     use Figure::{CpuPerMillion, Median, NinetyNinth, Peak, Rate};

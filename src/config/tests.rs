@@ -412,6 +412,7 @@ fn sources_are_read_from_the_file_and_from_the_environment() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn what_is_wrong_with_a_source_is_told() {
     let both = "points_column = \"p\"\namount_column = \"a\"\n";
     for (text, fault) in [

@@ -3,6 +3,7 @@
 #![allow(missing_docs, unreachable_pub, reason = "nobody but these tests uses them")]
 #![allow(
     clippy::unwrap_used,
+    clippy::too_many_lines,
     clippy::expect_used,
     clippy::panic,
     clippy::float_cmp,

@@ -5,7 +5,11 @@
 //! - A refusal (429, 503) is not charged to the payment: the payment is requested again, at a lower rate. A payment
 //!   fails only if it is refused while others are answered.
 
-use super::{HttpSource, LookupError, Seen, outage, sleep_until};
+use super::{
+    HttpSource, LookupError, Seen, outage,
+    request::{Ended, Refused, Request, send_request, shuffle},
+    sleep_until,
+};
 use crate::{
     domain::{failure::BatchError, ids::PaymentId},
     pipeline::ports::{Answers, Lookup, Payment, PaymentSource as _},
@@ -13,7 +17,6 @@ use crate::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use std::{
     collections::VecDeque,
-    hash::{BuildHasher, RandomState},
     time::{Duration, Instant},
 };
 
@@ -52,29 +55,6 @@ pub(super) struct LookUp<'a> {
     /// A payment that was answered: it is requested again for comparison when no other answer is recent.
     reference: Option<PaymentId>,
     is_comparing: bool,
-}
-
-/// A payment that was refused.
-struct Refused {
-    index: usize,
-    /// The number of refusals while others were answered.
-    count: u32,
-    again_at: Instant,
-    /// Whether another payment was requested, and answered, immediately before.
-    is_compared: bool,
-}
-
-/// A request to the gateway.
-enum Request {
-    Payment { index: usize, id: PaymentId, refusals: u32, is_compared: bool },
-    Reference(PaymentId),
-}
-
-/// A request that has ended.
-struct Ended {
-    request: Request,
-    begun: Instant,
-    answer: Result<Payment, LookupError>,
 }
 
 /// The next action of the look-up.
@@ -322,23 +302,6 @@ impl<'a> LookUp<'a> {
             Some(outage) => Err(outage.into()),
             None => Ok(()),
         }
-    }
-}
-
-async fn send_request(source: &HttpSource, request: Request) -> Ended {
-    let begun = Instant::now();
-    let (Request::Payment { id, .. } | Request::Reference(id)) = &request;
-    let answer = source.ask(id.as_str()).await;
-    Ended { request, begun, answer }
-}
-
-/// Shuffles the indices (Fisher and Yates).
-fn shuffle(indices: &mut [usize]) {
-    // The standard library chooses random keys.
-    let random = RandomState::new();
-    for last in (1..indices.len()).rev() {
-        let other = usize::try_from(random.hash_one(last) % (last as u64 + 1)).unwrap_or(last);
-        indices.swap(last, other);
     }
 }
 

@@ -4,6 +4,7 @@
 mod access;
 mod look_up;
 mod rate;
+mod request;
 mod retry_after;
 mod url_template;
 
