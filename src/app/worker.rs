@@ -13,6 +13,7 @@ use crate::{
     observe::{
         events::{self, Event as _},
         heartbeat::Heartbeat,
+        spans,
         status::Status,
     },
     pipeline::{
@@ -28,6 +29,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 /// The maximum time that a worker waits for deliveries before it beats its heartbeat.
 const IDLE_WAIT: Duration = Duration::from_secs(5);
@@ -145,7 +147,9 @@ impl Worker {
             idle_waits = 0;
             self.findings.taken.store(true, Ordering::Relaxed);
             let context = self.context();
-            let (batch, finished) = run_while_finishing(pipeline.commit(batch, &context), &mut finishing).await;
+            let span = spans::batch(self.component, batch.len());
+            let commit = pipeline.commit(batch, &context).instrument(span);
+            let (batch, finished) = run_while_finishing(commit, &mut finishing).await;
             if batch.reached_the_ledger() {
                 *lock(&self.findings.committed) = Some(Instant::now());
             }
@@ -245,7 +249,8 @@ impl Worker {
                 return Err(Interrupted { outage: None, unsettled: batch });
             }
             let begun = Instant::now();
-            let processed = pipeline.process(&*self.consumer, batch, &self.context()).await;
+            let span = spans::batch(self.component, batch.len());
+            let processed = pipeline.process(&*self.consumer, batch, &self.context()).instrument(span).await;
             // The payment source may work in a trial session although its probes fail.
             let answered = pipeline.answered.swap(false, Ordering::Relaxed);
             if answered {
