@@ -9,7 +9,7 @@ pub(super) struct Arguments {
     /// ID of the user.
     #[arg(allow_hyphen_values = true)]
     user: String,
-    /// Print JSON.
+    /// Print JSON instead of text.
     #[arg(long)]
     json: bool,
 }

@@ -90,7 +90,7 @@ enum Command {
 /// The arguments of a command that only prints data.
 #[derive(Debug, clap::Args)]
 struct Json {
-    /// Print JSON.
+    /// Print JSON instead of text.
     #[arg(long)]
     json: bool,
 }

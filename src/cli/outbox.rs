@@ -30,7 +30,7 @@ enum Action {
         /// Maximum number of messages to list.
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(i64).range(0..=10_000))]
         limit: i64,
-        /// Print JSON.
+        /// Print JSON instead of text.
         #[arg(long)]
         json: bool,
     },
@@ -38,7 +38,7 @@ enum Action {
     Retry {
         #[command(flatten)]
         which: SelectionArguments,
-        /// Print JSON.
+        /// Print JSON instead of text.
         #[arg(long)]
         json: bool,
     },
@@ -49,7 +49,7 @@ enum Action {
         /// Do not ask for confirmation.
         #[arg(long)]
         yes: bool,
-        /// Print JSON.
+        /// Print JSON instead of text.
         #[arg(long)]
         json: bool,
     },

@@ -30,7 +30,7 @@ pub(super) struct Arguments {
     /// Read only the ledger, not the dead queue.
     #[arg(long)]
     ledger_only: bool,
-    /// Print JSON.
+    /// Print JSON instead of text.
     #[arg(long)]
     json: bool,
 }

@@ -17,7 +17,7 @@ const CHUNK: usize = 500;
 pub(super) struct Arguments {
     /// JSON Lines file with one message per line; - is standard input.
     file: PathBuf,
-    /// Print JSON.
+    /// Print JSON instead of text.
     #[arg(long)]
     json: bool,
 }

@@ -45,7 +45,7 @@ pub(super) struct Arguments {
     /// Number of credits sent per second, with --apply.
     #[arg(long, default_value = "1000")]
     rate: NonZeroU32,
-    /// Print JSON.
+    /// Print JSON instead of text.
     #[arg(long)]
     json: bool,
 }

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) struct Arguments {
     /// JSON Lines file with one message per line; - is standard input.
     file: PathBuf,
-    /// Print JSON.
+    /// Print JSON instead of text.
     #[arg(long)]
     json: bool,
 }

@@ -13,7 +13,7 @@ use serde_json::json;
 pub(super) struct Arguments {
     #[command(subcommand)]
     action: Option<Action>,
-    /// Print JSON.
+    /// Print JSON instead of text.
     #[arg(long, global = true)]
     json: bool,
 }

@@ -19,7 +19,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Number of copies that are published and confirmed together.
 const WINDOW: usize = 500;
 
-/// Returns the outage of the broker that a missing confirm stands for.
+/// Returns the outage of the broker that a missing confirm indicates.
 pub(super) fn broker_outage(reason: &str) -> Outage {
     Outage { dependency: Dependency::Broker, reason: reason.to_owned() }
 }

@@ -257,9 +257,9 @@ pub struct Forward<'a, M> {
 pub enum CopyBody<'a> {
     /// The body of the original, unchanged.
     Original,
-    /// A check message.
+    /// The body of a check message.
     Checks(&'a [u8]),
-    /// A points message.
+    /// The body of a points message.
     Points(&'a [u8]),
 }
 

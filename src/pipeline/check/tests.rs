@@ -68,14 +68,14 @@ fn down() -> Outage {
     Outage { dependency: Dependency::PayStatus, reason: "down".into() }
 }
 
-/// A payment source in memory: the payment ID `STATUS-anything` determines the answer, unless `says` has another
+/// A payment source in memory: the payment ID `STATUS-anything` determines the answer, unless `statuses` has another
 /// status.
 #[derive(Default)]
 struct Table {
     asked: Mutex<Vec<usize>>,
     set: Mutex<Vec<(String, RowStatus)>>,
     /// The statuses of payments from now on.
-    says: Mutex<HashMap<String, PaymentStatus>>,
+    statuses: Mutex<HashMap<String, PaymentStatus>>,
 }
 
 #[async_trait]
@@ -86,7 +86,7 @@ impl PaymentSource for Table {
             return Err(down().into());
         }
         for (index, id) in payments.iter().enumerate().filter(|(_, id)| !id.as_str().starts_with("late")) {
-            let known = self.says.lock().unwrap().get(id.as_str()).copied();
+            let known = self.statuses.lock().unwrap().get(id.as_str()).copied();
             if id.as_str().starts_with("once") && self.asked.lock().unwrap().len() > 1 {
                 continue;
             }
@@ -157,7 +157,7 @@ impl CheckLedger for Memory {
             return Ok(Vec::new());
         }
         if let Some((id, status)) = self.fails.lock().unwrap().pop() {
-            self.source.says.lock().unwrap().insert(id, status);
+            self.source.statuses.lock().unwrap().insert(id, status);
             return Err(BatchError::Transient("locked".into()));
         }
         if self.is_down_later.load(Ordering::Relaxed) && !self.batches.lock().unwrap().is_empty() {

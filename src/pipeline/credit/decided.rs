@@ -19,7 +19,7 @@ use std::borrow::Cow;
 /// A message with its outcome, and the copy that the outcome requires.
 #[derive(Debug)]
 pub struct Decided<M> {
-    /// The message.
+    /// The processed message.
     pub message: M,
     /// The payment ID; present if the message is forwarded and its ID could be read.
     pub payment_id: Option<PaymentId>,
