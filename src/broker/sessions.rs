@@ -37,6 +37,8 @@ use std::sync::{
 pub struct Sessions {
     component: Component,
     settings: BrokerSettings,
+    /// For the first session: everything must exist before the first message is published.
+    first_topology: Topology,
     topology: Arc<Topology>,
     queue: String,
     retry: RetryPolicy,
@@ -68,7 +70,8 @@ impl Sessions {
         Self {
             component,
             settings: broker.clone(),
-            topology: Arc::new(Topology::of_component(plan, component)),
+            first_topology: Topology::of_component(plan, component),
+            topology: Arc::new(Topology::of_component_alone(plan, component)),
             queue: queue.clone(),
             retry: plan.retry.clone(),
             check_delays: plan.check_delays.clone(),
@@ -125,7 +128,7 @@ impl Sessions {
         if self.has_opened.load(Ordering::Relaxed) {
             self.topology.reestablish_on(&connection).await?;
         } else {
-            self.topology.establish_on(&connection).await?;
+            self.first_topology.establish_on(&connection).await?;
             self.has_opened.store(true, Ordering::Relaxed);
         }
         self.topology.refuse_stream(&connection, &self.queue).await?;

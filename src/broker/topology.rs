@@ -180,17 +180,12 @@ impl Topology {
     }
 
     /// The topology that one component requires: a wrong queue of another program must not stop the other components.
-    ///
-    /// A consumed queue belongs to its consumer alone. If another session declared it again right after it was deleted, the
-    /// broker could keep the consumer registered and deliver nothing to it, without cancelling it.
     pub(super) fn of_component(plan: &Plan, component: Component) -> Self {
         let mut topology = Self::default();
-        let BrokerSettings { credit_queue, check_queue, .. } = &plan.broker;
         match component {
-            Component::Credits => topology = Self::core(plan).without(&[check_queue]),
-            Component::Checks => topology = Self::core(plan).without(&[credit_queue]),
+            Component::Credits | Component::Checks => topology = Self::core(plan),
             Component::Source(name) => {
-                topology = Self::core(plan).without(&[credit_queue, check_queue]);
+                topology = Self::core(plan);
                 if let Some(source) = plan.sources.iter().find(|source| source.name == name) {
                     topology.add_source(plan, source);
                 }
@@ -198,6 +193,21 @@ impl Topology {
             Component::Relay => topology.add_events(plan),
         }
         topology
+    }
+
+    /// The same topology without the queues that other components consume, for the sessions after the first.
+    ///
+    /// Then a consumed queue belongs to its consumer alone: if another session declared it again right after it was deleted,
+    /// the broker could keep the consumer registered and deliver nothing to it, without cancelling it.
+    pub(super) fn of_component_alone(plan: &Plan, component: Component) -> Self {
+        let BrokerSettings { credit_queue, check_queue, .. } = &plan.broker;
+        let whole = Self::of_component(plan, component);
+        match component {
+            Component::Credits => whole.without(&[check_queue]),
+            Component::Checks => whole.without(&[credit_queue]),
+            Component::Source(_) => whole.without(&[credit_queue, check_queue]),
+            Component::Relay => whole,
+        }
     }
 
     /// The same topology without these queues and what is bound to them.
