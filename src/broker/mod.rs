@@ -7,6 +7,7 @@ mod batch;
 mod blocked;
 mod connect;
 mod consume;
+mod contents;
 mod copy;
 mod dead;
 mod declare;

@@ -1,6 +1,7 @@
 //! The exchanges, queues and bindings that pointsd requires, built from the configuration: the credit queue, the check
 //! queue and the queues of the sources with their delay queues, and the dead queue.
 
+use super::contents::Contents;
 use crate::{
     broker::{
         BrokerSettings, ExchangeType, Plan, QueueType, SourceKind, SourceSettings, check_delay_queue, retry_queue,
@@ -35,31 +36,6 @@ pub struct QueueSpec {
     /// Whether pointsd declares it; otherwise it must exist.
     #[serde(skip)]
     pub declare: bool,
-}
-
-/// The kind of messages of a queue, which determines what is lost with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Contents {
-    /// Points messages or notifications, published by producers.
-    Payments,
-    /// Check messages, published by pointsd.
-    Checks,
-    /// Dead letters.
-    DeadLetters,
-}
-
-impl Contents {
-    /// What is lost with such a queue, and what to do.
-    pub fn when_lost(self) -> &'static str {
-        match self {
-            Self::Payments => {
-                "its messages are lost; have the producer publish those of the last minutes again: messages that were \
-                 already credited become duplicates"
-            }
-            Self::Checks => "its checks are lost; `pointsd reconcile --older-than 1m --apply` sends them again",
-            Self::DeadLetters => "its dead letters are lost; the log has a line for each parked message",
-        }
-    }
 }
 
 fn as_object<S: serde::Serializer>(arguments: &[(&'static str, Argument)], serializer: S) -> Result<S::Ok, S::Error> {
