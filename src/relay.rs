@@ -133,14 +133,14 @@ struct HeldRows(BTreeMap<String, (i64, u64, bool, String)>);
 impl HeldRows {
     fn count(&mut self, row: &OutboxRow, error: &str) {
         let first = || (row.id, 0, false, error.to_owned());
-        let (_, rows, anew, _) = self.0.entry(row.exchange.clone()).or_insert_with(first);
+        let (_, rows, is_new, _) = self.0.entry(row.exchange.clone()).or_insert_with(first);
         *rows += 1;
-        *anew |= row.attempts == 0;
+        *is_new |= row.attempts == 0;
     }
 
     fn log(self) {
-        for (exchange, (first_id, rows, anew, error)) in self.0 {
-            events::OutboxHeld { exchange: &exchange, rows, first_id, is_new: anew, error: &error }.emit();
+        for (exchange, (first_id, rows, is_new, error)) in self.0 {
+            events::OutboxHeld { exchange: &exchange, rows, first_id, is_new, error: &error }.emit();
         }
     }
 }

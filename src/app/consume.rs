@@ -69,6 +69,7 @@ impl App {
         events::BrokerConnected { component, connected: false }.emit();
         match left.outage {
             None if findings.held_too_long.load(Ordering::Relaxed) => Ended::HeldTooLong,
+            None if findings.idle.load(Ordering::Relaxed) => Ended::Idle,
             None => Ended::InOrder,
             Some(outage) => ended_by_outage(outage, begun.elapsed(), findings.progress()),
         }
@@ -155,7 +156,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A session without a delivery ends after this time, and the next one begins: the broker can lose a consumer without
 /// cancelling it, when its queue is deleted and another program declares it again at once.
-const LONGEST_IDLE: Duration = Duration::from_secs(300);
+const MAX_IDLE: Duration = Duration::from_secs(300);
 
 /// A session whose progress is watched.
 struct WatchedSession {
@@ -177,7 +178,8 @@ async fn watch_progress(session: WatchedSession) -> Result<(), Interrupted<Deliv
         let committed = *lock(&findings.committed);
         let waiting = oldest.map(|at| committed.map_or(at, |committed| at.max(committed)).elapsed());
         status.stalled(component, waiting.filter(|waiting| stalled_after.is_some_and(|most| *waiting > most)));
-        if oldest.is_none() && consumer.idle_for() > LONGEST_IDLE {
+        if oldest.is_none() && consumer.idle_for() > MAX_IDLE {
+            findings.idle.store(true, Ordering::Relaxed);
             stop.cancel();
         }
     }

@@ -32,6 +32,8 @@ impl App {
                     trials = Trials::default();
                     backoff.reset();
                 }
+                // Nothing was learnt about any dependency: the next session has the same opening.
+                Ended::Idle => events::SessionRenewed { queue: queue.sessions.queue() }.emit(),
                 Ended::HeldTooLong => {
                     events::HeldTooLong { queue: queue.sessions.queue() }.emit();
                     slow = true;

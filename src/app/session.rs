@@ -49,6 +49,8 @@ impl Opening {
 pub(super) enum Ended {
     /// The daemon stops, or the session has answered the question for which it was opened.
     InOrder,
+    /// Nothing was delivered for a long time.
+    Idle,
     /// Deliveries were held for too long.
     HeldTooLong,
     /// A dependency does not work.
@@ -77,6 +79,8 @@ pub(super) enum Progress {
 pub(super) struct Findings {
     /// Deliveries were held for too long.
     pub(super) held_too_long: AtomicBool,
+    /// Nothing was delivered for [`Ended::Idle`].
+    pub(super) idle: AtomicBool,
     /// A message was delivered.
     pub(super) taken: AtomicBool,
     /// A message was processed and settled.

@@ -100,7 +100,7 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
         stop: stop_on_signals(|_| {})?,
     };
     let mut report = Report { listed: (!arguments.apply).then(Vec::new), ..Report::default() };
-    let done = reconciliation.process_pages(page.clone(), &mut report).await;
+    let mut done = reconciliation.process_pages(page.clone(), &mut report).await;
     if done.is_ok() && arguments.older_than.is_none() && !overdue_after.is_zero() {
         let younger = UnverifiedPage {
             older_than: Duration::ZERO,
@@ -110,7 +110,8 @@ pub(super) async fn run(settings: &Settings, arguments: &Arguments, output: &mut
             ..page
         };
         let read = ledger.call_at_leisure(move |ledger| ledger.unverified(&younger)).await;
-        report.younger_left_out = !read.map_err(ledger_error)?.is_empty();
+        // The report is printed also if this fails.
+        done = read.map(|credits| report.younger_left_out = !credits.is_empty()).map_err(ledger_error);
     }
     reconciliation.progress.finish_and_clear();
     if let Some(publisher) = publisher {

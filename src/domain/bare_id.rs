@@ -56,7 +56,7 @@ mod tests {
             ("7\u{ff0c}8", "a list"),
         ] {
             assert!(
-                document_kind(text).is_some_and(|told| told.starts_with(content)),
+                document_kind(text).is_some_and(|reported| reported.starts_with(content)),
                 "{text}: {:?}",
                 document_kind(text)
             );

@@ -356,8 +356,8 @@ mod tests {
             (br#"{"version": 2, "checks": [], "x": {}}"#, "version is 2; must be 1"),
             (br#"{"version": 1, "checks": []}"#, "checks is empty"),
         ] {
-            let told = parse(body).unwrap_err().to_string();
-            assert!(told.contains(error) && !told.contains("S3CRET"), "{told}");
+            let reported = parse(body).unwrap_err().to_string();
+            assert!(reported.contains(error) && !reported.contains("S3CRET"), "{reported}");
         }
         let large = vec![b' '; MAX_BYTES + 1];
         assert_eq!(parse(&large), Err(BadMessage::TooLarge(MAX_BYTES + 1)));

@@ -161,8 +161,8 @@ fn json_pointers_move_the_fields() {
         (r#"{"data":{"order":{"id":1},"user":2,"user":2}}"#, "userId is given twice"),
         (r#"{"data":{"order":{"id":1},"user":2},"items":{"1":{"p/t~":5}}}"#, ""),
     ] {
-        let told = nested.parse(body.as_bytes()).map_or_else(|error| error.to_string(), |_| String::new());
-        assert_eq!(told, error, "{body}");
+        let reported = nested.parse(body.as_bytes()).map_or_else(|error| error.to_string(), |_| String::new());
+        assert_eq!(reported, error, "{body}");
     }
 }
 

@@ -130,9 +130,9 @@ fn parse_pay_notify(
 /// Converts the only two errors that remain for an object of valid JSON, whose members may have any type: a repeated
 /// field and an invalid escape.
 fn member_error(error: &serde_json::Error) -> Malformed {
-    let told = error.to_string();
+    let message = error.to_string();
     let fields = [Field::MessageType, Field::BusinessKey1, Field::BusinessKey2];
-    let field = fields.into_iter().find(|field| told.contains(&format!("`{field}`"))).unwrap_or(Field::Body);
+    let field = fields.into_iter().find(|field| message.contains(&format!("`{field}`"))).unwrap_or(Field::Body);
     let problem = if field == Field::Body { Problem::BadEscape } else { Problem::GivenTwice };
     Malformed::new(field, problem)
 }
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_pay_notification_counts_when_both_of_its_types_are_asked_for() {
-        for (body, told) in [
+        for (body, message) in [
             (r#"{"messageType": "payresult_notify", "businessKey1": "7", "businessKey2": "60201", "x": []}"#, Ok("7")),
             (r#"{"messageType": "payresult_notify", "businessKey1": 7, "businessKey2": 60201}"#, Ok("7")),
             (r#"{"messageType": "refund", "businessKey1": [], "businessKey1": 3}"#, Err("businessKey1 is given twice")),
@@ -273,8 +273,8 @@ mod tests {
                 Err("businessKey1 has an invisible character (such as a zero-width space); must have none"),
             ),
         ] {
-            let told = told.map(str::to_owned).map_err(str::to_owned);
-            assert_eq!(read(&pay_notify_format(), body.as_bytes()), told, "{body}");
+            let message = message.map(str::to_owned).map_err(str::to_owned);
+            assert_eq!(read(&pay_notify_format(), body.as_bytes()), message, "{body}");
         }
     }
 

@@ -262,8 +262,8 @@ mod tests {
             (&rule, Some(""), Some("5"), "user_column \"buyer\" is empty"),
             (&rule, Some(&long), Some("5"), "user_column \"buyer\" is too long"),
         ] {
-            let PaymentValue::Invalid(told) = valuation.of(user, value) else { panic!("{value:?} is accepted") };
-            assert!(told.starts_with(error), "{told}");
+            let PaymentValue::Invalid(reported) = valuation.of(user, value) else { panic!("{value:?} is accepted") };
+            assert!(reported.starts_with(error), "{reported}");
         }
         assert_eq!(points(&whole.of(Some("u"), Some("7"))), 7);
         assert_eq!(points(&whole.of(Some("u"), Some("7.00"))), 7);

@@ -182,6 +182,27 @@ fn a_credit_queue_that_is_deleted_is_declared_again() {
     flow.assert_credited_once(&client, &setup);
 }
 
+/// The broker can lose a consumer without a word; a session that receives nothing is therefore not kept for ever.
+#[test]
+fn a_session_that_receives_nothing_for_five_minutes_is_renewed() {
+    let place = Place::new(Kind::Sqlite);
+    let setup = Setup::new(&rabbit::shared().url(), &place.url, "");
+    let daemon = setup.start_with(|command| {
+        command.env("POINTSD_LOG__LEVEL", "debug");
+    });
+    daemon.wait_ready();
+    std::thread::sleep(Duration::from_secs(295));
+    assert!(!daemon.log().contains("session renewed"), "{}", daemon.log());
+    daemon.wait_for("it is renewed", |daemon| daemon.log().contains("session renewed").then_some(()));
+    assert!(!daemon.log().contains("paused"), "no outage: {}", daemon.log());
+    daemon.wait_ready();
+    let client = Client::connect(&rabbit::shared().url());
+    let mut flow = Flow::new(3);
+    flow.publish(&client, &setup, 100);
+    work_off(&client, &setup, daemon);
+    flow.assert_credited_once(&client, &setup);
+}
+
 #[test]
 fn a_message_stays_in_its_queue_while_the_dead_queue_is_missing() {
     let place = Place::new(Kind::Sqlite);

@@ -92,7 +92,8 @@ fn print(report: &RequeueReport, output: &mut Output) -> anyhow::Result<()> {
     output
         .line(&format!("sent {sent} of {selected} messages back, {returned} of them came back (run {requeue_id})"))?;
     if let Some(stopped) = stopped {
-        output.line(&format!("stopped: {stopped}; messages that were not sent are still in the dead queue"))?;
+        let rest = if sent < selected { "; messages that were not sent are still in the dead queue" } else { "" };
+        output.line(&format!("stopped: {stopped}{rest}"))?;
     }
     Ok(())
 }

@@ -184,6 +184,18 @@ impl Event for HeldTooLong<'_> {
     }
 }
 
+/// A session received nothing for a long time; a new one takes its place.
+pub struct SessionRenewed<'a> {
+    /// The consumed queue.
+    pub queue: &'a str,
+}
+
+impl Event for SessionRenewed<'_> {
+    fn emit(self) {
+        debug!(queue = self.queue, "session renewed: nothing was delivered for five minutes");
+    }
+}
+
 /// A required queue or exchange was missing and has been declared.
 pub struct QueueGone<'a> {
     /// The queue or exchange.
